@@ -1,0 +1,49 @@
+"""Files written whole or not at all, and JSON read with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary file beside `path`, flush that to the disk, then rename it to `path`.
+
+    Whatever interrupts it, `path` holds its old content or the whole new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which some writers go by
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`; `what` names it in errors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file)")
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what}: {path} is no complete JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: {path}: expected a JSON object, got {type(value).__name__}")
+    return value

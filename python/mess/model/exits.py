@@ -1,0 +1,147 @@
+"""Exit heads: four independent options (method, section 2), and the grid of them that is searched.
+
+Reading order: `HeadSpec` (the options) -> `head_grid` (which combinations) -> `ExitHead` (the layers).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.models.segmentation.fcn import FCNHead
+
+SegmentationHead = Literal["fcn", "deeplabv3"]
+BlockKind = Literal["residual", "inverted_residual"]
+
+_NAME = re.compile(r"(fcn|deeplabv3)-r(\d+)-b(\d+)(-d)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class HeadSpec:
+    """Architecture of one exit head.
+
+    channel_reduction: 1x1 convolution to channels / reduction; 1 leaves it out.
+    num_blocks: extra trainable blocks of the backbone's kind, 0..3.
+    rapid_dilation: dilation doubled at every extra block (2, 4, 8) instead of 1.
+    segmentation_head: `fcn` (3x3 convolution, then 1x1) or `deeplabv3` (ASPP).
+    """
+
+    channel_reduction: int = 1
+    num_blocks: int = 0
+    rapid_dilation: bool = False
+    segmentation_head: SegmentationHead = "fcn"
+
+    def __post_init__(self) -> None:
+        if self.channel_reduction < 1:
+            raise ValueError(f"channel_reduction: expected 1 (none), 2, 4, 8 ..., got {self.channel_reduction}")
+        if not 0 <= self.num_blocks <= 8:
+            raise ValueError(f"num_blocks: expected 0..8, got {self.num_blocks}")
+        if self.rapid_dilation and self.num_blocks == 0:
+            raise ValueError("rapid_dilation: expected False where num_blocks is 0 (there is nothing to dilate), got True")
+        if self.segmentation_head not in ("fcn", "deeplabv3"):
+            raise ValueError(f"segmentation_head: expected 'fcn' or 'deeplabv3', got {self.segmentation_head!r}")
+
+    @property
+    def name(self) -> str:
+        """For example `fcn-r2-b1-d`: FCN head, reduction 2, one extra block, dilated. `from_name` reads it back."""
+        dilation = "-d" if self.rapid_dilation else ""
+        return f"{self.segmentation_head}-r{self.channel_reduction}-b{self.num_blocks}{dilation}"
+
+    @classmethod
+    def from_name(cls, name: str) -> HeadSpec:
+        """The spec that has this `name`."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"heads: expected a name like 'fcn-r2-b1-d', got {name!r}")
+        head, reduction, blocks, dilated = match.groups()
+        return cls(
+            channel_reduction=int(reduction),
+            num_blocks=int(blocks),
+            rapid_dilation=dilated is not None,
+            segmentation_head="fcn" if head == "fcn" else "deeplabv3",
+        )
+
+
+def head_grid(size: Literal["full", "small", "tiny"] = "full") -> tuple[HeadSpec, ...]:
+    """Candidate heads of every point; the first is always the plain one that stage 1 trains.
+
+    `full` is the grid of the method, 4 x 4 x 2 x 2 = 64 less the 8 duplicates without blocks to dilate = 56;
+    `small` has 8 and `tiny` 3. Any tuple of `HeadSpec` may be used instead.
+    """
+    if size == "full":
+        options = product(("fcn", "deeplabv3"), (1, 2, 4, 8), (0, 1, 2, 3), (False, True))
+    elif size == "small":
+        options = product(("fcn", "deeplabv3"), (1, 4), (0, 1), (False,))
+    elif size == "tiny":
+        return (HeadSpec(), HeadSpec(channel_reduction=4), HeadSpec(channel_reduction=2, num_blocks=1))
+    else:
+        raise ValueError(f"heads: expected 'full', 'small', 'tiny' or a sequence of HeadSpec, got {size!r}")
+    return tuple(
+        HeadSpec(channel_reduction=r, num_blocks=b, rapid_dilation=d, segmentation_head="fcn" if h == "fcn" else "deeplabv3")
+        for h, r, b, d in options
+        if b > 0 or not d
+    )
+
+
+class ExitHead(nn.Module):
+    """Feature (B, channels, h, w) -> logits (B, num_classes, h, w), by the modules that `spec` asks for."""
+
+    def __init__(self, spec: HeadSpec, *, channels: int, num_classes: int, block_kind: BlockKind) -> None:
+        super().__init__()
+        width = max(8, channels // spec.channel_reduction)
+        self.spec = spec
+        self.reduction = _reduction(channels, width) if spec.channel_reduction > 1 else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(
+                _block(width if spec.channel_reduction > 1 else channels, block_kind, 2 ** (j + 1) if spec.rapid_dilation else 1)
+                for j in range(spec.num_blocks)
+            )
+        )
+        inside = width if spec.channel_reduction > 1 else channels
+        self.segmentation = (
+            FCNHead(inside, num_classes) if spec.segmentation_head == "fcn" else _deeplab_head(inside, num_classes)
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (B, num_classes, h, w) at the feature's own resolution."""
+        return self.segmentation(self.blocks(self.reduction(feature)))
+
+
+def block_kind_of(model: nn.Module) -> BlockKind:
+    """`inverted_residual` for backbones with depthwise convolutions (MobileNets), else `residual`."""
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
+    return "inverted_residual" if depthwise else "residual"
+
+
+def _reduction(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def _block(channels: int, kind: BlockKind, dilation: int) -> nn.Module:
+    """One block that keeps the shape; every 3x3 convolution in it has `dilation`."""
+    if kind == "residual":
+        block: nn.Module = BasicBlock(channels, channels)
+    else:
+        block = InvertedResidual(channels, channels, stride=1, expand_ratio=2)
+    for part in block.modules():
+        if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3):
+            part.dilation = part.padding = (dilation, dilation)
+    return block
+
+
+def _deeplab_head(channels: int, num_classes: int) -> nn.Sequential:
+    """torchvision's DeepLabHead with a width that follows the feature (at most its 256) instead of always 256."""
+    width = min(256, max(32, channels))
+    return nn.Sequential(
+        ASPP(channels, [12, 24, 36], width),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, num_classes, 1),
+    )

@@ -1,0 +1,157 @@
+"""Models by name, for the command line: the project's own two, torchvision's, or a user's factory.
+
+A factory is any callable `factory(num_classes=...) -> nn.Module`, named `package.module:factory`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import MobileNetV2, get_model
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.segmentation.fcn import FCNHead
+
+TORCHVISION_MODELS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
+OWN_MODELS = ("mobilenet_v2_fcn", "small_resnet_fcn")
+
+
+class SegmentationNet(nn.Module):
+    """Backbone feature -> FCN head -> logits upsampled to the input's size: the plain shape of a segmentation model."""
+
+    def __init__(self, backbone: nn.Sequential, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = backbone
+        self.classifier = FCNHead(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, num_classes, H, W)."""
+        logits = self.classifier(self.features(images))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def mobilenet_v2_fcn(*, num_classes: int, output_stride: int = 8, weights: str | Path | None = None) -> SegmentationNet:
+    """MobileNetV2-FCN: torchvision's `mobilenet_v2().features` up to the 320-channel block, dilated, and an FCN head.
+
+    The last 1x1 convolution to 1280 channels serves classification and is left out.
+
+    Args:
+        num_classes: C of the logits.
+        output_stride: 8, 16 or 32; strides beyond it become dilation, so pretrained weights fit.
+        weights: a safetensors file with torchvision's names `features.*` (ImageNet weights), no pickle.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+    backbone = MobileNetV2().features[:-1]
+    stride, dilation = 2, 1
+    for block in list(backbone)[1:]:
+        if not isinstance(block, InvertedResidual):
+            continue
+        depthwise = next(m for m in block.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
+        entering = dilation
+        if depthwise.stride == (2, 2):
+            if stride >= output_stride:
+                depthwise.stride, dilation = (1, 1), dilation * 2
+            else:
+                stride *= 2
+        # the strided convolution itself still sees the old spacing; what follows sees the new one (DeepLab, 2017)
+        depthwise.dilation = depthwise.padding = (entering, entering)
+    net = SegmentationNet(backbone, 320, num_classes)
+    if weights is not None:
+        load_weights(net, weights, prefix="features.", ignored="features.18.")
+    return net
+
+
+def small_resnet_fcn(*, num_classes: int, width: int = 16) -> SegmentationNet:
+    """A small residual network at output stride 8 (12 blocks), for the demo and for tests: trains on a CPU in minutes."""
+    stem = nn.Sequential(nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    blocks: list[nn.Module] = [stem]
+    channels = width
+    for stage, (out, stride) in enumerate([(width, 1), (2 * width, 2), (4 * width, 2), (6 * width, 1)]):
+        for i in range(3):
+            shortcut = None
+            step = stride if i == 0 else 1
+            if step != 1 or channels != out:
+                shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=step, bias=False), nn.BatchNorm2d(out))
+            block = BasicBlock(channels, out, stride=step, downsample=shortcut)
+            if stage == 3:
+                for part in block.modules():
+                    if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3):
+                        part.dilation = part.padding = (2, 2)
+            blocks.append(block)
+            channels = out
+    return SegmentationNet(nn.Sequential(*blocks), channels, num_classes)
+
+
+def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None = None) -> nn.Module:
+    """The model that `spec` names, in train mode, randomly initialised unless `weights` is given.
+
+    Args:
+        spec: one of `OWN_MODELS` or `TORCHVISION_MODELS`, `mobilenet_v2_fcn:OS` with an output stride, or
+            `package.module:factory` called with `num_classes=`.
+        num_classes: C of the logits.
+        weights: a safetensors file. ImageNet backbone weights for `mobilenet_v2_fcn`; else a whole state dict.
+
+    Raises:
+        ValueError: no such model, or the factory did not return a module.
+    """
+    name, _, rest = spec.partition(":")
+    if name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()):
+        return mobilenet_v2_fcn(num_classes=num_classes, output_stride=int(rest or 8), weights=weights)
+    if spec == "small_resnet_fcn":
+        net: nn.Module = small_resnet_fcn(num_classes=num_classes)
+    elif spec in TORCHVISION_MODELS:
+        net = get_model(spec, weights=None, weights_backbone=None, num_classes=num_classes)
+    elif rest:
+        net = _from_factory(name, rest, num_classes)
+    else:
+        known = ", ".join((*OWN_MODELS, *TORCHVISION_MODELS))
+        raise ValueError(f"model: expected one of {known}, or 'package.module:factory', got {spec!r}")
+    if weights is not None:
+        load_weights(net, weights)
+    return net
+
+
+def load_weights(net: nn.Module, path: str | Path, *, prefix: str = "", ignored: str | None = None) -> None:
+    """Load a safetensors file into the part of `net` under `prefix`; names must match, but for the `ignored` prefix.
+
+    Raises:
+        FileNotFoundError, ValueError: no file; not safetensors; names or shapes that do not fit, listed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights: expected a safetensors file, got {path} (no such file)")
+    try:
+        given = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights: {path} is not a complete safetensors file: {error}") from None
+    given = {name: value for name, value in given.items() if ignored is None or not name.startswith(ignored)}
+    own = {name: value for name, value in net.state_dict().items() if name.startswith(prefix)}
+    wrong = [f"missing {n}" for n in own if n not in given] + [f"unexpected {n}" for n in given if n not in own]
+    wrong += [
+        f"{n}: expected shape {tuple(own[n].shape)}, got {tuple(given[n].shape)}"
+        for n in own
+        if n in given and own[n].shape != given[n].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"weights: {path} does not fit the model: {'; '.join(wrong[:5])}{more}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])
+
+
+def _from_factory(module_name: str, attribute: str, num_classes: int) -> nn.Module:
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model: cannot import {module_name}:{attribute}: {error}") from None
+    net = factory(num_classes=num_classes)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"model: expected {module_name}:{attribute} to return an nn.Module, got {type(net).__name__}")
+    return net

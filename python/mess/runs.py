@@ -1,0 +1,98 @@
+"""A run folder: everything one job leaves behind, so that each verb needs only the folder's name.
+
+    run.json                what was asked: model, data, size, heads, seeds
+    pretrain.safetensors    checkpoint of stage 1
+    exits.safetensors       checkpoint of stage 2: the trained multi-exit network
+    table-<split>.safetensors   calibration tables
+    configurations.json     what the search found
+    pictures/               figures
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
+from mess.files import read_json, write_json
+from mess.model.exits import HeadSpec, head_grid
+from mess.model.network import MultiExitNetwork, convert
+from mess.model.zoo import model_from_spec
+from mess.training.checkpoint import load_checkpoint
+from mess.training.loop import EXITS_FILE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """What a run is about; written to `run.json`.
+
+    model: see `mess.model.zoo.model_from_spec`.
+    data: see `mess.data.dataset_from_spec`.
+    size: (height, width) in pixels that images are brought to.
+    num_exits: exits wanted, the final one included.
+    heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
+    batch_size: images a training batch.
+    seed: of heads, order and augmentation.
+    """
+
+    model: str
+    data: str
+    size: tuple[int, int]
+    num_exits: int = 6
+    heads: str = "small"
+    batch_size: int = 8
+    seed: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write `run.json`; refuse when the folder already holds another run."""
+        path = folder / "run.json"
+        if path.is_file() and RunSettings.load(folder) != self:
+            raise ValueError(f"out: {folder} holds another run ({RunSettings.load(folder)}); choose another folder")
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> RunSettings:
+        """Read `run.json` of a folder; errors name it."""
+        value = read_json(folder / "run.json", "run")
+        known = {field.name for field in fields(cls)}
+        if set(value) - known or not {"model", "data", "size"} <= set(value):
+            raise ValueError(f"run: {folder / 'run.json'}: expected the fields {sorted(known)}, got {sorted(value)}")
+        return cls(**{**value, "size": tuple(value["size"])})
+
+
+def head_specs(heads: str) -> tuple[HeadSpec, ...]:
+    """A grid by name (`full`, `small`, `tiny`), or heads by their names joined by commas."""
+    if heads in ("full", "small", "tiny"):
+        return head_grid(heads)  # type: ignore[arg-type]
+    return tuple(HeadSpec.from_name(name.strip()) for name in heads.split(","))
+
+
+def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> MultiExitNetwork:
+    """The untrained multi-exit network of a run."""
+    num_classes = dataset(settings, split="train").num_classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = model_from_spec(settings.model, num_classes=num_classes, weights=weights)
+    example = torch.zeros(1, 3, *settings.size)
+    return convert(net, example, num_exits=settings.num_exits, heads=head_specs(settings.heads), seed=settings.seed)
+
+
+def trained_network(folder: Path) -> MultiExitNetwork:
+    """The network of a run with the weights that `mess train` left, in eval mode."""
+    network = new_network(RunSettings.load(folder))
+    load_checkpoint(folder / EXITS_FILE, network)
+    return network.eval()
+
+
+def dataset(settings: RunSettings, *, split: str) -> SegmentationDataset:
+    """One split of a run's data."""
+    return dataset_from_spec(settings.data, split=split)
+
+
+def loader(settings: RunSettings, *, split: str, train: bool = False) -> SeededLoader:
+    """Batches of one split at the run's size; augmented and shuffled for training."""
+    return SeededLoader(
+        dataset(settings, split=split), batch_size=settings.batch_size, size=settings.size, train=train, seed=settings.seed
+    )

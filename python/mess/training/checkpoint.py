@@ -1,0 +1,108 @@
+"""Checkpoints: one safetensors file, its JSON header included, written whole or not at all. No pickle.
+
+Tensors are named `network.<state dict name>` and `optimizer.<parameter index>.<entry>`; the header's `mess` entry holds
+`{"version": 1, "stage": ..., "epoch": epochs done, "settings": {...}, "losses": [mean loss of each epoch]}`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mess.files import write_whole
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a stage has come."""
+
+    stage: str
+    epoch: int
+    settings: dict[str, Any]
+    losses: tuple[float, ...]
+
+
+def save_checkpoint(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None, progress: Progress
+) -> None:
+    """Write the state of `network` (and `optimizer`) to `path`: a kill leaves the old file or the new one, whole."""
+    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if optimizer is not None:
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    header = {
+        "version": VERSION,
+        "stage": progress.stage,
+        "epoch": progress.epoch,
+        "settings": progress.settings,
+        "losses": list(progress.losses),
+    }
+    write_whole(path, lambda temporary: save_file(_untied(tensors), temporary, metadata={"mess": json.dumps(header)}))
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+    """Load `path` into `network` (and `optimizer`); everything is checked before anything is changed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated or foreign file, another version, names or shapes that do not fit the network.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, got {path} (no such file)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("mess", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint: {path} is truncated or no safetensors file: {error}") from None
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        found = header.get("version") if isinstance(header, dict) else "no mess header"
+        raise ValueError(f"checkpoint: {path}: expected version {VERSION}, got {found}")
+    given = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
+    own = network.state_dict()
+    wrong = [f"missing {n}" for n in own if n not in given] + [f"unexpected {n}" for n in given if n not in own]
+    wrong += [
+        f"{n}: expected {tuple(own[n].shape)}, got {tuple(given[n].shape)}"
+        for n in own
+        if n in given and own[n].shape != given[n].shape
+    ]
+    if wrong:
+        raise ValueError(f"checkpoint: {path} does not fit the network: {'; '.join(wrong[:5])} ({len(wrong)} in all)")
+    network.load_state_dict(given)
+    if optimizer is not None:
+        _load_optimizer(optimizer, tensors)
+    return Progress(
+        stage=header["stage"], epoch=header["epoch"], settings=header["settings"], losses=tuple(header["losses"])
+    )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+
+
+def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses two names for one storage; a model with tied weights gets a copy for each name."""
+    seen: set[int] = set()
+    untied = {}
+    for name, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        untied[name] = value.clone() if pointer in seen and value.numel() else value
+        seen.add(pointer)
+    return untied

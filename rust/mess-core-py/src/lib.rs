@@ -1,0 +1,18 @@
+//! Python binding of `mess-core`: no arithmetic here. `arrays` is the only NumPy boundary, `run` the only place that
+//! releases the GIL and starts threads, `errors` the only conversion of errors; then one file per module of the core.
+//! The public, typed face is the Python package `mess_core`, which converts dtypes before it calls this.
+
+mod arrays;
+mod confidence;
+mod errors;
+mod run;
+mod search;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _mess_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    confidence::register(module)?;
+    search::register(module)
+}

@@ -1,0 +1,112 @@
+//! The calibration table: exact per-image counts of every candidate exit, confidences, costs.
+
+use ndarray::{ArrayView1, ArrayView2, ArrayView3};
+
+use crate::error::{Error, Result};
+
+/// Views of a calibration table with E candidate exits, n images, C classes, T pixel thresholds.
+///
+/// Exits are indexed 0..E; `points[e]` orders them along the backbone, and a configuration visits strictly increasing
+/// points. The original final exit is one of the candidates. Costs are for one image, in any one unit.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a> {
+    /// (E, n, C) pixels whose prediction and ground truth are both the class.
+    pub intersection: ArrayView3<'a, i64>,
+    /// (E, n, C) valid pixels predicted as the class.
+    pub predicted: ArrayView3<'a, i64>,
+    /// (n, C) pixels whose ground truth is the class.
+    pub ground_truth: ArrayView2<'a, i64>,
+    /// (E, T, n) image confidence in [0, 1].
+    pub image_confidence: ArrayView3<'a, f64>,
+    /// (E,) index of the exit point.
+    pub points: ArrayView1<'a, i64>,
+    /// (E,) cost of the backbone up to the exit point.
+    pub backbone_cost: ArrayView1<'a, f64>,
+    /// (E,) cost of the head.
+    pub head_cost: ArrayView1<'a, f64>,
+    /// (E,) cost of deciding whether to stop there.
+    pub policy_cost: ArrayView1<'a, f64>,
+}
+
+impl Table<'_> {
+    /// Number of candidate exits E.
+    pub fn num_exits(&self) -> usize {
+        self.intersection.dim().0
+    }
+
+    /// Number of images n.
+    pub fn num_images(&self) -> usize {
+        self.intersection.dim().1
+    }
+
+    /// Number of classes C.
+    pub fn num_classes(&self) -> usize {
+        self.intersection.dim().2
+    }
+
+    /// Number of pixel thresholds T.
+    pub fn num_pixel_thresholds(&self) -> usize {
+        self.image_confidence.dim().1
+    }
+
+    /// Check shapes and domains once; everything behind relies on it.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the array, when shapes disagree, something is empty, a count is negative, an intersection
+    /// exceeds its prediction or ground truth, a confidence is outside [0, 1], a cost is negative or not finite, the
+    /// backbone cost does not grow with the points, or no class has ground truth.
+    pub fn validate(&self) -> Result<()> {
+        let (e, n, c) = self.intersection.dim();
+        if e == 0 || n == 0 || c == 0 {
+            return Err(Error::value("intersection", "at least one exit, image and class", format!("({e}, {n}, {c})")));
+        }
+        let t = self.image_confidence.dim().1;
+        shape("predicted", self.predicted.shape(), &[e, n, c])?;
+        shape("ground_truth", self.ground_truth.shape(), &[n, c])?;
+        shape("image_confidence", self.image_confidence.shape(), &[e, t, n])?;
+        shape("points", self.points.shape(), &[e])?;
+        for (name, cost) in self.costs() {
+            shape(name, cost.shape(), &[e])?;
+            if let Some(bad) = cost.iter().find(|v| !v.is_finite() || **v < 0.0) {
+                return Err(Error::value(name, "finite costs >= 0", bad));
+            }
+        }
+        if let Some(bad) = self.image_confidence.iter().find(|v| !(0.0..=1.0).contains(*v)) {
+            return Err(Error::value("image_confidence", "numbers in [0, 1]", bad));
+        }
+        for ((exit, image, class), &both) in self.intersection.indexed_iter() {
+            let limit = self.predicted[[exit, image, class]].min(self.ground_truth[[image, class]]);
+            if both < 0 || both > limit {
+                let got = format!("{both} at exit {exit}, image {image}, class {class}");
+                return Err(Error::value("intersection", format!("0..={limit} (predicted and ground truth)"), got));
+            }
+        }
+        if self.ground_truth.iter().all(|v| *v == 0) {
+            return Err(Error::value("ground_truth", "at least one pixel with a class", "none"));
+        }
+        for a in 0..e {
+            for b in 0..e {
+                if self.points[a] < self.points[b] && self.backbone_cost[a] > self.backbone_cost[b] {
+                    let got = format!("{} at exit {a}, {} at the deeper exit {b}", self.backbone_cost[a], self.backbone_cost[b]);
+                    return Err(Error::value("backbone_cost", "costs that grow with the points", got));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn costs(&self) -> [(&'static str, ArrayView1<'_, f64>); 3] {
+        [
+            ("backbone_cost", self.backbone_cost),
+            ("head_cost", self.head_cost),
+            ("policy_cost", self.policy_cost),
+        ]
+    }
+}
+
+fn shape(argument: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::value(argument, format!("shape {expected:?}"), format!("{got:?}")))
+}
