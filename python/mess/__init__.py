@@ -1,0 +1,97 @@
+"""Multi-exit semantic segmentation: make your segmentation model cheaper at an accuracy you choose.
+
+    network = mess.convert(model, example)             exit points, candidate heads
+    mess.train(network, batches, out="run")            stage 1 and 2
+    table   = mess.calibrate(network, val_batches)     one pass over a labelled split
+    result  = mess.search(table, max_drop=0.01)        exact, no network
+    fast    = mess.deploy(network, result.best)        easy images really stop early
+
+`import mess` loads nothing heavy; torch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mess_core import __version__
+
+if TYPE_CHECKING:
+    from mess.calibration.collect import calibrate
+    from mess.calibration.table import CalibrationTable
+    from mess.confidence import PolicySettings
+    from mess.deployment.configuration import ChosenExit, Configuration
+    from mess.deployment.network import DeployedNetwork, Prediction, deploy
+    from mess.deployment.run import run
+    from mess.model.cost import profile
+    from mess.model.exits import HeadSpec, head_grid
+    from mess.model.network import MultiExitNetwork, convert
+    from mess.searching.solve import SearchResult, evaluate, search
+    from mess.training.loop import TrainSettings, pretrain, train, train_exits
+    from mess.verbs import demo
+
+_HOMES = {
+    "CalibrationTable": "mess.calibration.table",
+    "ChosenExit": "mess.deployment.configuration",
+    "Configuration": "mess.deployment.configuration",
+    "DeployedNetwork": "mess.deployment.network",
+    "HeadSpec": "mess.model.exits",
+    "MultiExitNetwork": "mess.model.network",
+    "PolicySettings": "mess.confidence",
+    "Prediction": "mess.deployment.network",
+    "SearchResult": "mess.searching.solve",
+    "TrainSettings": "mess.training.loop",
+    "calibrate": "mess.calibration.collect",
+    "convert": "mess.model.network",
+    "demo": "mess.verbs",
+    "deploy": "mess.deployment.network",
+    "evaluate": "mess.searching.solve",
+    "head_grid": "mess.model.exits",
+    "pretrain": "mess.training.loop",
+    "profile": "mess.model.cost",
+    "run": "mess.deployment.run",
+    "search": "mess.searching.solve",
+    "train": "mess.training.loop",
+    "train_exits": "mess.training.loop",
+}
+
+__all__ = [
+    "CalibrationTable",
+    "ChosenExit",
+    "Configuration",
+    "DeployedNetwork",
+    "HeadSpec",
+    "MultiExitNetwork",
+    "PolicySettings",
+    "Prediction",
+    "SearchResult",
+    "TrainSettings",
+    "__version__",
+    "calibrate",
+    "convert",
+    "demo",
+    "deploy",
+    "evaluate",
+    "head_grid",
+    "pretrain",
+    "profile",
+    "run",
+    "search",
+    "train",
+    "train_exits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mess' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"mess.{name} needs the torch extra: pip install 'mess[torch]' ({error})") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

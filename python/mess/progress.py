@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console()
 """Where every verb prints; rich drops colours and live bars when it is no terminal."""
 
 
-class Advance(Protocol):
-    """Call after each unit of work, with a short text to show beside the bar."""
+class Bar:
+    """A running bar: call it after each unit of work, with a short text to show beside it."""
 
-    def __call__(self, text: str = "") -> None: ...
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def __call__(self, text: str = "") -> None:
+        self._bar.update(self._task, advance=1, text=text)
+
+    def set(self, done: int, total: int) -> None:
+        """Move to `done` of `total`, for work that counts by itself."""
+        self._bar.update(self._task, completed=done, total=total)
 
 
 @contextmanager
-def progress(title: str, total: int, *, completed: int = 0) -> Iterator[Advance]:
-    """A bar of `total` steps inside the block; yields the function that advances it."""
+def progress(title: str, total: int) -> Iterator[Bar]:
+    """A bar of `total` steps inside the block."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,9 +46,4 @@ def progress(title: str, total: int, *, completed: int = 0) -> Iterator[Advance]
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=completed, text="")
-
-        def advance(text: str = "") -> None:
-            bar.update(task, advance=1, text=text)
-
-        yield advance
+        yield Bar(bar, bar.add_task(title, total=total, text=""))

@@ -1,11 +1,11 @@
 """A run folder: everything one job leaves behind, so that each verb needs only the folder's name.
 
-    run.json                what was asked: model, data, size, heads, seeds
-    pretrain.safetensors    checkpoint of stage 1
-    exits.safetensors       checkpoint of stage 2: the trained multi-exit network
-    table-<split>.safetensors   calibration tables
-    configurations.json     what the search found
-    pictures/               figures
+run.json                what was asked: model, data, size, heads, seeds
+pretrain.safetensors    checkpoint of stage 1
+exits.safetensors       checkpoint of stage 2: the trained multi-exit network
+table-<split>.safetensors   calibration tables
+configurations.json     what the search found
+pictures/               figures
 """
 
 from __future__ import annotations
@@ -94,5 +94,9 @@ def dataset(settings: RunSettings, *, split: str) -> SegmentationDataset:
 def loader(settings: RunSettings, *, split: str, train: bool = False) -> SeededLoader:
     """Batches of one split at the run's size; augmented and shuffled for training."""
     return SeededLoader(
-        dataset(settings, split=split), batch_size=settings.batch_size, size=settings.size, train=train, seed=settings.seed
+        dataset(settings, split=split),
+        batch_size=settings.batch_size,
+        size=settings.size,
+        train=train,
+        seed=settings.seed,
     )

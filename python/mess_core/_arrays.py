@@ -11,7 +11,7 @@ MAX_LABELS = 1 << 16
 
 
 def as_float32(argument: str, value: npt.ArrayLike, *, ndims: tuple[int, ...], axes: str) -> npt.NDArray[np.float32]:
-    """`value` as aligned float32 of one of `ndims` dimensions; no copy when it is that already, whatever its strides."""
+    """`value` as aligned float32 of one of `ndims` dimensions; no copy when it is that, whatever its strides."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected numbers (float32 is used without a copy), got dtype {array.dtype}")

@@ -5,6 +5,20 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+__all__ = [
+    "__version__",
+    "boundary_mask",
+    "canny",
+    "confidence_map",
+    "dilate",
+    "erode",
+    "evaluate",
+    "image_confidence",
+    "image_confidence_from_map",
+    "label_edges",
+    "refine_confidence",
+    "search",
+]
 
 def confidence_map(
     logits: npt.NDArray[np.float32],
@@ -33,9 +47,7 @@ def image_confidence_from_map(
     edges: str,
     threads: int | None,
 ) -> npt.NDArray[np.float64]: ...
-def canny(
-    image: npt.NDArray[np.uint8], low: float, high: float, aperture: int, l2: bool
-) -> npt.NDArray[np.bool_]: ...
+def canny(image: npt.NDArray[np.uint8], low: float, high: float, aperture: int, l2: bool) -> npt.NDArray[np.bool_]: ...
 def label_edges(labels: npt.NDArray[Any], edges: str) -> npt.NDArray[np.bool_]: ...
 def erode(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]: ...
 def dilate(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]: ...

@@ -182,7 +182,11 @@ def search(
 
 
 def evaluate(
-    table: SearchTable, configuration: Configuration, *, setting: Setting = "input-dependent", horizon: float | None = None
+    table: SearchTable,
+    configuration: Configuration,
+    *,
+    setting: Setting = "input-dependent",
+    horizon: float | None = None,
 ) -> Evaluation:
     """Exact cost and accuracy of one configuration, image by image.
 

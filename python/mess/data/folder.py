@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,7 +63,8 @@ class FolderDataset(SegmentationDataset):
         if out_of_range.any():
             found = np.unique(labels[out_of_range]).tolist()
             raise ValueError(
-                f"{label_path}: expected labels 0..{self.num_classes - 1} or {self._ignored_value} (ignored), got {found}"
+                f"{label_path}: expected labels 0..{self.num_classes - 1} or {self._ignored_value} (ignored), "
+                f"got {found}"
             )
         labels = np.where(labels == self._ignored_value, IGNORE_INDEX, labels).astype(np.uint8)
         return image, labels
@@ -78,7 +80,7 @@ class FolderDataset(SegmentationDataset):
         return problems
 
 
-def _read_info(path: Path) -> dict:
+def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"data: expected {path} naming the classes, got no such file")
     try:

@@ -59,10 +59,11 @@ class SeededLoader:
             generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch, 0))
             order = torch.randperm(len(order), generator=generator).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            examples = [self._example(index) for index in order[start : start + self.batch_size]]
+            examples = [self.example(index) for index in order[start : start + self.batch_size]]
             yield torch.stack([image for image, _ in examples]), torch.stack([labels for _, labels in examples])
 
-    def _example(self, index: int) -> tuple[Tensor, Tensor]:
+    def example(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image (3, H, W) float32 and labels (H, W) int64 of one pair, as the current epoch sees it."""
         image, labels = self.dataset.pair(index)
         if not self.train:
             return apply_transform(self._transform, image, labels)

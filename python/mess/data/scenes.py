@@ -68,7 +68,7 @@ def draw_scene(rng: np.random.Generator, *, size: tuple[int, int], difficulty: f
     image = USUAL_COLOURS[0] + 0.08 * difficulty * rng.standard_normal(3)
     image = np.broadcast_to(image, (height, width, 3)) * light[..., None]
     labels = np.zeros((height, width), dtype=np.uint8)
-    for _ in range(1 + rng.integers(0, 2) + int(round(6 * difficulty))):
+    for _ in range(1 + rng.integers(0, 2) + round(6 * difficulty)):
         kind = int(rng.integers(1, len(CLASS_NAMES)))
         inside, texture = _object(rng, rows, columns, kind, difficulty)
         usual, arbitrary = USUAL_COLOURS[kind], rng.random(3)

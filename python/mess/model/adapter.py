@@ -51,7 +51,7 @@ def logits_from_output(output: Any) -> Tensor:
 
 
 def check_example(example_input: Any) -> Tensor:
-    """`example_input` itself, when it is a float batch (B, 3, H, W) with B >= 1; otherwise a ValueError or TypeError."""
+    """`example_input` itself when it is a float batch (B, 3, H, W), B >= 1; otherwise a ValueError or TypeError."""
     if not isinstance(example_input, Tensor):
         raise TypeError(f"example_input: expected a tensor (B, channels, H, W), got {type(example_input).__name__}")
     if example_input.ndim != 4 or 0 in example_input.shape or not example_input.is_floating_point():

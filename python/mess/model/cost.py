@@ -89,9 +89,13 @@ def profile(model: nn.Module, example_input: Tensor, *, by: CostKind = "macs", r
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one call of `module`, from shapes alone."""
-    with evaluating(module), FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
+    with (
+        evaluating(module),
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        FlopCounterMode(display=False) as counter,
+    ):
         module(*(fake.from_tensor(t.detach()) for t in inputs))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops() // 2)
 
 
 def _counted(model: nn.Module, images: Tensor) -> tuple[list[LayerCost], float]:
@@ -112,9 +116,10 @@ def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[list[LayerCos
         start = clock()
         runs.append(_walk(model, images, lambda: clock() - start))  # noqa: B023  (called before `start` changes)
         totals.append(clock() - start)
-    layers = []
-    for calls in zip(*runs[1:], strict=True):
-        layers.append(replace(calls[0], start=median(c.start for c in calls), end=median(c.end for c in calls)))
+    layers = [
+        replace(calls[0], start=median(c.start for c in calls), end=median(c.end for c in calls))
+        for calls in zip(*runs[1:], strict=True)
+    ]
     return layers, median(totals[1:])
 
 
@@ -160,5 +165,3 @@ def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> li
         replace(layer, is_overwritten=layer.feature is not None and output._version != version)
         for layer, (output, version) in zip(layers, outputs, strict=True)
     ]
-
-

@@ -43,7 +43,9 @@ class HeadSpec:
         if not 0 <= self.num_blocks <= 8:
             raise ValueError(f"num_blocks: expected 0..8, got {self.num_blocks}")
         if self.rapid_dilation and self.num_blocks == 0:
-            raise ValueError("rapid_dilation: expected False where num_blocks is 0 (there is nothing to dilate), got True")
+            raise ValueError(
+                "rapid_dilation: expected False where num_blocks is 0 (there is nothing to dilate), got True"
+            )
         if self.segmentation_head not in ("fcn", "deeplabv3"):
             raise ValueError(f"segmentation_head: expected 'fcn' or 'deeplabv3', got {self.segmentation_head!r}")
 
@@ -83,7 +85,9 @@ def head_grid(size: Literal["full", "small", "tiny"] = "full") -> tuple[HeadSpec
     else:
         raise ValueError(f"heads: expected 'full', 'small', 'tiny' or a sequence of HeadSpec, got {size!r}")
     return tuple(
-        HeadSpec(channel_reduction=r, num_blocks=b, rapid_dilation=d, segmentation_head="fcn" if h == "fcn" else "deeplabv3")
+        HeadSpec(
+            channel_reduction=r, num_blocks=b, rapid_dilation=d, segmentation_head="fcn" if h == "fcn" else "deeplabv3"
+        )
         for h, r, b, d in options
         if b > 0 or not d
     )
@@ -99,7 +103,11 @@ class ExitHead(nn.Module):
         self.reduction = _reduction(channels, width) if spec.channel_reduction > 1 else nn.Identity()
         self.blocks = nn.Sequential(
             *(
-                _block(width if spec.channel_reduction > 1 else channels, block_kind, 2 ** (j + 1) if spec.rapid_dilation else 1)
+                _block(
+                    width if spec.channel_reduction > 1 else channels,
+                    block_kind,
+                    2 ** (j + 1) if spec.rapid_dilation else 1,
+                )
                 for j in range(spec.num_blocks)
             )
         )
@@ -110,7 +118,8 @@ class ExitHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (B, num_classes, h, w) at the feature's own resolution."""
-        return self.segmentation(self.blocks(self.reduction(feature)))
+        logits: Tensor = self.segmentation(self.blocks(self.reduction(feature)))
+        return logits
 
 
 def block_kind_of(model: nn.Module) -> BlockKind:

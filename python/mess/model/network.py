@@ -38,7 +38,8 @@ class MultiExitNetwork(LogitsModel):
     """A user's segmentation model with candidate exit heads.
 
     Called like the model it wraps, it gives the final exit's logits, bit for bit those of the user's model. `features`
-    and `exit_logits` give the early exits. `state_dict()` keeps the user's names under `net.`; heads are under `heads.`.
+    and `exit_logits` give the early exits. `state_dict()` keeps the user's names under `net.`; heads are under
+    `heads.`.
 
     Attributes:
         net: the user's model itself.
@@ -62,15 +63,16 @@ class MultiExitNetwork(LogitsModel):
         self.workload = workload
         self.block_kind = block_kind_of(net)
         self.heads = nn.ModuleDict(
-            {str(i): nn.ModuleDict({spec.name: self._new_head(p, spec) for spec in heads}) for i, p in enumerate(points)}
+            {
+                str(i): nn.ModuleDict({spec.name: self._new_head(p, spec) for spec in heads})
+                for i, p in enumerate(points)
+            }
         )
 
     @property
     def exits(self) -> tuple[ExitId, ...]:
         """Every candidate early exit, by point, then in the grid's order."""
-        return tuple(
-            ExitId(i, HeadSpec.from_name(name)) for i in range(len(self.points)) for name in self._heads_at(i)
-        )
+        return tuple(ExitId(i, HeadSpec.from_name(name)) for i in range(len(self.points)) for name in self._heads_at(i))
 
     @property
     def plain_exits(self) -> tuple[ExitId, ...]:

@@ -4,10 +4,10 @@ Paper, "Multi-Exit Semantic Segmentation Networks" (Kouris et al., ECCV 2022), s
 workload of every layer, then place N points as close as possible to i/N of the total. The N-th is the final exit.
 
 A *block* is the outermost module that gives one 4-D feature and costs at most half of the model; what is inside it is
-not a place to exit from (half a residual block is no feature). A plain container (Sequential, ModuleList, ModuleDict) is
-a block only when nothing but leaves is in it and it costs at most 1/N. The walk descends into whatever is no block. Of
-several modules that complete at the same workload the outermost, then the last one, is kept: it has seen the activation
-that follows a convolution. Outputs that are modified in place later are left out.
+not a place to exit from (half a residual block is no feature). A plain container (Sequential, ModuleList, ModuleDict)
+is a block only when nothing but leaves is in it and it costs at most 1/N. The walk descends into whatever is no
+block. Of several modules that complete at the same workload the outermost, then the last one, is kept: it has seen the
+activation that follows a convolution. Outputs that are modified in place later are left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[Layer
     """Every block end before the last 1/(2 N) of the workload, in order of execution, one per distinct workload."""
     blocks = {layer.name for layer in workload.layers if _is_block(layer, workload.total, num_exits)}
     outermost = [
-        layer for layer in workload.layers if layer.name in blocks and not any(a in blocks for a in _ancestors(layer.name))
+        layer
+        for layer in workload.layers
+        if layer.name in blocks and not any(a in blocks for a in _ancestors(layer.name))
     ]
     limit = workload.total * (1 - 0.5 / num_exits)
     best: dict[float, LayerCost] = {}
@@ -115,7 +117,7 @@ def _point(layer: LayerCost, workload: WorkloadProfile) -> ExitPoint:
 
 
 def _output_stride(input_size: tuple[int, int], feature_size: tuple[int, int]) -> int:
-    """Input pixels per feature pixel: the power of two within 20 %, since 120 pixels at stride 16 give 8 rows, not 7.5."""
+    """Input pixels per feature pixel: a power of two within 20 %, as 120 pixels at stride 16 give 8 rows, not 7.5."""
     ratio = min(size / feature for size, feature in zip(input_size, feature_size, strict=True))
     power = 2 ** round(math.log2(max(1.0, ratio)))
     return power if 0.8 <= ratio / power <= 1.25 else max(1, round(ratio))

@@ -4,8 +4,8 @@
 calibrate; autograd, train mode and data-dependent code are as they were.
 
 *graph*: `torch.export` records the model once with a marker at every exit point, and the graph is cut at the markers.
-A stage takes the values that are still alive as a tuple of tensors and gives the next tuple, so a run can stop, wait, or
-go on with only some images of the batch. Used to deploy. Parameters are shared with the user's model, never copied.
+A stage takes the values that are still alive as a tuple of tensors and gives the next tuple, so a run can stop, wait,
+or go on with only some images of the batch. Used to deploy. Parameters are shared with the user's model, never copied.
 
 Both mark the same module calls, so a feature is the same tensor in either.
 """
@@ -41,12 +41,16 @@ def captured_features(net: nn.Module, points: Sequence[ExitPoint]) -> Iterator[d
     versions: dict[int, int] = {}
 
     def keep(index: int, feature: Tensor) -> None:
-        features[index], versions[index] = feature, feature._version
+        if feature.is_inference():  # has no version counter: a copy is safe whatever happens to the original
+            feature = feature.clone()
+        else:
+            versions[index] = feature._version
+        features[index] = feature
 
     with _marked(net, points, keep):
         yield features
-    for index, feature in features.items():
-        if feature._version != versions[index]:
+    for index, version in versions.items():
+        if features[index]._version != version:
             raise RuntimeError(
                 f"exit point {points[index].module!r}: its feature is overwritten in place further down the model; "
                 "place the exit at another module"
@@ -71,7 +75,7 @@ class GraphStages(nn.Module):
     all of them computes exactly the model's own operations in their order.
     """
 
-    def __init__(self, stages: Sequence[fx.GraphModule], input_size: tuple[int, int]) -> None:
+    def __init__(self, stages: Sequence[nn.Module], input_size: tuple[int, int]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.input_size = input_size
@@ -84,8 +88,8 @@ class GraphStages(nn.Module):
 
     def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
         """(feature, next state) of a stage that ends at an exit point; (logits, ()) of the last one."""
-        output = self.stages[index](*state)
-        return output[0], tuple(output[1:])
+        output: State = self.stages[index](*state)
+        return output[0], output[1:]
 
     @staticmethod
     def keep(state: State, kept: Tensor) -> State:
@@ -123,8 +127,10 @@ def split_graph(net: nn.Module, points: Sequence[ExitPoint], example_input: Tens
 
 
 @contextmanager
-def _marked(net: nn.Module, points: Sequence[ExitPoint], visit: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `visit(index, output)` when the module call of `points[index]` completes; its result, if any, replaces it."""
+def _marked(
+    net: nn.Module, points: Sequence[ExitPoint], visit: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `visit(index, output)` when the call of `points[index]` completes; its result, if any, replaces it."""
     modules = dict(net.named_modules())
     handles = []
     for name in {point.module for point in points}:
@@ -218,7 +224,7 @@ def _stage(
         if node.op == "output":
             result = node.args[0][0] if isinstance(node.args[0], tuple | list) else node.args[0]
         elif node is marker:
-            copies[node] = copy_of(node.args[0])
+            copies[node] = copy_of(node.all_input_nodes[0])
         elif node.op != "get_attr":
             copies[node] = graph.node_copy(node, copy_of)
     first = copies[marker] if marker is not None else copy_of(result)

@@ -69,7 +69,7 @@ def mobilenet_v2_fcn(*, num_classes: int, output_stride: int = 8, weights: str |
 
 
 def small_resnet_fcn(*, num_classes: int, width: int = 16) -> SegmentationNet:
-    """A small residual network at output stride 8 (12 blocks), for the demo and for tests: trains on a CPU in minutes."""
+    """A small residual network, output stride 8, 12 blocks, for the demo and tests: trains on a CPU in minutes."""
     stem = nn.Sequential(nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     blocks: list[nn.Module] = [stem]
     channels = width

@@ -104,9 +104,10 @@ def train(
 def pretrain(
     network: MultiExitNetwork, batches: Batches, *, settings: TrainSettings, checkpoint: Path | None = None
 ) -> tuple[float, ...]:
-    """Stage 1: every batch trains the final exit and the early exits that the schedule names, each its point's first head.
+    """Stage 1: every batch trains the final exit and the early exits that the schedule names.
 
-    Heads that a batch leaves out are not run, so their batch-norm statistics do not move.
+    An early exit here is its point's first head. Heads that a batch leaves out are not run, so their batch-norm
+    statistics do not move.
 
     Returns:
         Mean loss of every epoch.
@@ -125,7 +126,7 @@ def pretrain(
         target = _at(labels, size)
         losses = [cross_entropy(upsampled(logits.float(), size), target) for logits in (final, *early.values())]
         total = torch.stack(losses).sum()
-        total.backward()
+        torch.autograd.backward(total)
         return total.detach()
 
     return _run("pretrain", network, parameters, batches, settings, step, checkpoint)
@@ -134,7 +135,7 @@ def pretrain(
 def train_exits(
     network: MultiExitNetwork, batches: Batches, *, settings: TrainSettings, checkpoint: Path | None = None
 ) -> tuple[float, ...]:
-    """Stage 2: backbone and final exit frozen and in eval mode; all candidate heads learn from one pass over the backbone.
+    """Stage 2: backbone and final exit frozen, in eval mode; all heads learn from one pass over the backbone.
 
     Returns:
         Mean loss of every epoch, averaged over the heads.
@@ -162,7 +163,7 @@ def train_exits(
                 alpha=settings.alpha,
                 temperature=settings.temperature,
             )
-            loss.backward()  # one head's graph at a time: memory does not grow with the number of heads
+            torch.autograd.backward(loss)  # one head's graph at a time: memory does not grow with the number of heads
             total += loss.detach()
         return total / len(exits)
 
@@ -189,7 +190,9 @@ def _run(
     for epoch in range(done.epoch, settings.epochs):
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
-        torch.manual_seed(hash((settings.seed, len(stage), epoch)) & 0x7FFFFFFF)
+        torch.manual_seed(
+            hash((settings.seed, len(stage), epoch)) & 0x7FFFFFFF
+        )  # dropout; integers hash alike everywhere
         mean, start = 0.0, time.perf_counter()
         with progress(f"{stage} epoch {epoch + 1}/{settings.epochs}", per_epoch) as advance:
             for index, (images, labels) in enumerate(batches):

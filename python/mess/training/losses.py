@@ -1,8 +1,8 @@
 """The losses of stage 2, each usable alone, on logits (B, C, H, W) and labels (B, H, W) of the same size.
 
-Positive filtering distillation (the paper's PFD): a pixel's cross-entropy counts only where the teacher, the final exit,
-is right; its distillation term counts everywhere. Every loss is a mean over *all* valid pixels, filtered ones included, so
-the filter also lowers the weight of an image on which the teacher fails. No gradient reaches the teacher.
+Positive filtering distillation (the paper's PFD): a pixel's cross-entropy counts only where the teacher, the final
+exit, is right; its distillation term counts everywhere. Every loss is a mean over *all* valid pixels, filtered ones
+included, so the filter also lowers the weight of an image on which the teacher fails. No gradient reaches the teacher.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def positive_filtering_distillation(
     """Mean over valid pixels of alpha 1[argmax y_N = t] CE(y_i, t) + (1 - alpha) T^2 KL(p_N || p_i).
 
     A 1 x 2 picture with two classes: the student says (0, 0) at both pixels, so CE is ln 2 at both. The teacher says
-    (ln 3, 0), that is p = (3/4, 1/4), at both, and KL(p_N || p_i) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308. With labels (0, 1)
-    the teacher is right at the first pixel only: the loss is (0.5 ln 2 + 0.5 * 0.1308 + 0.5 * 0.1308) / 2 = 0.2387.
+    (ln 3, 0), that is p = (3/4, 1/4), at both, and KL(p_N || p_i) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308. With labels
+    (0, 1) the teacher is right at the first pixel only: (0.5 ln 2 + 0.5 * 0.1308 + 0.5 * 0.1308) / 2 = 0.2387.
 
     >>> student = torch.zeros(1, 2, 1, 2)
     >>> teacher = torch.tensor([1.0986123, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 2)

@@ -80,12 +80,8 @@ fn image_confidence<'py>(
     align_corners: bool,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray2<f64>>> {
-    let policy = core::Policy {
-        output_stride,
-        refine,
-        edges: edge_kind(edges)?,
-        confidence: confidence_kind(confidence)?,
-    };
+    let policy =
+        core::Policy { output_stride, refine, edges: edge_kind(edges)?, confidence: confidence_kind(confidence)? };
     let logits = logits.as_array();
     let rows = without_gil(py, threads, || {
         (0..logits.len_of(Axis(0)))

@@ -113,9 +113,9 @@ fn search<'py>(
                 interruption = watched;
             }
         }
-        let outcome = worker.join().map_err(|_| {
-            PyRuntimeError::new_err("internal error in mess_core (a panic); please report it")
-        });
+        let outcome = worker
+            .join()
+            .map_err(|_| PyRuntimeError::new_err("internal error in mess_core (a panic); please report it"));
         interruption.and(outcome)
     })?
     .map_err(to_python)?;

@@ -73,12 +73,7 @@ fn check_threshold(threshold: f32) -> Result<()> {
 }
 
 /// Pixels whose refined confidence is >= `threshold`; windows reach `radius` pixels, border replicated.
-fn count_refined(
-    confidence: ArrayView2<'_, f32>,
-    mask: ArrayView2<'_, bool>,
-    threshold: f32,
-    radius: usize,
-) -> usize {
+fn count_refined(confidence: ArrayView2<'_, f32>, mask: ArrayView2<'_, bool>, threshold: f32, radius: usize) -> usize {
     let (height, width) = confidence.dim();
     let side = 2 * radius as u64 + 1;
     let majority = (side * side).div_ceil(2) as u32;

@@ -56,9 +56,7 @@ pub fn image_confidence(
 ) -> Result<Array1<f64>> {
     let map = match upsampling {
         None => confidence_map(logits, policy.confidence)?,
-        Some(upsampling) => {
-            confidence_map(upsample_bilinear(logits, upsampling)?.view(), policy.confidence)?
-        }
+        Some(upsampling) => confidence_map(upsample_bilinear(logits, upsampling)?.view(), policy.confidence)?,
     };
     image_confidence_of_map(map.confidence.view(), map.labels.view(), pixel_thresholds, policy)
 }

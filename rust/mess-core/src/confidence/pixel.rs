@@ -49,33 +49,28 @@ pub fn confidence_map(logits: ArrayView3<'_, f32>, kind: ConfidenceKind) -> Resu
     if num_classes == 0 {
         return Err(Error::value("logits", "at least one class", format!("shape (0, {height}, {width})")));
     }
-    let mut map = ConfidenceMap {
-        confidence: Array2::zeros((height, width)),
-        labels: Array2::zeros((height, width)),
-    };
+    let mut map = ConfidenceMap { confidence: Array2::zeros((height, width)), labels: Array2::zeros((height, width)) };
     if height == 0 || width == 0 {
         return Ok(map);
     }
-    let bad = Zip::indexed(map.confidence.rows_mut())
-        .and(map.labels.rows_mut())
-        .par_fold(
-            || false,
-            |bad, row, mut confidence, mut labels| {
-                let logits = logits.index_axis(Axis(1), row);
-                let mut scratch = Scratch::default();
-                let mut any_bad = bad;
-                for start in (0..width).step_by(BLOCK) {
-                    let end = (start + BLOCK).min(width);
-                    any_bad |= scratch.run(logits.slice(s![.., start..end]), kind);
-                    for i in 0..end - start {
-                        confidence[start + i] = scratch.confidence[i];
-                        labels[start + i] = scratch.label[i];
-                    }
+    let bad = Zip::indexed(map.confidence.rows_mut()).and(map.labels.rows_mut()).par_fold(
+        || false,
+        |bad, row, mut confidence, mut labels| {
+            let logits = logits.index_axis(Axis(1), row);
+            let mut scratch = Scratch::default();
+            let mut any_bad = bad;
+            for start in (0..width).step_by(BLOCK) {
+                let end = (start + BLOCK).min(width);
+                any_bad |= scratch.run(logits.slice(s![.., start..end]), kind);
+                for i in 0..end - start {
+                    confidence[start + i] = scratch.confidence[i];
+                    labels[start + i] = scratch.label[i];
                 }
-                any_bad
-            },
-            |a, b| a | b,
-        );
+            }
+            any_bad
+        },
+        |a, b| a | b,
+    );
     if bad { Err(undefined_softmax(logits)) } else { Ok(map) }
 }
 
@@ -109,7 +104,7 @@ impl Scratch {
         let mut bad = false;
         for (class, plane) in logits.rows().into_iter().enumerate() {
             for (i, &y) in plane.iter().enumerate() {
-                bad |= !(y < f32::INFINITY); // NaN or +infinity
+                bad |= y.is_nan() || y == f32::INFINITY;
                 let higher = y > self.largest[i];
                 let runner_up = if higher { self.largest[i] } else { y };
                 self.second[i] = if runner_up > self.second[i] { runner_up } else { self.second[i] };
@@ -177,7 +172,7 @@ pub(crate) fn exp_of_gap(x: f32) -> f32 {
 /// The error for the first logit, in memory order of (class, row, column), that makes a softmax undefined.
 fn undefined_softmax(logits: ArrayView3<'_, f32>) -> Error {
     let expected = "numbers or -infinity, at least one number a pixel";
-    match logits.indexed_iter().find(|(_, y)| !(**y < f32::INFINITY)) {
+    match logits.indexed_iter().find(|(_, y)| y.is_nan() || **y == f32::INFINITY) {
         Some(((class, row, column), y)) => {
             Error::value("logits", expected, format!("{y} at class {class}, row {row}, column {column}"))
         }

@@ -27,7 +27,7 @@ pub fn refine_confidence(
     mask: ArrayView2<'_, bool>,
     window: usize,
 ) -> Result<Array2<f32>> {
-    if window % 2 == 0 || window > MAX_WINDOW {
+    if window.is_multiple_of(2) || window > MAX_WINDOW {
         return Err(Error::value("window", format!("an odd number of pixels, 1..={MAX_WINDOW}"), window));
     }
     if mask.dim() != confidence.dim() {

@@ -61,10 +61,10 @@ pub fn search(
     table.validate()?;
     space.validate()?;
     objective.validate()?;
-    if let Setting::Anytime { horizon, .. } = setting {
-        if !(horizon > 0.0 && horizon.is_finite()) {
-            return Err(Error::value("horizon", "a finite cost above 0", horizon));
-        }
+    if let Setting::Anytime { horizon, .. } = setting
+        && !(horizon > 0.0 && horizon.is_finite())
+    {
+        return Err(Error::value("horizon", "a finite cost above 0", horizon));
     }
     let shared = Shared {
         table,

@@ -46,8 +46,7 @@ pub(crate) fn orders(table: &Table<'_>, space: &Space) -> Vec<Vec<Order>> {
         distinct.dedup();
         let thresholds = match space.image_thresholds {
             Some(count) if count < distinct.len() => {
-                let mut chosen: Vec<f64> =
-                    (1..=count).map(|i| images[i * images.len() / (count + 1)].1).collect();
+                let mut chosen: Vec<f64> = (1..=count).map(|i| images[i * images.len() / (count + 1)].1).collect();
                 chosen.dedup();
                 chosen
             }

@@ -87,7 +87,10 @@ impl Table<'_> {
         for a in 0..e {
             for b in 0..e {
                 if self.points[a] < self.points[b] && self.backbone_cost[a] > self.backbone_cost[b] {
-                    let got = format!("{} at exit {a}, {} at the deeper exit {b}", self.backbone_cost[a], self.backbone_cost[b]);
+                    let got = format!(
+                        "{} at exit {a}, {} at the deeper exit {b}",
+                        self.backbone_cost[a], self.backbone_cost[b]
+                    );
                     return Err(Error::value("backbone_cost", "costs that grow with the points", got));
                 }
             }
@@ -96,11 +99,7 @@ impl Table<'_> {
     }
 
     fn costs(&self) -> [(&'static str, ArrayView1<'_, f64>); 3] {
-        [
-            ("backbone_cost", self.backbone_cost),
-            ("head_cost", self.head_cost),
-            ("policy_cost", self.policy_cost),
-        ]
+        [("backbone_cost", self.backbone_cost), ("head_cost", self.head_cost), ("policy_cost", self.policy_cost)]
     }
 }
 

@@ -1,0 +1,54 @@
+# Two commands on a fresh machine (Python 3.11+, Rust, a C linker): `make demo` and `make test`. `make help` lists all.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := demo-run
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test quick check format bench clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mess needs Python 3.11 or newer, this is " + sys.version)'
+	@command -v cargo >/dev/null || { echo "mess needs Rust (cargo) to build from source"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock '.[torch,dev]'
+	touch $@
+
+setup: $(VENV)/.ready ## make .venv with everything, at the versions of requirements.lock
+
+build: setup ## compile the Rust core into .venv (release)
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+
+demo: build ## the whole job on drawn scenes, about three minutes; pictures in demo-run/pictures
+	$(BIN)/mess demo --out $(RUN)
+
+test: build ## all tests, Rust and Python
+	cargo test --quiet --workspace
+	$(BIN)/pytest
+
+quick: build ## the tests that take seconds
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "not slow"
+
+check: build ## lint, format, types, stubs, import layers: what CI checks
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest mess_core._mess_core
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the code in the house format
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: build ## time the core against OpenCV, SciPy and torch; prints a table and writes benches/record/
+	$(BIN)/python benches/python/exit_policy.py
+
+clean: ## remove what was built here, the virtual environment included
+	rm -rf $(VENV) target dist $(RUN)

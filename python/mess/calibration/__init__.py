@@ -1,0 +1,4 @@
+from mess.calibration.collect import PIXEL_THRESHOLDS, calibrate
+from mess.calibration.table import FINAL_EXIT, CalibrationTable
+
+__all__ = ["FINAL_EXIT", "PIXEL_THRESHOLDS", "CalibrationTable", "calibrate"]

@@ -1,0 +1,86 @@
+"""Measured cost of every candidate exit: milliseconds of one image on the network's device, batch 1.
+
+Stages are timed as they will run when deployed (graph stages), heads with their upsampling, and the policy with its
+decision. Every number is a median over rounds, and a round times everything once, so that drift of the machine hits all
+alike.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import numpy as np
+import torch
+
+from mess.calibration.table import Costs
+from mess.confidence import PolicySettings, image_confidence
+from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.split import split_graph
+
+
+def measure_latency(
+    network: MultiExitNetwork, *, input_size: tuple[int, int], policy: PolicySettings, rounds: int = 15
+) -> tuple[Costs, float]:
+    """Latency columns in ms, (E,) each with the final exit last, and the latency of the plain model in ms.
+
+    Raises:
+        RuntimeError: the model cannot be cut into stages.
+        ValueError: rounds is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    device = next(network.parameters()).device
+    images = torch.zeros(1, 3, *input_size, device=device)
+    images.normal_(generator=torch.Generator(device=device).manual_seed(0))
+    stages = split_graph(network.net, network.points, images)
+    exits = network.exits
+    timer = _Timer(device)
+    with torch.inference_mode():
+        for _ in range(rounds + 2):  # the first two warm up
+            timer.start()
+            network(images)
+            timer.stop("plain")
+            state = stages.start(images)
+            features = []
+            for index in range(len(network.points) + 1):
+                timer.start()
+                output, state = stages.run_stage(index, state)
+                timer.stop(("stage", index))
+                features.append(output)
+            for exit_id in exits:
+                timer.start()
+                logits = upsampled(network.head(exit_id)(features[exit_id.point]), input_size)
+                timer.stop(("head", exit_id))
+                stride = network.points[exit_id.point].output_stride
+                timer.start()
+                image_confidence(logits, pixel_threshold=0.9, output_stride=stride, policy=policy)
+                timer.stop(("policy", exit_id))
+    milliseconds = {key: median(values[2:]) for key, values in timer.values.items()}
+    cumulative = np.cumsum([milliseconds["stage", i] for i in range(len(network.points) + 1)])
+    costs = {
+        "backbone": np.array([*(cumulative[e.point] for e in exits), cumulative[-1]]),
+        "head": np.array([*(milliseconds["head", e] for e in exits), 0.0]),
+        "policy": np.array([*(milliseconds["policy", e] for e in exits), 0.0]),
+    }
+    return costs, milliseconds["plain"]
+
+
+class _Timer:
+    """Milliseconds of named stretches, one value a round."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values: dict[object, list[float]] = {}
+        self._device = device
+        self._began = 0.0
+
+    def start(self) -> None:
+        self._began = self._now()
+
+    def stop(self, key: object) -> None:
+        self.values.setdefault(key, []).append(self._now() - self._began)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() * 1e3

@@ -1,0 +1,193 @@
+"""The calibration table: what one pass over a labelled split measured. The search runs on it and on nothing else.
+
+File format, version 1: one safetensors file. Tensors, with E exits (the final one last), n images, C classes, T pixel
+thresholds: `intersection` and `predicted` (E, n, C) int64, `ground_truth` (n, C) int64, `image_confidence` (E, T, n)
+float64, `points` (E,) int64, and for every cost column `<column>.backbone`, `<column>.head`, `<column>.policy` (E,)
+float64. The header's `mess` entry is JSON: version, names and settings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mess.confidence import PolicySettings
+from mess.files import write_whole
+from mess.model.network import MultiExitNetwork
+from mess_core import SearchTable
+
+VERSION = 1
+FINAL_EXIT = "final"
+COST_PARTS = ("backbone", "head", "policy")
+
+Costs = dict[str, npt.NDArray[np.float64]]
+"""`backbone`, `head` and `policy` cost of every exit, each (E,)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationTable:
+    """Exact per-image counts, image confidences and costs of every candidate exit.
+
+    exits: names, `<point>:<head>` and last `final`, the original model.
+    points: (E,) index of the exit point; the final exit's is the number of points.
+    images: names of the n images. class_names: of the C classes. pixel_thresholds: the T of them.
+    intersection, predicted: (E, n, C) int64. ground_truth: (n, C) int64. image_confidence: (E, T, n) float64.
+    costs: `macs` (multiply-accumulates) and `latency_ms`, for one image; see `Costs`.
+    policy: how image confidence was computed.
+    input_size: (height, width) in pixels. model: names of the exit points' modules, in order.
+    facts: where and how it was measured (split, device, threads, plain model's latency, ...).
+    """
+
+    exits: tuple[str, ...]
+    points: npt.NDArray[np.int64]
+    images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    pixel_thresholds: tuple[float, ...]
+    intersection: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    ground_truth: npt.NDArray[np.int64]
+    image_confidence: npt.NDArray[np.float64]
+    costs: dict[str, Costs]
+    policy: PolicySettings
+    input_size: tuple[int, int]
+    model: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check shapes against each other.
+
+        Raises:
+            ValueError: names the entry, the shape expected and the shape that came.
+        """
+        e, n, c, t = len(self.exits), len(self.images), len(self.class_names), len(self.pixel_thresholds)
+        expected = {
+            "points": (e,),
+            "intersection": (e, n, c),
+            "predicted": (e, n, c),
+            "ground_truth": (n, c),
+            "image_confidence": (e, t, n),
+        }
+        shapes = {name: getattr(self, name).shape for name in expected}
+        for column, costs in self.costs.items():
+            for part in COST_PARTS:
+                expected[f"{column}.{part}"] = (e,)
+                shapes[f"{column}.{part}"] = costs[part].shape if part in costs else None
+        for name, shape in expected.items():
+            if shapes[name] != shape:
+                raise ValueError(f"table: {name}: expected shape {shape}, got {shapes[name]}")
+        if not self.exits or self.exits[-1] != FINAL_EXIT:
+            raise ValueError(f"table: exits: expected the last one to be {FINAL_EXIT!r}, got {self.exits[-1:]}")
+
+    def search_table(self, cost: str) -> SearchTable:
+        """The arrays that `mess_core.search` takes, with one cost column."""
+        if cost not in self.costs:
+            raise ValueError(f"cost: expected one of {sorted(self.costs)}, got {cost!r}")
+        return SearchTable(
+            intersection=self.intersection,
+            predicted=self.predicted,
+            ground_truth=self.ground_truth,
+            image_confidence=self.image_confidence,
+            points=self.points,
+            backbone_cost=self.costs[cost]["backbone"],
+            head_cost=self.costs[cost]["head"],
+            policy_cost=self.costs[cost]["policy"],
+        )
+
+    def iou(self, exit_index: int) -> npt.NDArray[np.float64]:
+        """(C,) dataset IoU of one exit: sum over images, then divide; NaN for classes without ground truth."""
+        intersection = self.intersection[exit_index].sum(axis=0)
+        truth = self.ground_truth.sum(axis=0)
+        union = truth + self.predicted[exit_index].sum(axis=0) - intersection
+        return np.where(truth > 0, intersection / np.maximum(union, 1), np.nan)
+
+    def mean_iou(self, exit_index: int) -> float:
+        """Mean of `iou` over classes with ground truth."""
+        return float(np.nanmean(self.iou(exit_index)))
+
+    def total_cost(self, exit_index: int, cost: str) -> float:
+        """Backbone and head of one exit, as if it were the only one."""
+        return float(self.costs[cost]["backbone"][exit_index] + self.costs[cost]["head"][exit_index])
+
+    def check_fits(self, network: MultiExitNetwork) -> None:
+        """ValueError unless the table was made by a network with these exit points and heads."""
+        points = tuple(point.module for point in network.points)
+        exits = (*(exit_id.name for exit_id in network.exits), FINAL_EXIT)
+        if points != self.model or exits != self.exits:
+            raise ValueError(
+                f"table: made by a network with exit points {self.model} and {len(self.exits)} exits; "
+                f"this one has {points} and {len(exits)}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        tensors = {
+            "points": self.points,
+            "intersection": self.intersection,
+            "predicted": self.predicted,
+            "ground_truth": self.ground_truth,
+            "image_confidence": self.image_confidence,
+        }
+        for column, costs in self.costs.items():
+            tensors |= {f"{column}.{part}": costs[part] for part in COST_PARTS}
+        header = {
+            "version": VERSION,
+            "exits": self.exits,
+            "images": self.images,
+            "class_names": self.class_names,
+            "pixel_thresholds": self.pixel_thresholds,
+            "cost_columns": list(self.costs),
+            "policy": asdict(self.policy),
+            "input_size": self.input_size,
+            "model": self.model,
+            "facts": self.facts,
+        }
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        write_whole(Path(path), lambda to: save_file(contiguous, to, metadata={"mess": json.dumps(header)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationTable:
+        """Read and validate a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: truncated or foreign file, another version, entries that contradict each other.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"table: expected a file, got {path} (no such file); run `mess calibrate` first")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("mess", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"table: {path} is truncated or no calibration table: {error}") from None
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            found = header.get("version") if isinstance(header, dict) else "no mess header"
+            raise ValueError(f"table: {path}: expected version {VERSION}, got {found}")
+        try:
+            return cls(
+                exits=tuple(header["exits"]),
+                images=tuple(header["images"]),
+                class_names=tuple(header["class_names"]),
+                pixel_thresholds=tuple(header["pixel_thresholds"]),
+                costs={
+                    column: {part: tensors.pop(f"{column}.{part}") for part in COST_PARTS}
+                    for column in header["cost_columns"]
+                },
+                policy=PolicySettings(**header["policy"]),
+                input_size=tuple(header["input_size"]),
+                model=tuple(header["model"]),
+                facts=header["facts"],
+                **tensors,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"table: {path}: an entry is missing or unknown: {error}") from None

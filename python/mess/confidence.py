@@ -1,0 +1,73 @@
+"""The one seam between tensors and `mess_core`: logits on any device -> confidences on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import mess_core
+from mess_core._confidence import ConfidenceKind, EdgeKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicySettings:
+    """How image confidence is computed at every exit (`mess_core.image_confidence`).
+
+    refine: median-refine confidences near label boundaries.
+    edges: `canny` or `labels`.
+    confidence: `top1`, `margin` or `entropy`.
+    """
+
+    refine: bool = True
+    edges: EdgeKind = "canny"
+    confidence: ConfidenceKind = "top1"
+
+    def __post_init__(self) -> None:
+        if self.edges not in ("canny", "labels"):
+            raise ValueError(f"edges: expected 'canny' or 'labels', got {self.edges!r}")
+        if self.confidence not in ("top1", "margin", "entropy"):
+            raise ValueError(f"confidence: expected 'top1', 'margin' or 'entropy', got {self.confidence!r}")
+
+
+def image_confidence(
+    logits: Tensor, *, pixel_threshold: float, output_stride: int, policy: PolicySettings
+) -> npt.NDArray[np.float64]:
+    """Image confidence (B,) of full-size logits (B, C, H, W), on the host; CPU float32 logits are read in place."""
+    values = mess_core.image_confidence(
+        host_array(logits),
+        pixel_threshold=pixel_threshold,
+        output_stride=output_stride,
+        refine=policy.refine,
+        edges=policy.edges,
+        confidence=policy.confidence,
+    )
+    assert isinstance(values, np.ndarray)
+    return values
+
+
+def labels_and_confidences(
+    logits: Tensor, *, pixel_thresholds: Sequence[float], output_stride: int, policy: PolicySettings
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.float64]]:
+    """Label map (H, W) of one image's full-size logits (C, H, W), and its image confidence (T,) at each threshold."""
+    confidence, labels = mess_core.confidence_map(host_array(logits), kind=policy.confidence)
+    values = mess_core.image_confidence_from_map(
+        confidence,
+        labels,
+        pixel_threshold=np.asarray(pixel_thresholds, dtype=np.float64),
+        output_stride=output_stride,
+        refine=policy.refine,
+        edges=policy.edges,
+    )
+    assert isinstance(values, np.ndarray)
+    return labels, values
+
+
+def host_array(logits: Tensor) -> npt.NDArray[np.float32]:
+    """`logits` as a float32 array on the host; no copy for CPU float32."""
+    array: npt.NDArray[np.float32] = logits.detach().to(device="cpu", dtype=torch.float32).numpy()
+    return array

@@ -1,0 +1,185 @@
+"""A network that really stops: the stages and heads of one configuration, and nothing behind its last exit.
+
+One image on its way: stage -> head -> image confidence (`mess.confidence` -> `mess_core`) -> stop, or the next stage
+with the images of the batch that go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mess.confidence import image_confidence
+from mess.deployment.configuration import FINAL_EXIT, ChosenExit, Configuration
+from mess.model.network import ExitId, MultiExitNetwork, upsampled
+from mess.model.split import GraphStages, split_graph
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Result for a batch of B images.
+
+    logits: (B, C, H, W) float32 at the input's size.
+    exits: (B,) int64, position in the configuration's exits at which each image stopped.
+    image_confidence: (B, G) float64 on the host, one column a gate; NaN where an image had left before.
+    """
+
+    logits: Tensor
+    exits: Tensor
+    image_confidence: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Label map (B, H, W) int64."""
+        return self.logits.argmax(dim=1)
+
+
+class StaticNetwork(nn.Module):
+    """Images -> logits of one exit; holds only the layers up to there."""
+
+    def __init__(self, stages: GraphStages, head: nn.Module) -> None:
+        super().__init__()
+        self.stages = stages
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C, H, W)."""
+        state = self.stages.start(images)
+        output = images
+        for index in range(len(self.stages.stages)):
+            output, state = self.stages.run_stage(index, state)
+        return upsampled(self.head(output), self.stages.input_size)
+
+
+class DeployedNetwork(nn.Module):
+    """The chosen exits of a multi-exit network, sharing its weights; inference only.
+
+    Args:
+        network: trained; its model must be exportable (`torch.export`).
+        configuration: from `mess.search`.
+        example_input: (B, 3, H, W) of the size that images will have.
+
+    Raises:
+        ValueError: the configuration does not fit the network.
+        RuntimeError: the model cannot be cut into stages.
+    """
+
+    def __init__(self, network: MultiExitNetwork, configuration: Configuration, example_input: Tensor) -> None:
+        super().__init__()
+        modules = tuple(point.module for point in network.points)
+        if configuration.model != modules:
+            raise ValueError(f"configuration: expected exit points {modules}, got {configuration.model}")
+        self.configuration = configuration
+        chosen = configuration.exits
+        early = [_early_exit(network, entry) for entry in chosen if entry.exit != FINAL_EXIT]
+        points = [network.points[exit_id.point] for exit_id in early]
+        cut = split_graph(network.net, points, example_input)
+        # what lies behind the last exit is gone
+        self.stages = GraphStages([s for s, _ in zip(cut.stages, chosen, strict=False)], cut.input_size)
+        heads: list[nn.Module] = [network.head(exit_id) for exit_id in early]
+        self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
+        self._strides = [point.output_stride for point in points]
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Prediction:
+        """Run in the configuration's own setting; anytime runs to the end."""
+        if self.configuration.setting == "input-dependent":
+            return self.input_dependent(images)
+        return list(self.anytime(images))[-1]
+
+    @torch.inference_mode()
+    def input_dependent(self, images: Tensor) -> Prediction:
+        """Each image (B, 3, H, W) stops at the first exit that is confident enough; the rest of the batch goes on.
+
+        Raises:
+            ValueError: an empty batch, another size than the network was deployed for, or NaN logits.
+        """
+        if self.configuration.setting != "input-dependent":
+            raise ValueError(
+                f"setting: expected a configuration for 'input-dependent', got {self.configuration.setting!r}"
+            )
+        _check_batch(images)
+        chosen = self.configuration.exits
+        batch = images.shape[0]
+        state = self.stages.start(images)
+        remaining = torch.arange(batch, device=images.device)
+        logits: Tensor | None = None
+        exits = torch.zeros(batch, dtype=torch.int64)
+        confidences = np.full((batch, len(chosen) - 1), np.nan)
+        for position, entry in enumerate(chosen):
+            output, state = self.stages.run_stage(position, state)
+            full = upsampled(self.heads[position](output), self.stages.input_size)
+            if logits is None:
+                logits = full.new_empty((batch, *full.shape[1:]))
+            leaves = np.ones(len(remaining), dtype=bool)
+            if entry.pixel_threshold is not None and entry.image_threshold is not None:
+                values = image_confidence(
+                    full,
+                    pixel_threshold=entry.pixel_threshold,
+                    output_stride=self._strides[position],
+                    policy=self.configuration.policy,
+                )
+                confidences[remaining.cpu().numpy(), position] = values
+                leaves = values >= entry.image_threshold
+            left = torch.from_numpy(leaves).to(images.device)
+            logits[remaining[left]] = full[left]
+            exits[remaining[left].cpu()] = position
+            if leaves.all():
+                break
+            if leaves.any():
+                state = self.stages.keep(state, ~left)
+                remaining = remaining[~left]
+        assert logits is not None
+        return Prediction(logits, exits, torch.from_numpy(confidences))
+
+    def anytime(self, images: Tensor) -> Iterator[Prediction]:
+        """Progressively better predictions for a batch (B, 3, H, W), one an exit; stop iterating to stop computing."""
+        _check_batch(images)
+        batch = images.shape[0]
+        state = self.stages.start(images)
+        nothing = torch.full((batch, 0), torch.nan, dtype=torch.float64)
+        for position in range(len(self.configuration.exits)):
+            with torch.inference_mode():
+                output, state = self.stages.run_stage(position, state)
+                full = upsampled(self.heads[position](output), self.stages.input_size)
+            yield Prediction(full, torch.full((batch,), position, dtype=torch.int64), nothing)
+
+    def budgeted(self, position: int) -> StaticNetwork:
+        """The static network that ends at one of the configuration's exits, counted from 0 (negative: from the end)."""
+        count = len(self.configuration.exits)
+        if not -count <= position < count:
+            raise ValueError(f"position: expected {-count}..{count - 1}, got {position}")
+        last = position % count
+        stages = GraphStages(list(self.stages.stages)[: last + 1], self.stages.input_size)
+        return StaticNetwork(stages, self.heads[last]).eval()
+
+
+def deploy(
+    network: MultiExitNetwork, configuration: Configuration, example_input: Tensor | None = None
+) -> DeployedNetwork:
+    """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with."""
+    if example_input is None:
+        device = next(network.parameters()).device
+        example_input = torch.zeros(1, 3, *network.workload.input_size, device=device)
+    return DeployedNetwork(network, configuration, example_input)
+
+
+def _early_exit(network: MultiExitNetwork, entry: ChosenExit) -> ExitId:
+    known = {exit_id.name: exit_id for exit_id in network.exits}
+    if entry.exit not in known:
+        raise ValueError(
+            f"configuration: expected one of the network's exits {sorted(known)[:4]}..., got {entry.exit!r}"
+        )
+    return known[entry.exit]
+
+
+def _check_batch(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[0] == 0 or not images.is_floating_point():
+        raise ValueError(
+            f"images: expected a non-empty float batch (B, channels, H, W), got {tuple(images.shape)}, {images.dtype}"
+        )

@@ -1,0 +1,53 @@
+"""One picture through a deployed network: resize, normalise, run, resize the labels back, time it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from mess.data.transforms import image_tensor
+from mess.deployment.network import DeployedNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """labels: (H, W) int64 at the picture's own size. exit: name of the exit taken. image_confidence: at each gate
+    passed or taken, in order. milliseconds: from the tensor to the logits, on the network's device."""
+
+    labels: npt.NDArray[np.int64]
+    exit: str
+    image_confidence: tuple[float, ...]
+    milliseconds: float
+
+
+def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
+    """Segment one picture, stopping as early as the network's configuration allows.
+
+    Args:
+        network: from `mess.deploy`.
+        image: (H, W, 3) uint8 RGB of any size.
+
+    Raises:
+        ValueError: `image` is not (H, W, 3) uint8.
+    """
+    parameter = next(network.parameters())
+    images = image_tensor(image, network.stages.input_size).to(parameter.device)
+    start = time.perf_counter()
+    prediction = network(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    milliseconds = (time.perf_counter() - start) * 1e3
+    labels = F.interpolate(prediction.labels[:, None].float(), size=image.shape[:2], mode="nearest-exact")[0, 0].long()
+    position = int(prediction.exits[0])
+    confidences = prediction.image_confidence[0]
+    return RunResult(
+        labels=labels.cpu().numpy(),
+        exit=network.configuration.exits[position].exit,
+        image_confidence=tuple(float(c) for c in confidences[~torch.isnan(confidences)]),
+        milliseconds=milliseconds,
+    )

@@ -1,0 +1,177 @@
+"""Pictures of a run, as PNG files: workload, trade-off, predictions along the exits, confidence before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import mess_core
+from mess.calibration.table import CalibrationTable
+from mess.confidence import PolicySettings, host_array
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from mess.deployment.configuration import Configuration
+from mess.deployment.network import DeployedNetwork
+from mess.files import write_whole
+from mess.model.network import MultiExitNetwork
+from mess.searching.solve import SearchResult
+
+mpl.rcParams.update({"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe and Ito: safe for colour-blind readers
+
+
+def workload_figure(network: MultiExitNetwork, path: Path) -> None:
+    """Cumulative workload along the layers, with the exit points."""
+    workload = network.workload
+    ends = [layer.end / workload.total for layer in workload.layers]
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(ends, color=BLUE, linewidth=1.5)
+    position = {(layer.name, layer.call): i for i, layer in enumerate(workload.layers)}
+    for index, point in enumerate(network.points):
+        at = position[point.module, point.call]
+        axes.plot(at, point.share, "o", color=ORANGE)
+        axes.annotate(
+            f"{index}: {point.module}\n{point.share:.0%}",
+            (at, point.share),
+            textcoords="offset points",
+            xytext=(-6, 3),
+            ha="right",
+            fontsize=7,
+        )
+    total = f"{workload.total / 1e9:.2f} G{workload.unit}" if workload.by == "macs" else f"{workload.total:.1f} ms"
+    axes.set(xlabel="module calls in order of completion", ylabel=f"share of the workload ({total})", ylim=(0, 1.05))
+    axes.set_title("Workload and exit points")
+    _save(figure, path)
+
+
+def tradeoff_figure(
+    table: CalibrationTable, front: SearchResult, chosen: dict[str, Configuration], path: Path, *, cost: str = "macs"
+) -> None:
+    """Accuracy against cost: single exits, the Pareto front of `front`, and named configurations."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    scale, unit = (1e9, "GMACs") if cost == "macs" else (1.0, "ms")
+    singles = range(len(table.exits))
+    axes.scatter(
+        [table.total_cost(i, cost) / scale for i in singles],
+        [100 * table.mean_iou(i) for i in singles],
+        s=14,
+        color=GREY,
+        label="one exit for all images",
+    )
+    axes.plot(
+        [c.promise["cost"] / scale for c in front.configurations],
+        [100 * c.promise["accuracy"] for c in front.configurations],
+        color=BLUE,
+        drawstyle="steps-post",
+        label="best of all configurations (exact)",
+    )
+    axes.plot(
+        front.baseline_cost / scale, 100 * front.baseline_accuracy, "s", color="black", label="the original network"
+    )
+    for (name, configuration), colour in zip(chosen.items(), (ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False):
+        promise = configuration.promise
+        axes.plot(promise["cost"] / scale, 100 * promise["accuracy"], "D", color=colour, label=name)
+    axes.set(
+        xlabel=f"mean cost of an image ({unit})",
+        ylabel="mean IoU (%)",
+        title=f"Accuracy against cost, {table.facts.get('split', 'calibration')} split",
+    )
+    axes.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def predictions_figure(
+    deployed: DeployedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    palette: npt.NDArray[np.uint8],
+    path: Path,
+    *,
+    names: Sequence[str] = (),
+) -> None:
+    """A row an image: picture, ground truth, then the prediction of each exit up to where the image left."""
+    chosen = deployed.configuration.exits
+    with torch.no_grad():
+        prediction = deployed(images)
+        steps = [p.labels for p in deployed.anytime(images)]
+    figure = Figure(figsize=(2 * (2 + len(chosen)), 1.75 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2 + len(chosen), squeeze=False)
+    for row, axes in enumerate(grid):
+        axes[0].imshow(_picture(images[row]))
+        axes[0].set_title(names[row] if names else f"image {row}", fontsize=7)
+        axes[1].imshow(label_picture(labels[row].numpy(), palette))
+        axes[1].set_title("ground truth", fontsize=7)
+        for position, entry in enumerate(chosen):
+            left = int(prediction.exits[row])
+            axis = axes[2 + position]
+            if position > left:
+                axis.text(0.5, 0.5, "not run", ha="center", va="center", color=GREY, fontsize=8)
+                axis.set_title(entry.exit, fontsize=7, color=GREY)
+                continue
+            axis.imshow(label_picture(steps[position][row].cpu().numpy(), palette))
+            said = ""
+            if position < prediction.image_confidence.shape[1]:
+                value = float(prediction.image_confidence[row, position])
+                sign = "≥" if position == left else "<"
+                said = f"\n{value:.3f} {sign} {entry.image_threshold:.3f}"
+            stops = "  stops here" if position == left else ""
+            axis.set_title(f"{entry.exit}{said}{stops}", fontsize=7, color=GREEN if stops else "black")
+    for axis in grid.flat:
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def confidence_figure(
+    image: Tensor, logits: Tensor, output_stride: int, policy: PolicySettings, pixel_threshold: float, path: Path
+) -> None:
+    """One image (3, H, W) and its full-size exit logits (C, H, W): confidence, boundary mask, refined confidence."""
+    confidence, labels = mess_core.confidence_map(host_array(logits), kind=policy.confidence)
+    mask = mess_core.boundary_mask(labels, output_stride=output_stride, edges=policy.edges)
+    refined = mess_core.refine_confidence(confidence, mask, window=4 * output_stride + 1)
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+    axes[0].imshow(_picture(image))
+    axes[0].set_title("image", fontsize=8)
+    for axis, values, title in (
+        (
+            axes[1],
+            confidence,
+            f"confidence: {(confidence >= pixel_threshold).mean():.3f} of pixels ≥ {pixel_threshold:g}",
+        ),
+        (axes[3], refined, f"refined: {(refined >= pixel_threshold).mean():.3f} of pixels ≥ {pixel_threshold:g}"),
+    ):
+        shown = axis.imshow(values, cmap="viridis", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=8)
+        figure.colorbar(shown, ax=axis, shrink=0.7)
+    axes[2].imshow(mask, cmap="gray")
+    axes[2].set_title(f"boundary mask (output stride {output_stride})", fontsize=8)
+    for axis in axes:
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def label_picture(labels: npt.NDArray[np.integer[Any]], palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Label map (H, W) as RGB (H, W, 3) uint8; labels outside the palette are black."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(palette)] = palette
+    picture: npt.NDArray[np.uint8] = colours[np.clip(labels, 0, 255)]
+    return picture
+
+
+def _picture(image: Tensor) -> npt.NDArray[np.float32]:
+    """A normalised tensor (3, H, W) as RGB in [0, 1]."""
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -1,0 +1,3 @@
+from mess.searching.solve import Report, SearchResult, evaluate, search
+
+__all__ = ["Report", "SearchResult", "evaluate", "search"]

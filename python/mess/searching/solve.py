@@ -1,0 +1,181 @@
+"""From a calibration table and a target to configurations: the exact search of `mess_core`, in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mess_core
+from mess.calibration.table import FINAL_EXIT, CalibrationTable
+from mess.deployment.configuration import ChosenExit, Configuration, Setting
+from mess_core import Found, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Configurations found: the best one, or the front by rising cost.
+
+    status: `optimal`, `infeasible` or `stopped`, see `mess_core.Outcome`.
+    baseline_accuracy, baseline_cost: the final exit alone.
+    """
+
+    status: mess_core._search.Status
+    configurations: tuple[Configuration, ...]
+    baseline_accuracy: float
+    baseline_cost: float
+    evaluated: int
+
+    @property
+    def best(self) -> Configuration:
+        """The only or cheapest configuration; LookupError when there is none."""
+        if not self.configurations:
+            raise LookupError(f"search: no configuration satisfies the target (status {self.status})")
+        return self.configurations[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A configuration on a table: exact accuracy and mean cost, share of images per exit, in the exits' order."""
+
+    accuracy: float
+    cost: float
+    shares: tuple[float, ...]
+    iou: tuple[float, ...]
+
+
+def search(
+    table: CalibrationTable,
+    *,
+    setting: Setting = "input-dependent",
+    max_drop: float | None = None,
+    min_accuracy: float | None = None,
+    max_cost: float | None = None,
+    max_cost_ratio: float | None = None,
+    cost: str = "macs",
+    max_exits: int = 3,
+    image_thresholds: int | None = 16,
+    time_limit: float | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> SearchResult:
+    """Find the best configuration for a target, or the whole trade-off when no target is given. Runs no network.
+
+    Args:
+        table: from `mess.calibrate`, of a split that is not the one results are reported on.
+        setting: `budgeted`, `anytime` or `input-dependent`.
+        max_drop: least cost with mean IoU at most this much below the final exit's (0.01 is 1 percentage point). In the
+            anytime setting: best expected accuracy whose last prediction drops at most this much.
+        min_accuracy: least cost with at least this accuracy.
+        max_cost: greatest accuracy at no more than this cost, in the column's unit.
+        max_cost_ratio: the same as a share of the final exit's cost.
+        cost: column of the table, `macs` or `latency_ms`.
+        max_exits: exits of a configuration, the last one included.
+        image_thresholds, time_limit, threads, progress: see `mess_core.search`.
+
+    Returns:
+        The result; `result.best` is what `mess.deploy` takes.
+
+    Raises:
+        ValueError: several targets at once, a column that the table lacks, or an option out of range.
+    """
+    targets = {
+        "max_drop": max_drop,
+        "min_accuracy": min_accuracy,
+        "max_cost": max_cost,
+        "max_cost_ratio": max_cost_ratio,
+    }
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]}: expected at most one target, got {' and '.join(given)}")
+    final = table.exits.index(FINAL_EXIT)
+    arrays = table.search_table(cost)
+    baseline_accuracy, baseline_cost = table.mean_iou(final), table.total_cost(final, cost)
+    if max_cost_ratio is not None:
+        max_cost = max_cost_ratio * baseline_cost
+    min_final_accuracy = 0.0
+    if max_drop is not None:
+        if setting == "anytime":
+            min_final_accuracy, max_cost = baseline_accuracy - max_drop, float("inf")
+        else:
+            min_accuracy = baseline_accuracy - max_drop
+    outcome: Outcome = mess_core.search(
+        arrays,
+        setting=setting,
+        min_accuracy=min_accuracy,
+        max_cost=max_cost,
+        max_exits=max_exits,
+        image_thresholds=image_thresholds,
+        horizon=baseline_cost,
+        min_final_accuracy=min_final_accuracy,
+        time_limit=time_limit,
+        threads=threads,
+        progress=progress,
+    )
+    configurations = tuple(_configuration(table, found, setting, cost) for found in outcome.found)
+    return SearchResult(outcome.status, configurations, baseline_accuracy, baseline_cost, outcome.evaluated)
+
+
+def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str = "macs") -> Report:
+    """What a configuration does on a table, of any split: the honest numbers come from a split the search did not see.
+
+    Raises:
+        ValueError: the configuration has exits or pixel thresholds that the table lacks, or another policy.
+    """
+    if configuration.model != table.model:
+        raise ValueError(f"table: expected exit points {configuration.model}, got {table.model}")
+    if configuration.setting == "input-dependent" and configuration.policy != table.policy:
+        raise ValueError(f"table: expected confidences of {configuration.policy}, got {table.policy}")
+    exits, gates = [], []
+    for chosen in configuration.exits:
+        exits.append(_index("exits", table.exits, chosen.exit))
+        if chosen.pixel_threshold is not None and chosen.image_threshold is not None:
+            pixel = _index("pixel_thresholds", table.pixel_thresholds, chosen.pixel_threshold)
+            gates.append(mess_core.Gate(pixel, chosen.image_threshold))
+    evaluation = mess_core.evaluate(
+        table.search_table(cost),
+        mess_core.Configuration(tuple(exits), tuple(gates)),
+        setting=configuration.setting,
+        horizon=table.total_cost(table.exits.index(FINAL_EXIT), cost),
+    )
+    images = len(table.images)
+    taken = [exits[position] for position in evaluation.position]
+    mixture = _mixture_iou(table, taken)
+    shares = tuple(count / images for count in evaluation.found.stopped)
+    return Report(evaluation.found.accuracy, evaluation.found.cost, shares, mixture)
+
+
+def _mixture_iou(table: CalibrationTable, taken: list[int]) -> tuple[float, ...]:
+    """Per-class IoU when image i takes exit taken[i]; NaN for classes without ground truth."""
+    images = range(len(taken))
+    intersection = sum(table.intersection[e, i] for e, i in zip(taken, images, strict=True))
+    predicted = sum(table.predicted[e, i] for e, i in zip(taken, images, strict=True))
+    truth = table.ground_truth.sum(axis=0)
+    union = truth + predicted - intersection
+    return tuple(float(i / u) if t else float("nan") for i, u, t in zip(intersection, union, truth, strict=True))
+
+
+def _configuration(table: CalibrationTable, found: Found, setting: Setting, cost: str) -> Configuration:
+    gates = [*found.configuration.gates, None] if found.configuration.gates else [None] * len(found.configuration.exits)
+    chosen = tuple(
+        ChosenExit(
+            exit=table.exits[index],
+            pixel_threshold=None if gate is None else table.pixel_thresholds[gate.pixel_threshold],
+            image_threshold=None if gate is None else gate.image_threshold,
+        )
+        for index, gate in zip(found.configuration.exits, gates, strict=True)
+    )
+    images = len(table.images)
+    promise = {
+        "split": table.facts.get("split"),
+        "accuracy": found.accuracy,
+        "cost": found.cost,
+        "cost_column": cost,
+        "shares": [count / images for count in found.stopped],
+    }
+    return Configuration(setting=setting, model=table.model, exits=chosen, policy=table.policy, promise=promise)
+
+
+def _index(what: str, known: tuple[object, ...], wanted: object) -> int:
+    if wanted not in known:
+        raise ValueError(f"table: {what}: expected {wanted!r} among them, got {list(known)[:8]}")
+    return known.index(wanted)

@@ -1,0 +1,284 @@
+"""What each verb of the command line does to a run folder (`mess.runs`). `cli.py` only reads the arguments."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mess import runs
+from mess.calibration import FINAL_EXIT, CalibrationTable, calibrate
+from mess.confidence import PolicySettings
+from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
+from mess.deployment import run as run_image
+from mess.deployment.measure import measure_deployed
+from mess.files import read_json, write_json, write_whole
+from mess.model.network import MultiExitNetwork, upsampled
+from mess.progress import Bar, console, progress
+from mess.reporting import figures, tables
+from mess.searching import SearchResult, evaluate, search
+from mess.training.loop import TrainSettings, train
+from mess_core._search import Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What to look for, see `mess.search`; nothing given means the whole front."""
+
+    max_drop: float | None = None
+    min_accuracy: float | None = None
+    max_cost_ratio: float | None = None
+
+
+STANDARD_TARGETS = {
+    "drop-0.1pp": Target(max_drop=0.001),
+    "drop-1pp": Target(max_drop=0.01),
+    "best-at-1x": Target(max_cost_ratio=1.0),
+}
+"""What `mess search` looks for when no target is given: the three rows of the paper's table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """How to search, see `mess.search`; the target comes beside it."""
+
+    setting: Setting = "input-dependent"
+    cost: str = "macs"
+    max_exits: int = 3
+    image_thresholds: int | None = 16
+    time_limit: float | None = None
+    threads: int | None = None
+
+    def search(self, table: CalibrationTable, target: Target, bar: Bar) -> SearchResult:
+        """One search with these settings."""
+        return search(
+            table,
+            setting=self.setting,
+            max_drop=target.max_drop,
+            min_accuracy=target.min_accuracy,
+            max_cost_ratio=target.max_cost_ratio,
+            cost=self.cost,
+            max_exits=self.max_exits,
+            image_thresholds=self.image_thresholds,
+            time_limit=self.time_limit,
+            threads=self.threads,
+            progress=bar.set,
+        )
+
+
+def train_run(
+    folder: Path, settings: runs.RunSettings, first: TrainSettings, second: TrainSettings, weights: Path | None = None
+) -> MultiExitNetwork:
+    """Convert and train; a second call with the same settings continues where the first one stopped."""
+    network = runs.new_network(settings, weights=weights)
+    settings.save(folder)
+    console.print(tables.points_table(network))
+    figures.workload_figure(network, folder / "pictures" / "workload.png")
+    batches = runs.loader(settings, split="train", train=True)
+    train(network, batches, pretraining=first, exits=second, out=folder)
+    return network
+
+
+def calibrate_run(
+    folder: Path, *, split: str, policy: PolicySettings | None = None, latency_rounds: int = 15
+) -> CalibrationTable:
+    """Run every exit on a split and write `table-<split>.safetensors`."""
+    settings = runs.RunSettings.load(folder)
+    network = runs.trained_network(folder)
+    data = runs.dataset(settings, split=split)
+    table = calibrate(
+        network,
+        runs.loader(settings, split=split),
+        class_names=data.class_names,
+        image_names=[data.identity(i) for i in range(len(data))],
+        policy=policy,
+        latency_rounds=latency_rounds,
+        facts={"split": split, "data": data.name},
+    )
+    table.save(folder / f"table-{split}.safetensors")
+    return table
+
+
+def search_run(
+    folder: Path,
+    *,
+    split: str = "val",
+    target: tuple[str, Target] | None = None,
+    settings: SearchSettings | None = None,
+) -> dict[str, SearchResult]:
+    """Search the table of `split`; write `configurations/<name>.json`, and `front.json` when no target is given.
+
+    Returns:
+        Results by name; the standard targets and `front` when no target is given.
+    """
+    chosen = settings or SearchSettings()
+    table = CalibrationTable.load(folder / f"table-{split}.safetensors")
+    wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
+    results: dict[str, SearchResult] = {}
+    for name, wish in wanted.items():
+        with progress(f"search {name}", 1) as bar:
+            results[name] = chosen.search(table, wish, bar)
+        found = results[name]
+        if name == "front":
+            write_json(folder / "front.json", [c.to_json() for c in found.configurations])
+        elif found.configurations:
+            found.best.save(folder / "configurations" / f"{name}.json")
+    if "front" in results:
+        named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
+        path = folder / "pictures" / "tradeoff.png"
+        figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
+    return results
+
+
+def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, rounds: int = 3) -> dict[str, Any]:
+    """Every configuration found, on a split that the search did not see; writes `evaluation-<split>.json`.
+
+    Accuracy, MACs and shares come from the split's table, exactly; latency is measured by really running up to
+    `clock_images` images through the plain model and the deployed network, interleaved.
+    """
+    settings = runs.RunSettings.load(folder)
+    network = runs.trained_network(folder)
+    table_path = folder / f"table-{split}.safetensors"
+    table = CalibrationTable.load(table_path) if table_path.is_file() else calibrate_run(folder, split=split)
+    table.check_fits(network)
+    images = [runs.loader(settings, split=split).example(i)[0][None] for i in _spread(len(table.images), clock_images)]
+    final = table.exits.index(FINAL_EXIT)
+    baseline = (table.mean_iou(final), table.total_cost(final, "macs"))
+    result: dict[str, Any] = {
+        "split": split,
+        "images": len(table.images),
+        "clock_images": len(images),
+        "facts": table.facts,
+        "original": {"mean_iou": baseline[0], "macs": baseline[1]},
+        "configurations": {},
+    }
+    rows = []
+    plain_ms: float | None = None
+    for name, configuration in configurations(folder).items():
+        report = evaluate(configuration, table)
+        clock = measure_deployed(network.net, deploy(network, configuration), images, rounds=rounds)
+        plain_ms = plain_ms or clock.plain_ms
+        console.print(tables.configuration_table(name, configuration, table, report))
+        rows.append((name, report.accuracy, report.cost, clock.deployed_ms * plain_ms / clock.plain_ms))
+        result["configurations"][name] = {
+            "exits": [asdict(chosen) for chosen in configuration.exits],
+            "promise": dict(configuration.promise),
+            "mean_iou": report.accuracy,
+            "macs": report.cost,
+            "shares": report.shares,
+            "iou": dict(zip(table.class_names, report.iou, strict=True)),
+            "clock": asdict(clock),
+        }
+    console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
+    write_json(folder / f"evaluation-{split}.json", result)
+    return result
+
+
+def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path) -> dict[str, RunResult]:
+    """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each."""
+    settings = runs.RunSettings.load(folder)
+    network = runs.trained_network(folder)
+    deployed = deploy(network, configuration_named(folder, configuration))
+    palette = runs.dataset(settings, split="val").palette
+    results = {}
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                pixels = np.asarray(file.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"image: {path} cannot be read: {error}") from None
+        result = run_image(deployed, pixels)
+        picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
+        picture.putpalette(palette.tobytes())
+        _save_picture(picture, out / f"{path.stem}.png")
+        results[str(path)] = result
+    return results
+
+
+def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> None:
+    """Predictions at consecutive exits, and confidence before and after refinement, from easy to hard images."""
+    settings = runs.RunSettings.load(folder)
+    network = runs.trained_network(folder)
+    chosen = configuration_named(folder, configuration)
+    deployed = deploy(network, chosen)
+    data, batches = runs.dataset(settings, split=split), runs.loader(settings, split=split)
+    order = _by_first_confidence(deployed, folder, split)
+    picked = [order[i] for i in _spread(len(order), num_images)]
+    examples = [batches.example(i) for i in picked]
+    images, labels = torch.stack([e[0] for e in examples]), torch.stack([e[1] for e in examples])
+    pictures = folder / "pictures"
+    names = [data.identity(i) for i in picked]
+    figures.predictions_figure(deployed, images, labels, data.palette, pictures / "predictions.png", names=names)
+    first = chosen.exits[0]
+    if first.exit != FINAL_EXIT:
+        exit_id = next(e for e in network.exits if e.name == first.exit)
+        middle = len(picked) // 2
+        with torch.no_grad():
+            _, features = network.features(images[middle : middle + 1])
+            logits = upsampled(network.head(exit_id)(features[exit_id.point]), settings.size)[0]
+        stride = network.points[exit_id.point].output_stride
+        threshold = first.pixel_threshold if first.pixel_threshold is not None else 0.9
+        figures.confidence_figure(images[middle], logits, stride, chosen.policy, threshold, pictures / "confidence.png")
+
+
+def configurations(folder: Path) -> dict[str, Configuration]:
+    """The configurations that `search_run` left, by name; standard targets first."""
+    paths = {path.stem: path for path in sorted((folder / "configurations").glob("*.json"))}
+    if not paths:
+        raise FileNotFoundError(f"configuration: {folder / 'configurations'} holds none; run `mess search` first")
+    names = [n for n in STANDARD_TARGETS if n in paths] + [n for n in paths if n not in STANDARD_TARGETS]
+    return {name: Configuration.load(paths[name]) for name in names}
+
+
+def configuration_named(folder: Path, name: str) -> Configuration:
+    """A configuration of the run by name, or any configuration file by path."""
+    found = configurations(folder) if (folder / "configurations").is_dir() else {}
+    if name in found:
+        return found[name]
+    if Path(name).is_file():
+        return Configuration.from_json(read_json(Path(name), "configuration"))
+    raise ValueError(f"configuration: expected one of {sorted(found)} or a file, got {name!r}")
+
+
+def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
+    """The whole job on drawn scenes: convert, train, calibrate, search, evaluate, deploy, draw. About three minutes.
+
+    Returns:
+        What `evaluate_run` returns; pictures are under `out/pictures`.
+    """
+    folder = Path(out)
+    settings = runs.RunSettings(
+        model="small_resnet_fcn", data="scenes", size=(96, 128), num_exits=6, heads="tiny", batch_size=8, seed=seed
+    )
+    first = TrainSettings(epochs=10, learning_rate=2e-3, loss_stride=2, seed=seed)
+    second = TrainSettings(epochs=5, learning_rate=2e-3, loss_stride=2, seed=seed)
+    train_run(folder, settings, first, second)
+    calibrate_run(folder, split="val")
+    search_run(folder)
+    result = evaluate_run(folder, split="test")
+    picture_run(folder, configuration="drop-1pp")
+    console.print(f"pictures: {folder / 'pictures'}", highlight=False)
+    return result
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, evenly spaced over 0..count-1."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted))})
+
+
+def _by_first_confidence(deployed: DeployedNetwork, folder: Path, split: str) -> list[int]:
+    """Image indices of a split, most confident first by the configuration's first gate (as they are without a gate)."""
+    table = CalibrationTable.load(folder / f"table-{split}.safetensors")
+    first = deployed.configuration.exits[0]
+    if first.pixel_threshold is None:
+        return list(range(len(table.images)))
+    values = table.image_confidence[table.exits.index(first.exit), table.pixel_thresholds.index(first.pixel_threshold)]
+    return [int(i) for i in np.argsort(-values, kind="stable")]

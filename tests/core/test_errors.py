@@ -1,0 +1,101 @@
+"""Bad input gets an exception that names the argument, what was expected and what came; never a panic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mess_core
+
+LOGITS = np.zeros((3, 4, 5), np.float32)
+MAP = np.full((4, 5), 0.5, np.float32)
+LABELS = np.zeros((4, 5), np.uint8)
+MASK = np.zeros((4, 5), bool)
+
+
+def at(value: float) -> np.ndarray:
+    logits = LOGITS.copy()
+    logits[1, 2, 3] = value
+    return logits
+
+
+def confident(**options):
+    return mess_core.image_confidence(options.pop("logits", LOGITS), **{"pixel_threshold": 0.5, **options})
+
+
+def from_map(confidence=MAP, labels=LABELS, **options):
+    return mess_core.image_confidence_from_map(confidence, labels, **{"pixel_threshold": 0.5, **options})
+
+
+CASES = [
+    (lambda: confident(logits=LOGITS[0]), ValueError, r"logits: expected shape .*, got \(4, 5\)"),
+    (lambda: confident(logits=LOGITS[None, None]), ValueError, r"logits: expected shape"),
+    (lambda: confident(logits=np.zeros((0, 3, 4, 5))), ValueError, r"logits: expected at least one image"),
+    (lambda: confident(logits=LOGITS[:0]), ValueError, r"logits: expected at least one class"),
+    (lambda: confident(logits=LOGITS[:, :0]), ValueError, r"at least one pixel"),
+    (lambda: confident(logits=LOGITS[:, :0], size=(2, 2)), ValueError, r"logits: expected at least one pixel"),
+    (lambda: confident(logits=at(np.nan)), ValueError, r"logits: .*NaN at class 1, row 2, column 3"),
+    (lambda: confident(logits=at(np.inf)), ValueError, r"logits: .*inf at class 1, row 2, column 3"),
+    (lambda: confident(logits=np.full((2, 1, 1), -np.inf)), ValueError, r"logits: .*all -infinity"),
+    (lambda: confident(logits=LOGITS.astype(complex)), TypeError, r"logits: expected numbers .*complex128"),
+    (lambda: confident(logits=LOGITS.astype("U1")), TypeError, r"logits: expected numbers"),
+    (lambda: confident(logits=None), TypeError, r"logits: expected numbers"),
+    (lambda: confident(pixel_threshold=1.5), ValueError, r"pixel_threshold: expected a number in \[0, 1\], got 1.5"),
+    (lambda: confident(pixel_threshold=-0.1), ValueError, r"pixel_threshold: .*got -0.1"),
+    (lambda: confident(pixel_threshold=np.nan), ValueError, r"pixel_threshold: .*got nan"),
+    (lambda: confident(pixel_threshold=[0.5, 2]), ValueError, r"pixel_threshold: .*got \[2.0\]"),
+    (lambda: confident(pixel_threshold=[]), ValueError, r"pixel_threshold: .*non-empty"),
+    (lambda: confident(pixel_threshold="0.5"), TypeError, r"pixel_threshold: expected a number"),
+    (lambda: confident(output_stride=0), ValueError, r"output_stride: expected at least 1, got 0"),
+    (lambda: confident(output_stride=257), ValueError, r"output_stride: expected 1..=256"),
+    (lambda: confident(output_stride=2.5), TypeError, r"output_stride: expected an integer, got float 2.5"),
+    (lambda: confident(edges="sobel"), ValueError, r"edges: expected 'canny' or 'labels', got 'sobel'"),
+    (lambda: confident(confidence="max"), ValueError, r"confidence: expected 'top1', .*got 'max'"),
+    (lambda: confident(size=(0, 3)), ValueError, r"size: expected at least one pixel"),
+    (lambda: confident(size=7), TypeError, r"size: expected \(height, width\)"),
+    (lambda: confident(threads=0), ValueError, r"threads: expected at least 1, got 0"),
+    (lambda: confident(threads=5000), ValueError, r"threads: expected None or 1..=1024, got 5000"),
+    (lambda: mess_core.confidence_map(LOGITS, kind="best"), ValueError, r"kind: expected 'top1'.*got 'best'"),
+    (lambda: mess_core.confidence_map(LOGITS[None]), ValueError, r"logits: expected shape \(C, H, W\), got"),
+    (lambda: from_map(MAP[:, :-1]), ValueError, r"labels: expected shape \(4, 4\), got \(4, 5\)"),
+    (
+        lambda: from_map(np.full((4, 5), np.nan)),
+        ValueError,
+        r"confidence: expected numbers, got NaN at row 0, column 0",
+    ),
+    (lambda: from_map(MAP[:0], LABELS[:0]), ValueError, r"confidence: expected at least one pixel"),
+    (lambda: from_map(np.zeros((0, 4, 5)), np.zeros((0, 4, 5), int)), ValueError, r"at least one image"),
+    (lambda: from_map(MAP, LABELS - 1.0), TypeError, r"labels: expected integer class indices, got dtype float64"),
+    (lambda: from_map(MAP, LABELS.astype(int) - 1), ValueError, r"labels: expected class indices 0..65535, got -1..-1"),
+    (lambda: from_map(MAP, LABELS.astype(np.int64) + 2**40), ValueError, r"labels: expected class indices"),
+    (lambda: from_map(MAP, LABELS.astype(np.int32) - 7), ValueError, r"labels: .*got -7 at row 0, column 0"),
+    (lambda: mess_core.canny(MAP, 0, 0), TypeError, r"image: expected uint8, got dtype float32"),
+    (lambda: mess_core.canny(LABELS[0], 0, 0), ValueError, r"image: expected shape \(H, W\), got \(5,\)"),
+    (lambda: mess_core.canny(LABELS, 0, 0, aperture=4), ValueError, r"aperture: expected 3, 5 or 7, got 4"),
+    (lambda: mess_core.canny(LABELS, np.nan, 0), ValueError, r"low: expected a finite threshold, got NaN"),
+    (lambda: mess_core.canny(LABELS, 0, np.inf), ValueError, r"high: expected a finite threshold, got inf"),
+    (lambda: mess_core.dilate(MAP, 3), TypeError, r"mask: expected bool.*got dtype float32"),
+    (lambda: mess_core.erode(MASK[0], 3), ValueError, r"mask: expected shape \(H, W\), got \(5,\)"),
+    (lambda: mess_core.erode(MASK, 0), ValueError, r"size: expected at least 1, got 0"),
+    (lambda: mess_core.erode(MASK, 2**31), ValueError, r"size: expected at least 1, got 2147483648"),
+    (lambda: mess_core.dilate(MASK, 40000), ValueError, r"size: expected 1..=32768 pixels, got 40000"),
+    (lambda: mess_core.boundary_mask(LABELS, output_stride=300), ValueError, r"output_stride: expected 1..=256"),
+    (lambda: mess_core.refine_confidence(MAP, MASK, window=4), ValueError, r"window: expected an odd number.*got 4"),
+    (lambda: mess_core.refine_confidence(MAP, MASK, window=2001), ValueError, r"window: .*got 2001"),
+    (lambda: mess_core.refine_confidence(MAP, MASK[:2], window=3), ValueError, r"mask: expected shape \(4, 5\)"),
+    (lambda: mess_core.refine_confidence(MAP * np.nan, MASK, window=3), ValueError, r"confidence: .*NaN at row 0"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_bad_input(case):
+    call, kind, message = CASES[case]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_an_input_is_never_changed():
+    logits = np.random.default_rng(0).normal(size=LOGITS.shape).astype(np.float32)
+    before = logits.copy()
+    mess_core.image_confidence(logits, pixel_threshold=0.5)
+    np.testing.assert_array_equal(logits, before)

@@ -1,0 +1,55 @@
+"""The package itself: light imports, typed surface, forks and threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+
+import numpy as np
+
+import mess_core
+
+LOGITS = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
+
+
+def test_import_needs_numpy_only():
+    code = (
+        "import sys; before = set(sys.modules); import numpy; numpys = set(sys.modules); import mess_core;"
+        "own = {m.split('.')[0] for m in set(sys.modules) - numpys} - set(sys.stdlib_module_names);"
+        "print(sorted(own))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['mess_core', 'numpy']"
+
+
+def test_import_mess_does_not_load_torch():
+    code = "import sys, mess; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "False"
+
+
+def test_every_public_name_has_a_docstring():
+    for name in mess_core.__all__:
+        assert name == "__version__" or getattr(mess_core, name).__doc__, name
+
+
+def confidence(_: int = 0) -> float:
+    return mess_core.image_confidence(LOGITS, pixel_threshold=0.5)
+
+
+def test_a_forked_child_works_after_its_parent_used_the_pool():
+    expected = confidence()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(confidence, range(4)) == [expected] * 4
+
+
+def test_many_python_threads_at_once():
+    expected, found = confidence(), []
+    threads = [threading.Thread(target=lambda: found.append(confidence())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 8
