@@ -253,7 +253,8 @@ def run(
             typer.echo(json.dumps({**fields, "milliseconds": result.milliseconds}))
         else:
             console.print(
-                f"{path}: left at {result.exit} after {result.milliseconds:.1f} ms (image confidence {confidences or '-'})",
+                f"{path}: left at {result.exit} after {result.milliseconds:.1f} ms "
+                f"(image confidence {confidences or '-'})",
                 highlight=False,
             )
 
@@ -286,7 +287,7 @@ def main() -> None:
     """Run a verb; a user's mistake is one line on standard error and exit status 2, Ctrl-C is 130."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
     try:
-        command(standalone_mode=True)
+        command(prog_name="mess")
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept", 130)
     except (ValueError, TypeError, OSError, LookupError, RuntimeError) as error:

@@ -13,7 +13,8 @@ use crate::errors::to_python;
 const MAX_THREADS: usize = 1024;
 
 /// Pools by (process, size): a forked child must not use its parent's pool, whose threads it does not have.
-static POOLS: LazyLock<Mutex<HashMap<(u32, usize), Arc<ThreadPool>>>> = LazyLock::new(Mutex::default);
+type Pools = HashMap<(u32, usize), Arc<ThreadPool>>;
+static POOLS: LazyLock<Mutex<Pools>> = LazyLock::new(Mutex::default);
 
 /// Call `work` on `threads` threads (`None`: all cores, or `RAYON_NUM_THREADS`) with the GIL released.
 pub fn without_gil<T: Send>(

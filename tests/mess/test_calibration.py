@@ -1,0 +1,137 @@
+"""The calibration table: counts against torchmetrics, confidences against mess_core, file format, misfits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+import mess
+import mess_core
+from mess.calibration import FINAL_EXIT
+from mess.calibration.collect import mac_costs
+from mess.model.cost import count_macs
+from mess.model.network import upsampled
+
+
+def logits_of(network, images, name):
+    with torch.no_grad():
+        final, features = network.features(images)
+        if name == FINAL_EXIT:
+            return final
+        exit_id = next(e for e in network.exits if e.name == name)
+        return upsampled(network.head(exit_id)(features[exit_id.point]), tuple(images.shape[2:]))
+
+
+def test_mean_iou_equals_torchmetrics(network, table, val_images):
+    images, labels = val_images
+    for index in (0, len(table.exits) // 2, len(table.exits) - 1):
+        metric = MulticlassJaccardIndex(network.num_classes, average="none", ignore_index=255)
+        expected = metric(logits_of(network, images, table.exits[index]).argmax(1), labels).numpy()
+        present = table.ground_truth.sum(axis=0) > 0
+        np.testing.assert_allclose(table.iou(index)[present], expected[present], atol=1e-6)
+        assert table.mean_iou(index) == pytest.approx(expected[present].mean(), abs=1e-6)
+
+
+def test_image_confidence_is_mess_cores(network, table, val_images):
+    images, _ = val_images
+    for index in (1, 4):
+        name = table.exits[index]
+        stride = network.points[int(table.points[index])].output_stride
+        logits = logits_of(network, images, name).numpy()
+        expected = mess_core.image_confidence(logits, pixel_threshold=table.pixel_thresholds, output_stride=stride)
+        np.testing.assert_array_equal(table.image_confidence[index].T, expected)
+
+
+def test_ignored_pixels_count_for_nothing(network, val_images):
+    images, labels = (t[:2] for t in val_images)
+    masked = labels.clone()
+    masked[:, :10] = 255
+    full = mess.calibrate(network, [(images, labels)], latency_rounds=0)
+    less = mess.calibrate(network, [(images, masked)], latency_rounds=0)
+    pixels = labels[0].numel()
+    assert (full.ground_truth.sum(axis=1) == pixels).all()
+    assert (less.ground_truth.sum(axis=1) == pixels - 10 * labels.shape[2]).all()
+    assert (less.predicted.sum(axis=2) == pixels - 10 * labels.shape[2]).all()
+    np.testing.assert_array_equal(full.image_confidence, less.image_confidence)
+
+
+def test_costs(network, table):
+    costs = table.costs["macs"]
+    total = count_macs(network.net, torch.zeros(1, 3, 48, 64))
+    assert costs["backbone"][-1] == total
+    assert costs["head"][-1] == 0
+    assert costs["backbone"][0] == network.points[0].workload
+    for column in table.costs.values():
+        assert (np.diff(column["backbone"]) >= 0).all()
+        assert (column["head"][:-1] > 0).all()
+    assert (table.costs["latency_ms"]["policy"][:-1] > 0).all()
+
+
+def test_mac_costs_do_not_need_a_mac_profile(network, val_images):
+    timed = mess.convert(network.net, val_images[0][:1], num_exits=4, heads="tiny", by="latency")
+    assert mac_costs(timed, (48, 64))["backbone"][-1] == count_macs(network.net, torch.zeros(1, 3, 48, 64))
+
+
+def test_save_and_load(table, tmp_path):
+    table.save(tmp_path / "t.safetensors")
+    again = mess.CalibrationTable.load(tmp_path / "t.safetensors")
+    for name in ("exits", "images", "class_names", "pixel_thresholds", "policy", "input_size", "model", "facts"):
+        assert getattr(again, name) == getattr(table, name)
+    np.testing.assert_array_equal(again.intersection, table.intersection)
+    np.testing.assert_array_equal(again.costs["latency_ms"]["head"], table.costs["latency_ms"]["head"])
+
+
+def test_damaged_tables_are_refused(table, tmp_path):
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(FileNotFoundError, match="table: expected a file, got .*run `mess calibrate` first"):
+        mess.CalibrationTable.load(path)
+    table.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="is truncated or no calibration table"):
+            mess.CalibrationTable.load(path)
+    path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 7', 1))
+    with pytest.raises(ValueError, match="expected version 1, got 7"):
+        mess.CalibrationTable.load(path)
+    with pytest.raises(ValueError, match=r"table: intersection: expected shape .*, got"):
+        replace(table, intersection=table.intersection[:, :-1])
+    with pytest.raises(ValueError, match="expected the last one to be 'final'"):
+        replace(table, exits=table.exits[::-1])
+
+
+def test_a_table_that_does_not_fit_the_network_is_refused(table, network, val_images):
+    table.check_fits(network)
+    other = mess.convert(network.net, val_images[0][:1], num_exits=3, heads="tiny")
+    with pytest.raises(ValueError, match="table: made by a network with exit points"):
+        table.check_fits(other)
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "message"),
+    [
+        (lambda x, y: [], {}, "batches: expected at least one batch"),
+        (lambda x, y: [(x, y[:, 1:])], {}, "batches: expected images and labels of size"),
+        (lambda x, y: [(x, y), (x[:, :, ::2], y[:, ::2])], {}, "batches: expected images and labels of size"),
+        (lambda x, y: [(x, y + 100)], {}, "labels: expected 0..5 or 255"),
+        (lambda x, y: [(x, y)], {"pixel_thresholds": (1.5,)}, r"pixel_thresholds: expected numbers in \[0, 1\]"),
+        (lambda x, y: [(x * float("nan"), y)], {}, "logits: expected numbers .*NaN"),
+        (lambda x, y: [(x, y)], {"latency_rounds": -1}, "rounds: expected at least 1"),
+    ],
+)
+def test_bad_input(network, val_images, batches, options, message):
+    images, labels = (t[:1] for t in val_images)
+    with pytest.raises(ValueError, match=message):
+        mess.calibrate(network, batches(images, labels), **{"latency_rounds": 0, **options})
+
+
+def test_the_header_is_readable_json(table, tmp_path):
+    table.save(tmp_path / "t.safetensors")
+    raw = (tmp_path / "t.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert json.loads(header["__metadata__"]["mess"])["exits"][-1] == "final"

@@ -1,0 +1,109 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+VERBS = ("profile", "train", "calibrate", "search", "evaluate", "run", "picture", "demo")
+
+
+def mess(*arguments, check=True) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mess", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+def test_help_lists_every_verb_without_loading_torch():
+    found = mess("--help").stdout
+    for verb in VERBS:
+        assert f"\n  {verb} " in found
+    code = "import sys; from mess import cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself(verb):
+    found = mess(verb, "--help").stdout
+    assert "Usage: mess" in found
+    options = [line for line in found.splitlines() if line.startswith("  --")]
+    assert all(len(line.split()) > 2 for line in options)
+
+
+def test_version():
+    assert mess("--version").stdout.startswith("mess 0.")
+
+
+def test_profile(tmp_path):
+    arguments = ("profile", "--model", "small_resnet_fcn", "--size", "64x64", "--classes", 5)
+    found = mess(*arguments, "--picture", tmp_path / "w.png").stdout
+    assert "output stride" in found
+    assert "MACs" in found
+    assert Image.open(tmp_path / "w.png").size[0] > 400
+    points = json.loads(mess(*arguments, "--json").stdout)
+    assert points["unit"] == "MACs"
+    assert len(points["points"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("profile", "--model", "unet"), "mess: error: model: expected one of"),
+        (("profile", "--model", "small_resnet_fcn", "--size", "64"), "--size: expected HEIGHTxWIDTH"),
+        (("profile", "--model", "small_resnet_fcn", "--by", "watts"), "--by: expected one of macs, latency"),
+        (
+            ("train", "--model", "small_resnet_fcn", "--data", "folder:/no/where", "--size", "8x8", "--out", "x"),
+            "data: expected a folder with images/, labels/ and dataset.json, got /no/where",
+        ),
+        (("calibrate", "/no/where"), "run: expected a file, got /no/where/run.json"),
+        (("search", "/no/where"), "table: expected a file, got /no/where/table-val.safetensors"),
+        (("search", "/no/where", "--max-drop", "1", "--max-cost-ratio", "1"), "expected at most one"),
+        (("run", "/no/where", "x.png"), "run: expected a file"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments, message):
+    found = mess(*arguments, check=False)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_job(tmp_path):
+    run = tmp_path / "run"
+    settings = ("--model", "small_resnet_fcn", "--data", "scenes:16", "--size", "48x64", "--num-exits", 4, "--heads",
+                "tiny", "--batch-size", 4, "--epochs", 2, "--exit-epochs", 1)  # fmt: skip
+    mess("train", *settings, "--out", run)
+    again = mess("train", *settings, "--out", run).stdout
+    assert "epoch" not in again  # everything was done already
+    other = mess("train", *settings, "--out", run, "--seed", 1, check=False)
+    assert other.returncode == 2
+    assert "holds another run" in other.stderr
+    assert "final exit" in mess("calibrate", run, "--latency-rounds", 2).stdout
+    found = mess("search", run).stdout
+    for name in ("drop-0.1pp", "drop-1pp", "best-at-1x", "front"):
+        assert name in found
+    impossible = mess("search", run, "--min-accuracy", 101, check=False)
+    assert impossible.returncode == 1
+    assert "nothing satisfies the target (infeasible)" in impossible.stdout
+    budgeted = json.loads(mess("search", run, "--setting", "budgeted", "--max-cost-ratio", 0.5, "--json").stdout)
+    assert len(budgeted["best-at-0.5x"][0]["exits"]) == 1
+    assert "original" in mess("evaluate", run, "--clock-images", 2, "--rounds", 1).stdout
+    mess("picture", run, "--num-images", 2)
+    for name in ("workload", "tradeoff", "predictions"):
+        assert Image.open(run / "pictures" / f"{name}.png").size[0] > 400
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.jpg")
+    said = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", "--out", tmp_path / "out").stdout
+    assert "left at" in said
+    with Image.open(tmp_path / "out" / "p.png") as labels:
+        assert (labels.mode, labels.size) == ("P", (50, 60))
+    (tmp_path / "p.jpg").write_bytes(b"no picture")
+    broken = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", check=False)
+    assert broken.returncode == 2
+    assert "cannot be read" in broken.stderr

@@ -1,0 +1,132 @@
+"""Datasets by name, folders with mistakes in them, seeded batches."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mess.data import FolderDataset, SceneDataset, SeededLoader, dataset_from_spec
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pairs of 6 x 8 pixels, classes a and b, value 9 ignored."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "ignore_index": 9}))
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    for name in "xyz":
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(tmp_path / f"images/train/{name}.png")
+        labels = rng.integers(0, 2, (6, 8), dtype=np.uint8)
+        labels[0, 0] = 9
+        Image.fromarray(labels).save(tmp_path / f"labels/train/{name}.png")
+    return tmp_path
+
+
+def test_a_folder(folder):
+    data = dataset_from_spec(f"folder:{folder}", split="train")
+    image, labels = data.pair(1)
+    assert (len(data), data.num_classes, data.identity(1)) == (3, 2, "y")
+    assert image.shape == (6, 8, 3)
+    assert labels[0, 0] == 255
+    assert data.check() == []
+
+
+def test_a_split_list_gives_order_and_subset(folder):
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("z\nx\n")
+    data = FolderDataset(folder, "train")
+    assert [data.identity(i) for i in range(len(data))] == ["z", "x"]
+
+
+def test_missing_things_are_named(folder):
+    with pytest.raises(FileNotFoundError, match="data: expected a folder .*got /no/where"):
+        FolderDataset("/no/where", "train")
+    with pytest.raises(FileNotFoundError, match=r"split 'val' expects the folder .*splits there: \['train'\]"):
+        FolderDataset(folder, "val")
+    (folder / "labels/train/x.png").unlink()
+    (folder / "labels/train/y.png").unlink()
+    with pytest.raises(ValueError, match="2 incomplete pairs: no label map for x; no label map for y"):
+        FolderDataset(folder, "train")
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="expected JSON"):
+        FolderDataset(folder, "train")
+
+
+def test_bad_pictures_are_all_listed(folder):
+    Image.fromarray(np.zeros((6, 7), np.uint8)).save(folder / "labels/train/x.png")
+    Image.fromarray(np.full((6, 8), 5, np.uint8)).save(folder / "labels/train/y.png")
+    (folder / "images/train/z.png").write_bytes(b"no picture")
+    problems = FolderDataset(folder, "train").check()
+    assert len(problems) == 3
+    assert "expected the image's size (6, 8), got (6, 7)" in problems[0]
+    assert "expected labels 0..1 or 9 (ignored), got [5]" in problems[1]
+    assert "cannot be decoded" in problems[2]
+
+
+@pytest.mark.parametrize("spec", ["voc", "scenes:x", "folder:", ""])
+def test_unknown_specs(spec):
+    with pytest.raises(ValueError, match="data: expected 'scenes'"):
+        dataset_from_spec(spec, split="train")
+
+
+def test_scenes_are_the_same_every_time_and_differ_by_split_and_index():
+    one, two = SceneDataset(split="train", count=4), SceneDataset(split="train", count=4)
+    for a, b in zip(one.pair(2), two.pair(2), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(one.pair(0)[0], one.pair(1)[0])
+    assert not np.array_equal(one.pair(0)[0], SceneDataset(split="val", count=4).pair(0)[0])
+    assert one.pair(3)[1].max() < one.num_classes
+    with pytest.raises(IndexError, match=r"index: expected 0..3, got 4"):
+        one.pair(4)
+
+
+def test_scenes_hold_every_class_and_get_harder():
+    data = SceneDataset(split="train", count=60)
+    present = np.unique(np.concatenate([np.unique(data.pair(i)[1]) for i in range(60)]))
+    assert present.tolist() == list(range(data.num_classes))
+    order = sorted(range(60), key=data.difficulty)
+    objects = [(data.pair(i)[1] > 0).mean() for i in order]
+    edges = [np.mean(np.diff(data.pair(i)[1].astype(int), axis=1) != 0) for i in order]
+    assert np.mean(edges[:20]) < np.mean(edges[-20:])
+    assert min(objects) >= 0
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    data = SceneDataset(split="train", count=6, size=(32, 48))
+
+    def epoch(number, seed=0):
+        batches = SeededLoader(data, batch_size=3, size=(32, 48), train=True, seed=seed)
+        batches.set_epoch(number)
+        torch.rand(3)  # the global stream plays no part
+        return torch.cat([images for images, _ in batches])
+
+    assert torch.equal(epoch(1), epoch(1))
+    assert not torch.equal(epoch(1), epoch(2))
+    assert not torch.equal(epoch(1), epoch(1, seed=5))
+
+
+def test_loading_does_not_disturb_the_global_stream():
+    batches = SeededLoader(SceneDataset(split="train", count=4), batch_size=2, size=(32, 48), train=True)
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    list(batches)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"train": True}, "size: expected"),
+        ({"train": True, "size": (8, 8), "batch_size": 9}, "batch_size: expected at most the 4 images"),
+    ],
+)
+def test_bad_loader_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        SeededLoader(SceneDataset(split="train", count=4), **options)

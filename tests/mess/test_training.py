@@ -1,0 +1,221 @@
+"""Both stages: what moves and what must not, seeds, checkpoints, kill -9, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import mess
+from mess import runs
+from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from mess.training.loop import pretrain, train_exits
+
+SETTINGS = runs.RunSettings(
+    model="small_resnet_fcn", data="scenes:8", size=(32, 48), num_exits=4, heads="tiny", batch_size=4
+)
+
+
+def fresh():
+    network = runs.new_network(SETTINGS)
+    return network, runs.loader(SETTINGS, split="train", train=True)
+
+
+def state(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(before, module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_stage_1_trains_one_early_exit_a_batch_in_rotation():
+    network, batches = fresh()
+    before = state(network)
+    pretrain(network, batches, settings=mess.TrainSettings(epochs=1))  # two batches: exits 0 and 1
+    changed = moved(before, network)
+    assert any(n.startswith("net.features") for n in changed)
+    assert any(n.startswith("net.classifier") for n in changed)
+    running = {n for n in changed if n.startswith("heads.") and n.endswith("running_mean")}
+    assert {n.split(".")[1] for n in running} == {"0", "1"}
+    plain = network.plain_exits[0].head.name
+    assert not [n for n in changed if n.startswith("heads.") and plain not in n]
+    assert not [n for n in changed if n.startswith("heads.2.")]
+
+
+def test_stage_1_with_the_printed_schedule():
+    network, batches = fresh()
+    before = state(network)
+    pretrain(network, batches, settings=mess.TrainSettings(epochs=1, schedule="divisor"))
+    assert moved(before, network)
+    # batch 1 fires exit 1, batch 2 exits 1 and 2
+    counts = [int(v) for n, v in network.state_dict().items() if "num_batches_tracked" in n and "heads" in n]
+    assert sorted(c for c in counts if c) == [1, 2]
+
+
+def test_stage_2_moves_heads_only():
+    network, batches = fresh()
+    before = state(network)
+    train_exits(network, batches, settings=mess.TrainSettings(epochs=1))
+    changed = moved(before, network)
+    assert not [n for n in changed if n.startswith("net.")]
+    untouched = [n for n, p in network.heads.named_parameters() if f"heads.{n}" not in changed]
+    assert untouched == []
+
+
+@pytest.mark.parametrize("loss", ["pfd", "kd", "ce"])
+def test_every_loss_lowers_itself(loss):
+    network, batches = fresh()
+    history = train_exits(network, batches, settings=mess.TrainSettings(epochs=4, learning_rate=5e-3, loss=loss))
+    assert history[-1] < history[0]
+
+
+def test_same_seed_same_weights():
+    results = []
+    for _ in range(2):
+        network, batches = fresh()
+        mess.train(network, batches, pretraining=mess.TrainSettings(epochs=1))
+        results.append(state(network))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+SCRIPT = """
+import sys, mess
+from tests.mess.test_training import fresh
+network, batches = fresh()
+settings = mess.TrainSettings(epochs=4)
+mess.train(network, batches, pretraining=settings, exits=settings, out=sys.argv[1])
+"""
+
+
+def wait_for(path, epoch, process):
+    """Until the checkpoint says that `epoch` epochs are done."""
+    for _ in range(1200):
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                if f'"epoch": {epoch}' in file.metadata()["mess"]:
+                    return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never reached epoch {epoch}")
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_both_stages_ends_like_one_that_was_not(tmp_path):
+    def start():
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed")]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    for file, epoch in (("pretrain.safetensors", 2), ("exits.safetensors", 1)):
+        process = start()
+        wait_for(tmp_path / "killed" / file, epoch, process)
+        process.kill()
+        process.wait()
+    process = start()
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    for file in ("pretrain.safetensors", "exits.safetensors"):
+        killed, whole = load_file(tmp_path / "killed" / file), load_file(tmp_path / "whole" / file)
+        assert killed.keys() == whole.keys()
+        assert all(torch.equal(killed[name], whole[name]) for name in whole), file
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "pretrain.safetensors", 0, process)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    network, _ = fresh()
+    assert load_checkpoint(tmp_path / "pretrain.safetensors", network).stage == "pretrain"
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    network, batches = fresh()
+    settings = mess.TrainSettings(epochs=1)
+    path = tmp_path / "c.safetensors"
+    pretrain(network, batches, settings=settings, checkpoint=path)
+    whole = path.read_bytes()
+    before = state(network)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="checkpoint: .* is truncated"):
+        load_checkpoint(path, network)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="truncated or no safetensors"):
+        load_checkpoint(path, network)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="belongs to pretrain .* not to pretrain"):
+        pretrain(network, batches, settings=mess.TrainSettings(epochs=2), checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to pretrain"):
+        train_exits(network, batches, settings=settings, checkpoint=path)
+    other = runs.new_network(runs.RunSettings(model="small_resnet_fcn", data="scenes:8", size=(32, 48), heads="tiny"))
+    with pytest.raises(ValueError, match="does not fit the network: missing"):
+        load_checkpoint(path, other)
+    with pytest.raises(FileNotFoundError, match="checkpoint: expected a file"):
+        load_checkpoint(tmp_path / "none", network)
+    assert moved(before, network) == set()
+
+
+def test_a_disk_that_is_full_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    network, batches = fresh()
+    path = tmp_path / "c.safetensors"
+    pretrain(network, batches, settings=mess.TrainSettings(epochs=1), checkpoint=path)
+    whole = path.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mess.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, network, None, Progress(stage="pretrain", epoch=9, settings={}, losses=()))
+    assert path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    network, batches = fresh()
+    with torch.no_grad():
+        next(network.net.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="pretrain: the loss is nan at batch 1 of epoch 1; lower learning_rate"):
+        pretrain(network, batches, settings=mess.TrainSettings(epochs=1))
+
+
+def test_a_run_folder_belongs_to_one_run(tmp_path):
+    SETTINGS.save(tmp_path)
+    SETTINGS.save(tmp_path)
+    with pytest.raises(ValueError, match="out: .* holds another run"):
+        runs.RunSettings(model="small_resnet_fcn", data="scenes:9", size=(32, 48)).save(tmp_path)
+    (tmp_path / "run.json").write_text('{"model": 1')
+    with pytest.raises(ValueError, match="run: .*run.json is no complete JSON file"):
+        runs.RunSettings.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1}, "epochs: expected at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected > 0"),
+        ({"loss_stride": 0}, "loss_stride: expected at least 1"),
+        ({"schedule": "all"}, "schedule: expected one of"),
+        ({"loss": "mse"}, "loss: expected one of"),
+        ({"precision": "int8"}, "precision: expected one of"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        mess.TrainSettings(**options)
+
+
+def test_no_batches_is_an_error():
+    network, _ = fresh()
+    with pytest.raises(ValueError, match="batches: expected at least one batch"):
+        pretrain(network, [], settings=mess.TrainSettings(epochs=1))
