@@ -284,19 +284,13 @@ def demo(
 
 
 def main() -> None:
-    """Run a verb; a user's mistake is one line on standard error and exit status 2, Ctrl-C is 130."""
+    """Run a verb; a user's mistake is one line on standard error and exit status 2."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
     try:
         command(prog_name="mess")
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept", 130)
     except (ValueError, TypeError, OSError, LookupError, RuntimeError) as error:
-        _fail(f"error: {error}", 2)
-
-
-def _fail(message: str, status: int) -> None:
-    sys.stderr.write(f"mess: {message}\n")
-    sys.exit(status)
+        sys.stderr.write(f"mess: error: {error}\n")
+        sys.exit(2)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ pictures/               figures
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class RunSettings:
     heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
     batch_size: images a training batch.
     seed: of heads, order and augmentation.
+    class_names, palette: of the data, so that the run can be used where the data is not; see `described`.
     """
 
     model: str
@@ -44,6 +45,14 @@ class RunSettings:
     heads: str = "small"
     batch_size: int = 8
     seed: int = 0
+    class_names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    def described(self) -> RunSettings:
+        """With the class names and the palette of the data."""
+        data = dataset(self, split="train")
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in data.palette)
+        return replace(self, class_names=data.class_names, palette=palette)
 
     def save(self, folder: Path) -> None:
         """Write `run.json`; refuse when the folder already holds another run."""
@@ -59,7 +68,12 @@ class RunSettings:
         known = {field.name for field in fields(cls)}
         if set(value) - known or not {"model", "data", "size"} <= set(value):
             raise ValueError(f"run: {folder / 'run.json'}: expected the fields {sorted(known)}, got {sorted(value)}")
-        return cls(**{**value, "size": tuple(value["size"])})
+        frozen = {
+            "size": tuple(value["size"]),
+            "class_names": tuple(value.get("class_names", ())),
+            "palette": tuple(tuple(colour) for colour in value.get("palette", ())),
+        }
+        return cls(**{**value, **frozen})
 
 
 def head_specs(heads: str) -> tuple[HeadSpec, ...]:
@@ -71,7 +85,7 @@ def head_specs(heads: str) -> tuple[HeadSpec, ...]:
 
 def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> MultiExitNetwork:
     """The untrained multi-exit network of a run."""
-    num_classes = dataset(settings, split="train").num_classes
+    num_classes = len((settings if settings.class_names else settings.described()).class_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = model_from_spec(settings.model, num_classes=num_classes, weights=weights)

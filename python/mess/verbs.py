@@ -74,6 +74,7 @@ def train_run(
     folder: Path, settings: runs.RunSettings, first: TrainSettings, second: TrainSettings, weights: Path | None = None
 ) -> MultiExitNetwork:
     """Convert and train; a second call with the same settings continues where the first one stopped."""
+    settings = settings.described()
     network = runs.new_network(settings, weights=weights)
     settings.save(folder)
     console.print(tables.points_table(network))
@@ -183,7 +184,7 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
     deployed = deploy(network, configuration_named(folder, configuration))
-    palette = runs.dataset(settings, split="val").palette
+    palette = bytes(channel for colour in settings.palette for channel in colour)
     results = {}
     for path in paths:
         try:
@@ -193,7 +194,7 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
             raise ValueError(f"image: {path} cannot be read: {error}") from None
         result = run_image(deployed, pixels)
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
-        picture.putpalette(palette.tobytes())
+        picture.putpalette(palette)
         _save_picture(picture, out / f"{path.stem}.png")
         results[str(path)] = result
     return results

@@ -78,8 +78,7 @@ class DeployedNetwork(nn.Module):
         early = [_early_exit(network, entry) for entry in chosen if entry.exit != FINAL_EXIT]
         points = [network.points[exit_id.point] for exit_id in early]
         cut = split_graph(network.net, points, example_input)
-        # what lies behind the last exit is gone
-        self.stages = GraphStages([s for s, _ in zip(cut.stages, chosen, strict=False)], cut.input_size)
+        self.stages = cut.up_to(len(chosen))
         heads: list[nn.Module] = [network.head(exit_id) for exit_id in early]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self._strides = [point.output_stride for point in points]
@@ -132,7 +131,7 @@ class DeployedNetwork(nn.Module):
             if leaves.all():
                 break
             if leaves.any():
-                state = self.stages.keep(state, ~left)
+                state = self.stages.keep(position, state, ~left)
                 remaining = remaining[~left]
         assert logits is not None
         return Prediction(logits, exits, torch.from_numpy(confidences))
@@ -155,8 +154,7 @@ class DeployedNetwork(nn.Module):
         if not -count <= position < count:
             raise ValueError(f"position: expected {-count}..{count - 1}, got {position}")
         last = position % count
-        stages = GraphStages(list(self.stages.stages)[: last + 1], self.stages.input_size)
-        return StaticNetwork(stages, self.heads[last]).eval()
+        return StaticNetwork(self.stages.up_to(last + 1), self.heads[last]).eval()
 
 
 def deploy(

@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 from mess.model.adapter import LogitsModel, check_example, evaluating
 from mess.model.points import ExitPoint
 
-State = tuple[Any, ...]
-"""Values alive at a cut: tensors with the batch first (and, where a model needs them, integers)."""
+State = tuple[Tensor, ...]
+"""Values alive at a cut."""
 
 
 @contextmanager
@@ -72,13 +72,21 @@ class GraphStages(nn.Module):
     """A model cut at exit points into stages that run one after the other.
 
     `stages[i]` maps the state before it to (feature of point i, state after it); the last one gives the logits. Running
-    all of them computes exactly the model's own operations in their order.
+    all of them computes exactly the model's own operations in their order. `batched[i]` says which values of the state
+    after stage i have the batch as their first dimension.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], input_size: tuple[int, int]) -> None:
+    def __init__(
+        self, stages: Sequence[nn.Module], batched: Sequence[tuple[bool, ...]], input_size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.batched = tuple(batched)
         self.input_size = input_size
+
+    def up_to(self, count: int) -> GraphStages:
+        """The first `count` stages; what lies behind them is gone."""
+        return GraphStages(list(self.stages)[:count], self.batched[:count], self.input_size)
 
     def start(self, images: Tensor) -> State:
         """The state before the first stage."""
@@ -91,10 +99,9 @@ class GraphStages(nn.Module):
         output: State = self.stages[index](*state)
         return output[0], output[1:]
 
-    @staticmethod
-    def keep(state: State, kept: Tensor) -> State:
-        """The state of the images that `kept` (B,) bool or indices selects."""
-        return tuple(value[kept] if isinstance(value, Tensor) else value for value in state)
+    def keep(self, index: int, state: State, kept: Tensor) -> State:
+        """The state after stage `index` of the images that `kept` (B,) bool or indices selects."""
+        return tuple(v[kept] if batched else v for v, batched in zip(state, self.batched[index], strict=True))
 
 
 def split_graph(net: nn.Module, points: Sequence[ExitPoint], example_input: Tensor) -> GraphStages:
@@ -123,7 +130,8 @@ def split_graph(net: nn.Module, points: Sequence[ExitPoint], example_input: Tens
                 f"{reason[0] if reason else ''}"
             ) from error
         graph_module = program.module()
-    return GraphStages(_cut(graph_module, len(points)), (batch.shape[2], batch.shape[3]))
+    stages, batched = _cut(graph_module, len(points))
+    return GraphStages(stages, batched, (batch.shape[2], batch.shape[3]))
 
 
 @contextmanager
@@ -158,8 +166,10 @@ def _counting_hook(
     return hook
 
 
-def _cut(graph_module: fx.GraphModule, num_points: int) -> list[fx.GraphModule]:
+def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphModule], list[tuple[bool, ...]]]:
     """Stages of an exported graph: nodes in order up to each marker; a boundary carries what is used behind it.
+
+    Also, for every boundary, which of the values it carries have the batch first: their first size is symbolic.
 
     The order of an exported graph is the order of execution, so a prefix never needs a later value.
     """
@@ -191,10 +201,19 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> list[fx.GraphModule]:
             if stage_of[node] <= i and node.op != "get_attr" and any(stage_of[user] > i for user in node.users)
         ]
         carried.append(alive)
-    return [
+    batched = [tuple(_is_batched(node) for node in alive) for alive in carried[1:]]
+    stages = [
         _stage(graph_module, nodes, stage_of, i, carried[i], carried[i + 1] if i < num_points else None, markers.get(i))
         for i in range(num_points + 1)
     ]
+    return stages, [*batched, ()]
+
+
+def _is_batched(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        raise RuntimeError(f"model: a value that is no tensor ({node.name}) is alive at an exit point; exit elsewhere")
+    return value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
 
 
 def _stage(

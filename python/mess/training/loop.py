@@ -187,34 +187,40 @@ def _run(
     done = _resume(stage, network, optimizer, settings, checkpoint)
     losses = list(done.losses)
     device = next(network.parameters()).device
-    for epoch in range(done.epoch, settings.epochs):
-        if hasattr(batches, "set_epoch"):
-            batches.set_epoch(epoch)
-        torch.manual_seed(
-            hash((settings.seed, len(stage), epoch)) & 0x7FFFFFFF
-        )  # dropout; integers hash alike everywhere
-        mean, start = 0.0, time.perf_counter()
-        with progress(f"{stage} epoch {epoch + 1}/{settings.epochs}", per_epoch) as advance:
-            for index, (images, labels) in enumerate(batches):
-                batch = epoch * per_epoch + index
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * (1 - batch / (settings.epochs * per_epoch)) ** 0.9
-                images = images.to(device).contiguous(memory_format=torch.channels_last)
-                loss = float(step(images, labels.to(device), batch + 1))
-                if not math.isfinite(loss):
-                    raise RuntimeError(
-                        f"{stage}: the loss is {loss} at batch {index + 1} of epoch {epoch + 1}; "
-                        "lower learning_rate or use precision='float32'"
-                    )
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                mean += loss / per_epoch
-                advance(f"loss {loss:.3f}")
-        losses.append(mean)
-        seconds = time.perf_counter() - start
-        console.print(f"{stage} epoch {epoch + 1}/{settings.epochs}  loss {mean:.4f}  {seconds:.0f} s", highlight=False)
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, network, optimizer, _progress(stage, epoch + 1, settings, losses))
+    try:
+        for epoch in range(done.epoch, settings.epochs):
+            if hasattr(batches, "set_epoch"):
+                batches.set_epoch(epoch)
+            # for dropout; tuples of integers hash alike in every process
+            torch.manual_seed(hash((settings.seed, len(stage), epoch)) & 0x7FFFFFFF)
+            mean, start = 0.0, time.perf_counter()
+            with progress(f"{stage} epoch {epoch + 1}/{settings.epochs}", per_epoch) as advance:
+                for index, (images, labels) in enumerate(batches):
+                    batch = epoch * per_epoch + index
+                    for group in optimizer.param_groups:
+                        group["lr"] = settings.learning_rate * (1 - batch / (settings.epochs * per_epoch)) ** 0.9
+                    images = images.to(device).contiguous(memory_format=torch.channels_last)
+                    loss = float(step(images, labels.to(device), batch + 1))
+                    if not math.isfinite(loss):
+                        raise RuntimeError(
+                            f"{stage}: the loss is {loss} at batch {index + 1} of epoch {epoch + 1}; "
+                            "lower learning_rate or use precision='float32'"
+                        )
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    mean += loss / per_epoch
+                    advance(f"loss {loss:.3f}")
+            losses.append(mean)
+            seconds = time.perf_counter() - start
+            console.print(
+                f"{stage} epoch {epoch + 1}/{settings.epochs}  loss {mean:.4f}  {seconds:.0f} s", highlight=False
+            )
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, network, optimizer, _progress(stage, epoch + 1, settings, losses))
+    except KeyboardInterrupt:
+        kept = f"; {len(losses)} epochs are in {checkpoint}, the same call goes on from there" if checkpoint else ""
+        console.print(f"{stage}: interrupted{kept}", highlight=False)
+        raise
     network.eval()
     return tuple(losses)
 

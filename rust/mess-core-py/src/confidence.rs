@@ -8,8 +8,7 @@ use pyo3::prelude::*;
 use rayon::prelude::*;
 
 use crate::arrays::{Labels, Logits, LogitsBatch, Map, with_labels};
-use crate::errors::to_python;
-use crate::run::without_gil;
+use crate::run::{on_this_thread, without_gil};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(confidence_map, module)?)?;
@@ -133,29 +132,29 @@ fn canny<'py>(
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
     let image = image.as_array();
     let settings = core::CannySettings { low, high, aperture, l2 };
-    Ok(py.detach(|| core::canny(image, &settings)).map_err(to_python)?.to_pyarray(py))
+    Ok(on_this_thread(py, || core::canny(image, &settings))?.to_pyarray(py))
 }
 
 #[pyfunction]
 #[pyo3(signature = (labels, edges))]
 fn label_edges<'py>(py: Python<'py>, labels: Labels<'py>, edges: &str) -> PyResult<Bound<'py, PyArray2<bool>>> {
     let kind = edge_kind(edges)?;
-    let map = with_labels!(&labels, labels => py.detach(|| core::label_edges(labels, kind)));
-    Ok(map.map_err(to_python)?.to_pyarray(py))
+    let map = with_labels!(&labels, labels => on_this_thread(py, || core::label_edges(labels, kind)))?;
+    Ok(map.to_pyarray(py))
 }
 
 #[pyfunction]
 #[pyo3(signature = (mask, size))]
 fn erode<'py>(py: Python<'py>, mask: Map<'py, bool>, size: usize) -> PyResult<Bound<'py, PyArray2<bool>>> {
     let mask = mask.as_array();
-    Ok(py.detach(|| core::erode(mask, size)).map_err(to_python)?.to_pyarray(py))
+    Ok(on_this_thread(py, || core::erode(mask, size))?.to_pyarray(py))
 }
 
 #[pyfunction]
 #[pyo3(signature = (mask, size))]
 fn dilate<'py>(py: Python<'py>, mask: Map<'py, bool>, size: usize) -> PyResult<Bound<'py, PyArray2<bool>>> {
     let mask = mask.as_array();
-    Ok(py.detach(|| core::dilate(mask, size)).map_err(to_python)?.to_pyarray(py))
+    Ok(on_this_thread(py, || core::dilate(mask, size))?.to_pyarray(py))
 }
 
 #[pyfunction]
@@ -167,8 +166,8 @@ fn boundary_mask<'py>(
     edges: &str,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
     let kind = edge_kind(edges)?;
-    let map = with_labels!(&labels, labels => py.detach(|| core::boundary_mask(labels, output_stride, kind)));
-    Ok(map.map_err(to_python)?.to_pyarray(py))
+    let map = with_labels!(&labels, labels => on_this_thread(py, || core::boundary_mask(labels, output_stride, kind)))?;
+    Ok(map.to_pyarray(py))
 }
 
 #[pyfunction]

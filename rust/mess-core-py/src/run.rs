@@ -23,11 +23,20 @@ pub fn without_gil<T: Send>(
     work: impl FnOnce() -> mess_core::Result<T> + Send,
 ) -> PyResult<T> {
     let pool = pool(threads)?;
-    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| pool.install(work))));
-    match outcome {
+    on_this_thread(py, || pool.install(work))
+}
+
+/// Call `work` with the GIL released, on the calling thread.
+pub fn on_this_thread<T: Send>(py: Python<'_>, work: impl FnOnce() -> mess_core::Result<T> + Send) -> PyResult<T> {
+    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
         Ok(result) => result.map_err(to_python),
-        Err(_) => Err(PyRuntimeError::new_err("internal error in mess_core (a panic); please report it")),
+        Err(_) => Err(panicked()),
     }
+}
+
+/// What Python sees of a panic, which is always a bug of ours.
+pub fn panicked() -> PyErr {
+    PyRuntimeError::new_err("internal error in mess_core (a panic); please report it")
 }
 
 pub fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use mess_core::search as core;
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::to_python;
-use crate::run::pool;
+use crate::run::{on_this_thread, panicked, pool};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(search, module)?)?;
@@ -113,9 +113,7 @@ fn search<'py>(
                 interruption = watched;
             }
         }
-        let outcome = worker
-            .join()
-            .map_err(|_| PyRuntimeError::new_err("internal error in mess_core (a panic); please report it"));
+        let outcome = worker.join().map_err(|_| panicked());
         interruption.and(outcome)
     })?
     .map_err(to_python)?;
@@ -159,6 +157,6 @@ fn evaluate<'py>(
     let gates =
         gates.into_iter().map(|(pixel_threshold, image_threshold)| core::Gate { pixel_threshold, image_threshold });
     let configuration = core::Configuration { exits, gates: gates.collect() };
-    let evaluation = py.detach(|| core::evaluate(&table, setting, &configuration)).map_err(to_python)?;
+    let evaluation = on_this_thread(py, || core::evaluate(&table, setting, &configuration))?;
     Ok((evaluation.found.cost, evaluation.found.accuracy, evaluation.found.stopped, evaluation.position))
 }

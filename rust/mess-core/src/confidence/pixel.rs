@@ -15,7 +15,7 @@
 //! Cost: one pass for the maximum and one for the sum, a block of columns at a time, so the logits of a block are read
 //! from memory once and from cache the second time.
 
-use ndarray::{Array2, ArrayView3, Axis, Zip, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayView3, Axis, Zip, s};
 
 use crate::error::{Error, Result};
 
@@ -77,8 +77,10 @@ pub fn confidence_map(logits: ArrayView3<'_, f32>, kind: ConfidenceKind) -> Resu
 /// Pixels handled together: their running values stay in first-level cache.
 const BLOCK: usize = 256;
 
-/// Running values of one block of pixels.
+/// Running values of one block of pixels. Loops run over whole blocks, so that their length is known and they vectorise;
+/// pixels beyond the picture's edge are padding.
 struct Scratch {
+    logits: [f32; BLOCK],
     largest: [f32; BLOCK],
     second: [f32; BLOCK],
     sum: [f32; BLOCK],
@@ -90,41 +92,53 @@ struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         let zeros = [0.0; BLOCK];
-        Self { largest: zeros, second: zeros, sum: zeros, weighted: zeros, confidence: zeros, label: [0; BLOCK] }
+        Self {
+            logits: zeros,
+            largest: zeros,
+            second: zeros,
+            sum: zeros,
+            weighted: zeros,
+            confidence: zeros,
+            label: [0; BLOCK],
+        }
     }
 }
 
 impl Scratch {
     /// Fill `confidence` and `label` for logits (C, n) with n <= BLOCK; true when some softmax is undefined.
-    fn run(&mut self, logits: ndarray::ArrayView2<'_, f32>, kind: ConfidenceKind) -> bool {
+    fn run(&mut self, logits: ArrayView2<'_, f32>, kind: ConfidenceKind) -> bool {
         let (num_classes, n) = logits.dim();
-        self.largest[..n].fill(f32::NEG_INFINITY);
-        self.second[..n].fill(f32::NEG_INFINITY);
-        self.label[..n].fill(0);
-        let mut bad = false;
+        self.largest.fill(f32::NEG_INFINITY);
+        self.second.fill(f32::NEG_INFINITY);
+        self.label.fill(0);
+        let mut undefined = [0u32; BLOCK]; // as wide as a float, so that the loop vectorises
         for (class, plane) in logits.rows().into_iter().enumerate() {
-            for (i, &y) in plane.iter().enumerate() {
-                bad |= y.is_nan() || y == f32::INFINITY;
+            self.load(plane);
+            for i in 0..BLOCK {
+                let y = self.logits[i];
+                undefined[i] |= u32::from(y.is_nan()) | u32::from(y == f32::INFINITY);
                 let higher = y > self.largest[i];
-                let runner_up = if higher { self.largest[i] } else { y };
-                self.second[i] = if runner_up > self.second[i] { runner_up } else { self.second[i] };
                 self.label[i] = if higher { class as i32 } else { self.label[i] };
+                if kind == ConfidenceKind::Margin {
+                    let runner_up = if higher { self.largest[i] } else { y };
+                    self.second[i] = if runner_up > self.second[i] { runner_up } else { self.second[i] };
+                }
                 self.largest[i] = if higher { y } else { self.largest[i] };
             }
         }
-        bad |= self.largest[..n].contains(&f32::NEG_INFINITY);
-        if bad {
+        if undefined.iter().any(|flag| *flag != 0) || self.largest[..n].contains(&f32::NEG_INFINITY) {
             return true;
         }
-        self.sum[..n].fill(0.0);
-        self.weighted[..n].fill(0.0);
+        self.sum.fill(0.0);
+        self.weighted.fill(0.0);
         for plane in logits.rows() {
-            for (i, &y) in plane.iter().enumerate() {
-                let gap = y - self.largest[i];
+            self.load(plane);
+            for i in 0..BLOCK {
+                let gap = self.logits[i] - self.largest[i];
                 let e = exp_of_gap(gap);
                 self.sum[i] += e;
-                if kind == ConfidenceKind::Entropy && e > 0.0 {
-                    self.weighted[i] += e * gap;
+                if kind == ConfidenceKind::Entropy {
+                    self.weighted[i] += if e > 0.0 { e * gap } else { 0.0 };
                 }
             }
         }
@@ -142,6 +156,14 @@ impl Scratch {
         }
         false
     }
+
+    /// Bring one class of the block into `logits`, whatever its stride; the padding stays 0.
+    fn load(&mut self, plane: ArrayView1<'_, f32>) {
+        match plane.as_slice() {
+            Some(values) => self.logits[..values.len()].copy_from_slice(values),
+            None => self.logits.iter_mut().zip(plane).for_each(|(to, from)| *to = *from),
+        }
+    }
 }
 
 /// exp(x) for x <= 0, relative error below 1.5e-7; 0 below -87.3 (where float32 would be subnormal), exactly 1 at 0.
@@ -152,10 +174,11 @@ impl Scratch {
 pub(crate) fn exp_of_gap(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512: k * LN2_HIGH is exact for the k met here
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a library call.
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > -87.3 { x } else { -87.3 };
-    let k = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let k = shifted - ROUND;
     let r = (clamped - k * LN2_HIGH) - k * LN2_LOW;
     let mut p = 1.0 / 5040.0;
     p = p * r + 1.0 / 720.0;
@@ -165,7 +188,8 @@ pub(crate) fn exp_of_gap(x: f32) -> f32 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    let scale = f32::from_bits(((k as i32 + 127) as u32) << 23);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let scale = f32::from_bits(exponent << 23);
     if x > -87.3 { p * scale } else { 0.0 }
 }
 

@@ -1,0 +1,71 @@
+"""Every command and code block of the README runs, as written, in order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == language]
+
+
+def commands() -> list[str]:
+    joined = "".join(blocks("sh")).replace("\\\n", " ")
+    return [line.split(" #")[0].strip() for line in joined.splitlines() if line.strip()]
+
+
+def test_there_is_something_to_run_and_nothing_of_another_kind():
+    assert {name for name, _ in BLOCKS} <= {"sh", "python", "text"}
+    assert len(blocks("python")) >= 2
+    assert len(commands()) >= 6
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.slow
+def test_python_blocks(tmp_path):
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks("python")))
+    found = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.slow
+def test_commands(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        elif words[0] == "mess":
+            found = subprocess.run(
+                [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert found.returncode == 0, f"{command}\n{found.stderr}"
+        else:
+            assert words[:2] == ["pip", "install"], command
+            assert "[torch]" in words[2]
+
+
+def test_files_named_in_the_walks_exist():
+    named = re.findall(r"`((?:python|rust|tests|benches|docs)/[\w/.-]+)`", README)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_pictures_exist():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
