@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 """Where every verb prints; rich drops colours and live bars when it is no terminal."""
 
 

@@ -120,17 +120,18 @@ def search_run(
     table = CalibrationTable.load(folder / f"table-{split}.safetensors")
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
+    suffix = "" if chosen.cost == "macs" else f"-{chosen.cost}"
     for name, wish in wanted.items():
         with progress(f"search {name}", 1) as bar:
             results[name] = chosen.search(table, wish, bar)
         found = results[name]
         if name == "front":
-            write_json(folder / "front.json", [c.to_json() for c in found.configurations])
+            write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
         elif found.configurations:
-            found.best.save(folder / "configurations" / f"{name}.json")
+            found.best.save(folder / "configurations" / f"{name}{suffix}.json")
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
-        path = folder / "pictures" / "tradeoff.png"
+        path = folder / "pictures" / f"tradeoff{suffix}.png"
         figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
     return results
 

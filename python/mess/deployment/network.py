@@ -106,15 +106,13 @@ class DeployedNetwork(nn.Module):
         chosen = self.configuration.exits
         batch = images.shape[0]
         state = self.stages.start(images)
-        remaining = torch.arange(batch, device=images.device)
-        logits: Tensor | None = None
-        exits = torch.zeros(batch, dtype=torch.int64)
+        remaining = np.arange(batch)
+        exits = np.zeros(batch, dtype=np.int64)
         confidences = np.full((batch, len(chosen) - 1), np.nan)
+        left: list[tuple[np.ndarray, Tensor]] = []  # (which images, their logits), in order of leaving
         for position, entry in enumerate(chosen):
             output, state = self.stages.run_stage(position, state)
             full = upsampled(self.heads[position](output), self.stages.input_size)
-            if logits is None:
-                logits = full.new_empty((batch, *full.shape[1:]))
             leaves = np.ones(len(remaining), dtype=bool)
             if entry.pixel_threshold is not None and entry.image_threshold is not None:
                 values = image_confidence(
@@ -123,18 +121,17 @@ class DeployedNetwork(nn.Module):
                     output_stride=self._strides[position],
                     policy=self.configuration.policy,
                 )
-                confidences[remaining.cpu().numpy(), position] = values
+                confidences[remaining, position] = values
                 leaves = values >= entry.image_threshold
-            left = torch.from_numpy(leaves).to(images.device)
-            logits[remaining[left]] = full[left]
-            exits[remaining[left].cpu()] = position
+            exits[remaining[leaves]] = position
             if leaves.all():
+                left.append((remaining, full))
                 break
             if leaves.any():
-                state = self.stages.keep(position, state, ~left)
-                remaining = remaining[~left]
-        assert logits is not None
-        return Prediction(logits, exits, torch.from_numpy(confidences))
+                left.append((remaining[leaves], full[_indices(leaves, full)]))
+                state = self.stages.keep(position, state, _indices(~leaves, full))
+                remaining = remaining[~leaves]
+        return Prediction(_in_order(left), torch.from_numpy(exits), torch.from_numpy(confidences))
 
     def anytime(self, images: Tensor) -> Iterator[Prediction]:
         """Progressively better predictions for a batch (B, 3, H, W), one an exit; stop iterating to stop computing."""
@@ -165,6 +162,20 @@ def deploy(
         device = next(network.parameters()).device
         example_input = torch.zeros(1, 3, *network.workload.input_size, device=device)
     return DeployedNetwork(network, configuration, example_input)
+
+
+def _indices(mask: np.ndarray, like: Tensor) -> Tensor:
+    """Indices of the true entries, on the device of `like`."""
+    return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
+
+
+def _in_order(left: list[tuple[np.ndarray, Tensor]]) -> Tensor:
+    """Logits (B, C, H, W) of all images in the batch's order; no copy when all left together."""
+    if len(left) == 1:
+        return left[0][1]
+    order = np.argsort(np.concatenate([images for images, _ in left]))
+    logits = torch.cat([logits for _, logits in left])
+    return logits[torch.from_numpy(order).to(logits.device)]
 
 
 def _early_exit(network: MultiExitNetwork, entry: ChosenExit) -> ExitId:

@@ -34,23 +34,14 @@ def points_table(network: MultiExitNetwork) -> Table:
 
 
 def configuration_table(title: str, configuration: Configuration, table: CalibrationTable, report: Report) -> Table:
-    """One row an exit: cost of an image that stops there, its accuracy alone, share of images leaving there."""
+    """One row an exit: cost of an image that stops there, the exit's accuracy alone, share of images leaving there."""
     out = Table(title=title, title_justify="left")
-    for heading in (
-        "exit",
-        "module",
-        "pixel ≥",
-        "image ≥",
-        "MACs to here",
-        "latency to here",
-        "mIoU alone",
-        "images leaving",
-    ):
-        out.add_column(heading, justify="left" if heading in ("exit", "module") else "right")
+    out.add_column("exit", no_wrap=True)
+    for heading in ("pixel ≥", "image ≥", "MACs", "latency", "mIoU alone", "leaving"):
+        out.add_column(heading, justify="right")
     spent = dict.fromkeys(table.costs, 0.0)
     for position, (chosen, share) in enumerate(zip(configuration.exits, report.shares, strict=True)):
         index = table.exits.index(chosen.exit)
-        point = configuration.point_of(chosen.exit)
         cells = []
         for column, costs in table.costs.items():
             is_last = position == len(configuration.exits) - 1
@@ -58,7 +49,6 @@ def configuration_table(title: str, configuration: Configuration, table: Calibra
             cells.append(amount(costs["backbone"][index] + spent[column], column))
         out.add_row(
             chosen.exit,
-            configuration.model[point] if point < len(configuration.model) else "(the model itself)",
             "" if chosen.pixel_threshold is None else f"{chosen.pixel_threshold:g}",
             "" if chosen.image_threshold is None else f"{chosen.image_threshold:.3f}",
             *(cells + [""] * (2 - len(cells))),
@@ -76,13 +66,14 @@ def summary_table(
     for heading in (
         "network",
         "mIoU",
-        "against original",
+        "change",
         "MACs / image",
-        "share of MACs",
+        "share",
         "ms / image",
-        "share of ms",
+        "share",
     ):
-        out.add_column(heading, justify="left" if heading == "network" else "right")
+        is_name = heading == "network"
+        out.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
     accuracy, macs, milliseconds = baseline
     for name, a, m, t in (("original", accuracy, macs, milliseconds), *rows):
         timed = t is not None and milliseconds

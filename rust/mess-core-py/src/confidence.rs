@@ -43,6 +43,14 @@ fn upsampling(size: Option<(usize, usize)>, align_corners: bool) -> Option<core:
     size.map(|size| core::Upsampling { size, align_corners })
 }
 
+/// Numbers that the policy reads: the last two axes are replaced by `size` when upsampling.
+fn output_size<D: ndarray::Dimension>(shape: &D, size: Option<(usize, usize)>) -> usize {
+    let shape = shape.slice();
+    let (leading, pixels) = shape.split_at(shape.len() - 2);
+    let pixels = size.map_or(pixels.iter().product(), |(height, width)| height.saturating_mul(width));
+    leading.iter().product::<usize>().saturating_mul(pixels)
+}
+
 #[pyfunction]
 #[pyo3(signature = (logits, kind, size, align_corners, threads))]
 #[allow(clippy::type_complexity)]
@@ -56,10 +64,11 @@ fn confidence_map<'py>(
 ) -> PyResult<(Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i32>>)> {
     let kind = confidence_kind(kind)?;
     let logits = logits.as_array();
-    let map = without_gil(py, threads, || match upsampling(size, align_corners) {
-        None => core::confidence_map(logits, kind),
-        Some(upsampling) => core::confidence_map(core::upsample_bilinear(logits, upsampling)?.view(), kind),
-    })?;
+    let map =
+        without_gil(py, threads, output_size(&logits.raw_dim(), size), || match upsampling(size, align_corners) {
+            None => core::confidence_map(logits, kind),
+            Some(upsampling) => core::confidence_map(core::upsample_bilinear(logits, upsampling)?.view(), kind),
+        })?;
     Ok((map.confidence.to_pyarray(py), map.labels.to_pyarray(py)))
 }
 
@@ -82,14 +91,18 @@ fn image_confidence<'py>(
     let policy =
         core::Policy { output_stride, refine, edges: edge_kind(edges)?, confidence: confidence_kind(confidence)? };
     let logits = logits.as_array();
-    let rows = without_gil(py, threads, || {
-        (0..logits.len_of(Axis(0)))
-            .into_par_iter()
-            .map(|image| {
-                let logits = logits.index_axis(Axis(0), image);
-                core::image_confidence(logits, &pixel_thresholds, &policy, upsampling(size, align_corners))
-            })
-            .collect::<mess_core::Result<Vec<Array1<f64>>>>()
+    let one_image = |image: usize| {
+        let logits = logits.index_axis(Axis(0), image);
+        core::image_confidence(logits, &pixel_thresholds, &policy, upsampling(size, align_corners))
+    };
+    let images = 0..logits.len_of(Axis(0));
+    let rows: Vec<Array1<f64>> = without_gil(py, threads, output_size(&logits.raw_dim(), size), || {
+        // only inside a pool: outside, rayon would start its own
+        if rayon::current_thread_index().is_some() {
+            images.into_par_iter().map(one_image).collect()
+        } else {
+            images.map(one_image).collect()
+        }
     })?;
     let mut result = Array2::zeros((rows.len(), pixel_thresholds.len()));
     for (mut row, values) in result.rows_mut().into_iter().zip(rows) {
@@ -114,7 +127,7 @@ fn image_confidence_from_map<'py>(
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
     let policy = core::Policy { output_stride, refine, edges: edge_kind(edges)?, ..core::Policy::default() };
     let confidence = confidence.as_array();
-    let values = with_labels!(&labels, labels => without_gil(py, threads, || {
+    let values = with_labels!(&labels, labels => without_gil(py, threads, confidence.len(), || {
         core::image_confidence_of_map(confidence, labels, &pixel_thresholds, &policy)
     }))?;
     Ok(values.to_pyarray(py))
@@ -180,6 +193,7 @@ fn refine_confidence<'py>(
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let (confidence, mask) = (confidence.as_array(), mask.as_array());
-    let refined = without_gil(py, threads, || core::refine_confidence(confidence, mask, window))?;
+    let work = confidence.len().saturating_mul(window.saturating_mul(window));
+    let refined = without_gil(py, threads, work, || core::refine_confidence(confidence, mask, window))?;
     Ok(refined.to_pyarray(py))
 }

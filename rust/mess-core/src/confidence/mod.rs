@@ -2,6 +2,9 @@
 //!
 //! Reference: Kouris, Venieris, Laskaridis, Lane, "Multi-Exit Semantic Segmentation Networks", ECCV 2022, section on
 //! the input-dependent exit policy.
+//!
+//! Everything here runs on the calling thread, unless that is a thread of a rayon pool: then rows are shared among the
+//! pool's threads. The result is the same.
 
 pub mod edges;
 pub mod image;
@@ -59,6 +62,12 @@ pub fn image_confidence(
         Some(upsampling) => confidence_map(upsample_bilinear(logits, upsampling)?.view(), policy.confidence)?,
     };
     image_confidence_of_map(map.confidence.view(), map.labels.view(), pixel_thresholds, policy)
+}
+
+/// Whether to share work among threads: only inside a rayon pool that the caller chose (`pool.install`). Outside, work is
+/// done on the calling thread, and rayon's global pool is never started.
+pub(crate) fn is_parallel() -> bool {
+    rayon::current_thread_index().is_some()
 }
 
 /// `(height, width)` of a map, refused when it has no pixel.

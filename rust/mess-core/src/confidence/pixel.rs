@@ -15,8 +15,9 @@
 //! Cost: one pass for the maximum and one for the sum, a block of columns at a time, so the logits of a block are read
 //! from memory once and from cache the second time.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayView3, Axis, Zip, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut1, Axis, Zip, s};
 
+use super::is_parallel;
 use crate::error::{Error, Result};
 
 /// Per-pixel confidence measure.
@@ -53,24 +54,26 @@ pub fn confidence_map(logits: ArrayView3<'_, f32>, kind: ConfidenceKind) -> Resu
     if height == 0 || width == 0 {
         return Ok(map);
     }
-    let bad = Zip::indexed(map.confidence.rows_mut()).and(map.labels.rows_mut()).par_fold(
-        || false,
-        |bad, row, mut confidence, mut labels| {
-            let logits = logits.index_axis(Axis(1), row);
-            let mut scratch = Scratch::default();
-            let mut any_bad = bad;
-            for start in (0..width).step_by(BLOCK) {
-                let end = (start + BLOCK).min(width);
-                any_bad |= scratch.run(logits.slice(s![.., start..end]), kind);
-                for i in 0..end - start {
-                    confidence[start + i] = scratch.confidence[i];
-                    labels[start + i] = scratch.label[i];
-                }
+    let one_row = |row: usize, mut confidence: ArrayViewMut1<'_, f32>, mut labels: ArrayViewMut1<'_, i32>| {
+        let logits = logits.index_axis(Axis(1), row);
+        let mut scratch = Scratch::default();
+        let mut bad = false;
+        for start in (0..width).step_by(BLOCK) {
+            let end = (start + BLOCK).min(width);
+            bad |= scratch.run(logits.slice(s![.., start..end]), kind);
+            for i in 0..end - start {
+                confidence[start + i] = scratch.confidence[i];
+                labels[start + i] = scratch.label[i];
             }
-            any_bad
-        },
-        |a, b| a | b,
-    );
+        }
+        bad
+    };
+    let rows = Zip::indexed(map.confidence.rows_mut()).and(map.labels.rows_mut());
+    let bad = if is_parallel() {
+        rows.par_fold(|| false, |bad, row, confidence, labels| bad | one_row(row, confidence, labels), |a, b| a | b)
+    } else {
+        rows.fold(false, |bad, row, confidence, labels| bad | one_row(row, confidence, labels))
+    };
     if bad { Err(undefined_softmax(logits)) } else { Ok(map) }
 }
 
@@ -105,6 +108,7 @@ impl Default for Scratch {
 }
 
 impl Scratch {
+    #[allow(clippy::needless_range_loop)] // five arrays in step: an index says it best
     /// Fill `confidence` and `label` for logits (C, n) with n <= BLOCK; true when some softmax is undefined.
     fn run(&mut self, logits: ArrayView2<'_, f32>, kind: ConfidenceKind) -> bool {
         let (num_classes, n) = logits.dim();

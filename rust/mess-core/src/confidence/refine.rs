@@ -11,8 +11,9 @@
 //! Cost: window^2 per masked pixel (gather and select). The thresholded image confidence does not come this way: see
 //! `image`, whose cost does not depend on the window.
 
-use ndarray::{Array2, ArrayView2, Axis, Zip};
+use ndarray::{Array2, ArrayView2, ArrayViewMut1, Zip};
 
+use super::is_parallel;
 use crate::error::{Error, Result};
 
 /// Largest window side.
@@ -37,7 +38,7 @@ pub fn refine_confidence(
     let (height, width) = confidence.dim();
     let radius = (window / 2) as isize;
     let mut refined = confidence.to_owned();
-    Zip::indexed(refined.axis_iter_mut(Axis(0))).par_for_each(|row, mut output| {
+    let one_row = |row: usize, mut output: ArrayViewMut1<'_, f32>| {
         let mut values = Vec::with_capacity(window * window);
         for column in 0..width {
             if !mask[[row, column]] {
@@ -51,7 +52,13 @@ pub fn refine_confidence(
             let middle = values.len() / 2;
             output[column] = *values.select_nth_unstable_by(middle, f32::total_cmp).1;
         }
-    });
+    };
+    let rows = Zip::indexed(refined.rows_mut());
+    if is_parallel() {
+        rows.par_for_each(one_row)
+    } else {
+        rows.for_each(one_row)
+    }
     Ok(refined)
 }
 

@@ -8,8 +8,9 @@
 //!    largest magnitude among the four neighbours.
 //! 4. A non-finite neighbour with weight 0 is not read, so -infinity does not turn into NaN at grid points.
 
-use ndarray::{Array3, ArrayView3, Axis, Zip};
+use ndarray::{Array3, ArrayView2, ArrayView3, ArrayViewMut2, Axis, Zip};
 
+use super::is_parallel;
 use crate::error::{Error, Result};
 
 /// Target of an upsampling.
@@ -37,7 +38,7 @@ pub fn upsample_bilinear(logits: ArrayView3<'_, f32>, upsampling: Upsampling) ->
     let rows = taps(h, height, upsampling.align_corners);
     let columns = taps(w, width, upsampling.align_corners);
     let mut output = Array3::zeros((num_classes, height, width));
-    Zip::from(output.axis_iter_mut(Axis(0))).and(logits.axis_iter(Axis(0))).par_for_each(|mut plane, input| {
+    let one_class = |mut plane: ArrayViewMut2<'_, f32>, input: ArrayView2<'_, f32>| {
         for (row, mut output_row) in rows.iter().zip(plane.rows_mut()) {
             for (column, value) in columns.iter().zip(output_row.iter_mut()) {
                 let above = column.lerp(|j| input[[row.low, j]]);
@@ -48,7 +49,13 @@ pub fn upsample_bilinear(logits: ArrayView3<'_, f32>, upsampling: Upsampling) ->
                 };
             }
         }
-    });
+    };
+    let planes = Zip::from(output.axis_iter_mut(Axis(0))).and(logits.axis_iter(Axis(0)));
+    if is_parallel() {
+        planes.par_for_each(one_class)
+    } else {
+        planes.for_each(one_class)
+    }
     Ok(output)
 }
 
