@@ -180,9 +180,11 @@ def search(
     from mess.progress import console
 
     targets = {
-        f"drop-{max_drop}pp": None if max_drop is None else verbs.Target(max_drop=max_drop / 100),
-        f"miou-{min_accuracy}": None if min_accuracy is None else verbs.Target(min_accuracy=min_accuracy / 100),
-        f"best-at-{max_cost_ratio}x": None if max_cost_ratio is None else verbs.Target(max_cost_ratio=max_cost_ratio),
+        f"drop-{max_drop or 0:g}pp": None if max_drop is None else verbs.Target(max_drop=max_drop / 100),
+        f"miou-{min_accuracy or 0:g}": None if min_accuracy is None else verbs.Target(min_accuracy=min_accuracy / 100),
+        f"best-at-{max_cost_ratio or 0:g}x": None
+        if max_cost_ratio is None
+        else verbs.Target(max_cost_ratio=max_cost_ratio),
     }
     given = [(name, target) for name, target in targets.items() if target is not None]
     if len(given) > 1:

@@ -113,6 +113,8 @@ def search_run(
 ) -> dict[str, SearchResult]:
     """Search the table of `split`; write `configurations/<name>.json`, and `front.json` when no target is given.
 
+    Names carry setting and cost when those are not `input-dependent` and `macs`: `drop-1pp-budgeted-latency_ms`.
+
     Returns:
         Results by name; the standard targets and `front` when no target is given.
     """
@@ -120,7 +122,8 @@ def search_run(
     table = CalibrationTable.load(folder / f"table-{split}.safetensors")
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
-    suffix = "" if chosen.cost == "macs" else f"-{chosen.cost}"
+    told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
+    suffix = "".join(f"-{part}" for part in told_apart if part)
     for name, wish in wanted.items():
         with progress(f"search {name}", 1) as bar:
             results[name] = chosen.search(table, wish, bar)
@@ -165,11 +168,12 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
         clock = measure_deployed(network.net, deploy(network, configuration), images, rounds=rounds)
         plain_ms = plain_ms or clock.plain_ms
         console.print(tables.configuration_table(name, configuration, table, report))
-        rows.append((name, report.accuracy, report.cost, clock.deployed_ms * plain_ms / clock.plain_ms))
+        accuracy = float(np.nanmean(report.iou))  # anytime: of the last prediction
+        rows.append((name, accuracy, report.cost, clock.deployed_ms * plain_ms / clock.plain_ms))
         result["configurations"][name] = {
             "exits": [asdict(chosen) for chosen in configuration.exits],
             "promise": dict(configuration.promise),
-            "mean_iou": report.accuracy,
+            "mean_iou": accuracy,
             "macs": report.cost,
             "shares": report.shares,
             "iou": dict(zip(table.class_names, report.iou, strict=True)),
