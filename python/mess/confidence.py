@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import mess_core
-from mess_core._confidence import ConfidenceKind, EdgeKind
+from mess_core import ConfidenceKind, EdgeKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

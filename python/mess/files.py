@@ -1,4 +1,5 @@
-"""Files written whole or not at all, and JSON read with errors that say what is wrong."""
+"""Files written whole or not at all, and read with errors that say what is wrong. Weights and tables are safetensors
+files whose header has one entry `mess`, a JSON object with a `version`: no pickle anywhere."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,3 +57,33 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what}: {path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def read_safetensors(path: Path, what: str, *, framework: str) -> tuple[dict[str, Any], Any]:
+    """The tensors of a safetensors file and the value of its header's `mess` entry, or None; `what` names it in errors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: expected a safetensors file, got {path} (no such file)")
+    try:
+        with safe_open(path, framework=framework) as file:
+            header = json.loads((file.metadata() or {}).get("mess", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  (not a dict)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
+
+
+def check_version(header: Any, version: int, what: str, path: Path) -> dict[str, Any]:
+    """`header` itself when it is a JSON object of that version.
+
+    Raises:
+        ValueError: another version, or none.
+    """
+    found = header.get("version") if isinstance(header, dict) else "no mess header"
+    if found != version:
+        raise ValueError(f"{what}: {path}: expected version {version}, got {found}")
+    checked: dict[str, Any] = header
+    return checked

@@ -22,7 +22,7 @@ from mess.progress import Bar, console, progress
 from mess.reporting import figures, tables
 from mess.searching import SearchResult, evaluate, search
 from mess.training.loop import TrainSettings, train
-from mess_core._search import Setting
+from mess_core import Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

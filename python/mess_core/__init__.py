@@ -10,6 +10,8 @@ works; do not change an input from another thread meanwhile.
 """
 
 from mess_core._confidence import (
+    ConfidenceKind,
+    EdgeKind,
     boundary_mask,
     canny,
     confidence_map,
@@ -21,15 +23,30 @@ from mess_core._confidence import (
     refine_confidence,
 )
 from mess_core._mess_core import __version__
-from mess_core._search import Configuration, Evaluation, Found, Gate, Outcome, SearchTable, evaluate, search
+from mess_core._search import (
+    Configuration,
+    Evaluation,
+    Found,
+    Gate,
+    Outcome,
+    SearchTable,
+    Setting,
+    Status,
+    evaluate,
+    search,
+)
 
 __all__ = [
+    "ConfidenceKind",
     "Configuration",
+    "EdgeKind",
     "Evaluation",
     "Found",
     "Gate",
     "Outcome",
     "SearchTable",
+    "Setting",
+    "Status",
     "__version__",
     "boundary_mask",
     "canny",

@@ -60,7 +60,7 @@ def test_profile(tmp_path):
             "data: expected a folder with images/, labels/ and dataset.json, got /no/where",
         ),
         (("calibrate", "/no/where"), "run: expected a file, got /no/where/run.json"),
-        (("search", "/no/where"), "table: expected a file, got /no/where/table-val.safetensors"),
+        (("search", "/no/where"), "table: expected a safetensors file, got /no/where/table-val.safetensors"),
         (("search", "/no/where", "--max-drop", "1", "--max-cost-ratio", "1"), "expected at most one"),
         (("run", "/no/where", "x.png"), "run: expected a file"),
     ],

@@ -16,7 +16,8 @@ from mess.model.cost import count_macs
 from mess.model.exits import ExitHead, block_kind_of
 from mess.model.points import block_candidates, exit_points
 from mess.model.split import captured_features, split_graph
-from mess.model.zoo import load_weights, model_from_spec
+from mess.model.weights import load_weights
+from mess.model.zoo import model_from_spec
 
 
 def plain_net() -> nn.Sequential:
@@ -243,10 +244,10 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     with pytest.raises(FileNotFoundError, match="weights: expected a safetensors file"):
         load_weights(net, tmp_path / "none.safetensors")
     save_file({"features.0.0.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit the model: missing features.0.1.weight"):
+    with pytest.raises(ValueError, match=r"does not fit the network: missing features.0.1.weight"):
         load_weights(net, tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:40])
-    with pytest.raises(ValueError, match="not a complete safetensors file"):
+    with pytest.raises(ValueError, match="is truncated or no safetensors file"):
         load_weights(net, tmp_path / "w.safetensors")
 
 

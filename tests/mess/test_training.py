@@ -160,7 +160,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     other = runs.new_network(runs.RunSettings(model="small_resnet_fcn", data="scenes:8", size=(32, 48), heads="tiny"))
     with pytest.raises(ValueError, match="does not fit the network: missing"):
         load_checkpoint(path, other)
-    with pytest.raises(FileNotFoundError, match="checkpoint: expected a file"):
+    with pytest.raises(FileNotFoundError, match="checkpoint: expected a safetensors file"):
         load_checkpoint(tmp_path / "none", network)
     assert moved(before, network) == set()
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mess.confidence import PolicySettings
-from mess.files import write_whole
+from mess.files import check_version, read_safetensors, write_whole
 from mess.model.network import MultiExitNetwork
 from mess_core import SearchTable
 
@@ -162,17 +161,8 @@ class CalibrationTable:
             FileNotFoundError: no such file.
             ValueError: truncated or foreign file, another version, entries that contradict each other.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"table: expected a file, got {path} (no such file); run `mess calibrate` first")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("mess", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"table: {path} is truncated or no calibration table: {error}") from None
-        if not isinstance(header, dict) or header.get("version") != VERSION:
-            found = header.get("version") if isinstance(header, dict) else "no mess header"
-            raise ValueError(f"table: {path}: expected version {VERSION}, got {found}")
+        tensors, found = read_safetensors(Path(path), "table", framework="numpy")
+        header = check_version(found, VERSION, "table", Path(path))
         try:
             return cls(
                 exits=tuple(header["exits"]),

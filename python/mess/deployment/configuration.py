@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mess.confidence import PolicySettings
 from mess.files import read_json, write_json
+from mess_core import Setting
 
 VERSION = 1
 FINAL_EXIT = "final"
-Setting = Literal["budgeted", "anytime", "input-dependent"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

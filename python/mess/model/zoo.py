@@ -8,15 +8,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import MobileNetV2, get_model
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.segmentation.fcn import FCNHead
+
+from mess.model.weights import load_weights
 
 TORCHVISION_MODELS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 OWN_MODELS = ("mobilenet_v2_fcn", "small_resnet_fcn")
@@ -116,34 +115,6 @@ def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None =
     if weights is not None:
         load_weights(net, weights)
     return net
-
-
-def load_weights(net: nn.Module, path: str | Path, *, prefix: str = "", ignored: str | None = None) -> None:
-    """Load a safetensors file into the part of `net` under `prefix`; names must match, but for the `ignored` prefix.
-
-    Raises:
-        FileNotFoundError, ValueError: no file; not safetensors; names or shapes that do not fit, listed.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"weights: expected a safetensors file, got {path} (no such file)")
-    try:
-        given = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a complete safetensors file: {error}") from None
-    given = {name: value for name, value in given.items() if ignored is None or not name.startswith(ignored)}
-    own = {name: value for name, value in net.state_dict().items() if name.startswith(prefix)}
-    wrong = [f"missing {n}" for n in own if n not in given] + [f"unexpected {n}" for n in given if n not in own]
-    wrong += [
-        f"{n}: expected shape {tuple(own[n].shape)}, got {tuple(given[n].shape)}"
-        for n in own
-        if n in given and own[n].shape != given[n].shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"weights: {path} does not fit the model: {'; '.join(wrong[:5])}{more}")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(given[name])
 
 
 def _from_factory(module_name: str, attribute: str, num_classes: int) -> nn.Module:

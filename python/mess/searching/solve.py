@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import mess_core
 from mess.calibration.table import FINAL_EXIT, CalibrationTable
-from mess.deployment.configuration import ChosenExit, Configuration, Setting
-from mess_core import Found, Outcome
+from mess.deployment.configuration import ChosenExit, Configuration
+from mess_core import Found, Outcome, Setting, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class SearchResult:
     baseline_accuracy, baseline_cost: the final exit alone.
     """
 
-    status: mess_core._search.Status
+    status: Status
     configurations: tuple[Configuration, ...]
     baseline_accuracy: float
     baseline_cost: float

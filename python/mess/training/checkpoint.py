@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mess.files import write_whole
+from mess.files import check_version, read_safetensors, write_whole
+from mess.model.weights import check_fits
 
 VERSION = 1
 
@@ -57,27 +57,10 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         FileNotFoundError: no such file.
         ValueError: truncated or foreign file, another version, names or shapes that do not fit the network.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, got {path} (no such file)")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("mess", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint: {path} is truncated or no safetensors file: {error}") from None
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        found = header.get("version") if isinstance(header, dict) else "no mess header"
-        raise ValueError(f"checkpoint: {path}: expected version {VERSION}, got {found}")
+    tensors, found = read_safetensors(path, "checkpoint", framework="pt")
+    header = check_version(found, VERSION, "checkpoint", path)
     given = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
-    own = network.state_dict()
-    wrong = [f"missing {n}" for n in own if n not in given] + [f"unexpected {n}" for n in given if n not in own]
-    wrong += [
-        f"{n}: expected {tuple(own[n].shape)}, got {tuple(given[n].shape)}"
-        for n in own
-        if n in given and own[n].shape != given[n].shape
-    ]
-    if wrong:
-        raise ValueError(f"checkpoint: {path} does not fit the network: {'; '.join(wrong[:5])} ({len(wrong)} in all)")
+    check_fits("checkpoint", path, network.state_dict(), given)
     network.load_state_dict(given)
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)

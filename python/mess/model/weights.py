@@ -1,0 +1,41 @@
+"""Weights in safetensors files: read whole or refused, and compared by name and shape before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mess.files import read_safetensors
+
+
+def load_weights(net: nn.Module, path: str | Path, *, prefix: str = "", ignored: str | None = None) -> None:
+    """Load a safetensors file into the part of `net` under `prefix`; names must match, but for the `ignored` prefix.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a complete safetensors file; names or shapes that do not fit, listed.
+    """
+    given, _ = read_safetensors(Path(path), "weights", framework="pt")
+    given = {name: value for name, value in given.items() if ignored is None or not name.startswith(ignored)}
+    own = {name: value for name, value in net.state_dict().items() if name.startswith(prefix)}
+    check_fits("weights", path, own, given)
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])
+
+
+def check_fits(what: str, path: str | Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """ValueError listing names and shapes in `given` that differ from `own`; `what` names the argument."""
+    wrong = [f"missing {name}" for name in own if name not in given]
+    wrong += [f"unexpected {name}" for name in given if name not in own]
+    wrong += [
+        f"{name}: expected shape {tuple(value.shape)}, got {tuple(given[name].shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{what}: {path} does not fit the network: {'; '.join(wrong[:5])}{more}")
