@@ -223,6 +223,8 @@ def _arrays(table: SearchTable) -> tuple[Any, ...]:
             raise TypeError(f"{name}: expected {np.dtype(dtype)}, got dtype {array.dtype}")
         if array.ndim != ndim:
             raise ValueError(f"{name}: expected {ndim} dimensions, got shape {array.shape}")
+        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{name}: expected counts that fit into int64, got {array.max()}")
         return np.require(array, dtype, ["ALIGNED"])
 
     return (

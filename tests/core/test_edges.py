@@ -65,6 +65,14 @@ def test_labels_of_every_dtype_give_the_same_edges(labels):
         np.testing.assert_array_equal(mess_core.label_edges(labels.astype(dtype)), expected)
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_empty_pictures_give_empty_maps(shape):
+    empty = np.zeros(shape, np.uint8)
+    assert mess_core.canny(empty, 0, 0).shape == shape
+    assert mess_core.label_edges(empty, edges="labels").shape == shape
+    assert mess_core.boundary_mask(empty, output_stride=8).shape == shape
+
+
 def test_a_square_by_hand():
     labels = np.zeros((6, 6), np.uint8)
     labels[2:4, 2:4] = 1

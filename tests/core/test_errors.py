@@ -53,6 +53,7 @@ CASES = [
     (lambda: confident(confidence="max"), ValueError, r"confidence: expected 'top1', .*got 'max'"),
     (lambda: confident(size=(0, 3)), ValueError, r"size: expected at least one pixel"),
     (lambda: confident(size=7), TypeError, r"size: expected \(height, width\)"),
+    (lambda: confident(size=(10**7, 10**8)), ValueError, r"size: expected logits that fit into memory"),
     (lambda: confident(threads=0), ValueError, r"threads: expected at least 1, got 0"),
     (lambda: confident(threads=5000), ValueError, r"threads: expected None or 1..=1024, got 5000"),
     (lambda: mess_core.confidence_map(LOGITS, kind="best"), ValueError, r"kind: expected 'top1'.*got 'best'"),

@@ -20,8 +20,10 @@ from tests.oracles import search as oracle
 TOLERANCE = 1e-12
 
 
-def random_table(seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2, levels=4) -> SearchTable:
-    """A table with ties in everything, so that tie-breaks and boundaries are met."""
+def random_table(
+    seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2, levels=4, round_costs=True
+) -> SearchTable:
+    """A table with ties in everything, so that tie-breaks and boundaries are met; or with costs that do not add up."""
     rng = np.random.default_rng(seed)
     exits = points * heads + 1
     truth = rng.integers(0, 30, (images, classes))
@@ -29,6 +31,8 @@ def random_table(seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2,
     predicted = rng.integers(0, 30, (exits, images, classes))
     intersection = (np.minimum(predicted, truth) * rng.integers(0, 4, predicted.shape) // 3).clip(0)
     backbone = np.sort(rng.integers(1, 20, points + 1)).astype(float)
+    scale = 1.0 if round_costs else rng.random() * 10.0 ** rng.integers(-6, 9)
+    odd = 0.0 if round_costs else rng.random(exits)
     point = np.array([*np.repeat(np.arange(points), heads), points])
     return SearchTable(
         intersection=intersection,
@@ -36,9 +40,9 @@ def random_table(seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2,
         ground_truth=truth,
         image_confidence=rng.integers(0, levels + 1, (exits, pixels, images)) / levels,
         points=point,
-        backbone_cost=backbone[point],
-        head_cost=np.array([*rng.integers(0, 5, exits - 1), 0]).astype(float),
-        policy_cost=np.array([*rng.integers(0, 2, exits - 1), 0]) / 2,
+        backbone_cost=backbone[point] * scale,
+        head_cost=(np.array([*rng.integers(0, 5, exits - 1), 0]) + odd) * scale,
+        policy_cost=(np.array([*rng.integers(0, 2, exits - 1), 0]) / 2 + odd) * scale,
     )
 
 
@@ -50,6 +54,7 @@ tables = st.builds(
     images=st.integers(1, 6),
     classes=st.integers(1, 4),
     pixels=st.integers(1, 2),
+    round_costs=st.booleans(),
 )
 
 
@@ -65,15 +70,16 @@ def test_least_cost_equals_brute_force(table, max_exits, quantile):
     outcome = mess_core.search(table, min_accuracy=target - TOLERANCE, max_exits=max_exits, image_thresholds=None)
     best = values[values[:, 1] >= target - TOLERANCE, 0].min()
     assert outcome.status == "optimal"
-    assert outcome.best.cost == pytest.approx(best, abs=TOLERANCE)
+    assert outcome.best.cost == pytest.approx(best, rel=TOLERANCE)
 
 
 @given(tables, st.integers(1, 3), st.floats(0, 1))
 def test_greatest_accuracy_equals_brute_force(table, max_exits, quantile):
     values = all_values(table, max_exits)
     limit = float(np.quantile(values[:, 0], quantile, method="nearest"))
-    outcome = mess_core.search(table, max_cost=limit + TOLERANCE, max_exits=max_exits, image_thresholds=None)
-    best = values[values[:, 0] <= limit + TOLERANCE, 1].max()
+    limit *= 1 + TOLERANCE
+    outcome = mess_core.search(table, max_cost=limit, max_exits=max_exits, image_thresholds=None)
+    best = values[values[:, 0] <= limit, 1].max()
     assert outcome.best.accuracy == pytest.approx(best, abs=TOLERANCE)
 
 
@@ -85,10 +91,10 @@ def test_front_equals_brute_force(table, max_exits):
     assert (np.diff(costs) > 0).all()
     assert (np.diff(accuracies) > 0).all()
     for cost, accuracy in values:  # nothing beats the front, and the front is made of real values
-        assert accuracies[costs <= cost + TOLERANCE].max() >= accuracy - TOLERANCE
+        assert accuracies[costs <= cost * (1 + TOLERANCE)].max() >= accuracy - TOLERANCE
     for found in front:
         expected = oracle.evaluate(table, found.configuration)
-        assert (found.cost, found.accuracy) == pytest.approx(expected[:2], abs=TOLERANCE)
+        assert (found.cost, found.accuracy) == pytest.approx(expected[:2], rel=TOLERANCE)
         assert list(found.stopped) == expected[2]
 
 
@@ -97,7 +103,7 @@ def test_evaluate_equals_the_definition(table, data):
     chosen = data.draw(st.sampled_from(list(oracle.configurations(table, 2))))
     evaluation = mess_core.evaluate(table, chosen)
     cost, accuracy, stopped = oracle.evaluate(table, chosen)
-    assert (evaluation.found.cost, evaluation.found.accuracy) == pytest.approx((cost, accuracy), abs=TOLERANCE)
+    assert (evaluation.found.cost, evaluation.found.accuracy) == pytest.approx((cost, accuracy), rel=TOLERANCE)
     assert list(evaluation.found.stopped) == stopped
     assert np.bincount(evaluation.position, minlength=len(stopped)).tolist() == stopped
 
@@ -155,10 +161,19 @@ def test_by_hand():
         _ = mess_core.search(table, min_accuracy=1.1).best
 
 
+@given(tables)
+def test_bounds_taken_from_evaluate_are_met_exactly(table):
+    for exit_index in range(len(table.points)):
+        found = mess_core.evaluate(table, Configuration((exit_index,)), setting="budgeted").found
+        assert mess_core.search(table, min_accuracy=found.accuracy).status == "optimal"
+        assert mess_core.search(table, max_cost=found.cost).status == "optimal"
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("target", [{"min_accuracy": 0.3}, {"max_cost": 12.0}, {}])
-def test_thread_count_does_not_matter(threads, target):
-    table = random_table(11, points=4, heads=3, images=14)
+@pytest.mark.parametrize("seed", range(4))
+def test_thread_count_does_not_matter(threads, target, seed):
+    table = random_table(seed, points=4, heads=3, images=14, round_costs=seed % 2 == 0)
     reference = mess_core.search(table, threads=3, **target).found
     assert mess_core.search(table, threads=threads, **target).found == reference
 

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mess
+from mess import runs
 from mess.deployment import ChosenExit, Configuration
 from mess.deployment.measure import measure_deployed
+from mess.model.network import upsampled
 from mess.model.split import split_graph
 
 
@@ -105,7 +107,7 @@ def test_a_batch_gives_what_its_images_give_alone(network, table, val_images):
         alone = deployed(image[None])
         assert alone.exits[0] == together.exits[i]
         torch.testing.assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(np.isnan(alone.image_confidence), np.isnan(together.image_confidence[i : i + 1]))
+        assert torch.equal(alone.image_confidence.isnan(), together.image_confidence[i : i + 1].isnan())
 
 
 def test_survivors_only_are_computed(network, table, val_images):
@@ -161,6 +163,34 @@ def test_run_takes_pictures_of_any_size(network, table):
     assert len(result.image_confidence) == 1
     with pytest.raises(ValueError, match=r"image: expected \(H, W, 3\) uint8 RGB, got \(101, 77\)"):
         mess.run(deployed, picture[..., 0])
+
+
+def test_a_deployed_network_does_not_depend_on_the_modes_of_its_parts(run_folder, table, val_images):
+    network = runs.trained_network(run_folder)
+    network.train()
+    images = val_images[0][:4]
+    deployed = mess.deploy(network, gated(table, 0.0))
+    assert all(part.training for part in network.modules())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    in_train_mode = deployed(images).logits
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network.eval()
+    assert torch.equal(deployed(images).logits, in_train_mode)
+    with torch.no_grad():
+        _, features = network.features(images)
+        expected = upsampled(network.head(network.exits[0])(features[0]), (48, 64))
+    assert torch.equal(in_train_mode, expected)
+
+
+def test_calibrate_restores_the_mode(run_folder, val_images):
+    network = runs.trained_network(run_folder).train()
+    mess.calibrate(network, [(val_images[0][:1], val_images[1][:1])], latency_rounds=0)
+    assert all(part.training for part in network.modules())
+
+
+def test_the_final_exit_always_satisfies_no_drop_at_all(table):
+    for column in table.costs:
+        assert mess.search(table, max_drop=0.0, cost=column).status == "optimal"
 
 
 def test_the_clock_report(network, table, val_images):

@@ -144,8 +144,9 @@ def test_staged_parameters_are_the_users_own():
     net = model_from_spec("small_resnet_fcn", num_classes=3).eval()
     network = mess.convert(net, torch.zeros(1, 3, 48, 64), heads="tiny")
     stages = split_graph(net, network.points, torch.zeros(1, 3, 48, 64))
-    own = {p.data_ptr() for p in net.parameters()}
-    assert {p.data_ptr() for p in stages.parameters()} == own
+    for kind in ("parameters", "buffers"):
+        own = {t.data_ptr() for t in getattr(net, kind)() if t.ndim}
+        assert {t.data_ptr() for t in getattr(stages, kind)() if t.ndim} == own
 
 
 def test_convert_leaves_modes_and_weights_alone():
@@ -264,3 +265,70 @@ def small_factory(*, num_classes: int) -> nn.Module:
 
 def wrong_factory(*, num_classes: int) -> int:
     return num_classes
+
+
+class Awkward(nn.Module):
+    """Two convolutions with something unusual alive between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.between = nn.Conv2d(8, 4, 1), between
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.between(x, a, self.c, self.b(a))
+
+
+def point_at(module: str) -> list:
+    reached = exit_points(mess.profile(plain_net(), torch.zeros(1, 4, 8, 8)), num_exits=4)[0]
+    return [replace(reached, module=module, call=0)]
+
+
+SIZES = [
+    lambda x, a, c, b: c(b.reshape(x.shape[0], 8, 8, 8)),
+    lambda x, a, c, b: c(b.reshape(x.shape[0] * 2, 4, 8, 8).reshape(x.shape[0], 8, 8, 8)) + x.shape[0],
+    lambda x, a, c, b: c(b + a) * a.new_ones(a.shape[0], 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("between", SIZES)
+def test_sizes_of_the_batch_follow_the_images_that_are_left(between):
+    net = Awkward(between).eval()
+    images = torch.rand(5, 3, 8, 8)
+    stages = split_graph(net, point_at("b"), images)
+    kept = torch.tensor([0, 3])
+    with torch.no_grad():
+        _, state = stages.run_stage(0, stages.start(images))
+        logits, _ = stages.run_stage(1, stages.keep(0, state, kept))
+        assert torch.equal(logits, net(images[kept]))
+
+
+class Folded(Awkward):
+    def forward(self, x):
+        a = self.a(x)
+        odd = a.reshape(-1, 4, 8, 8).relu()
+        return self.c(self.b(a) + odd.reshape(-1, 8, 8, 8))
+
+
+class Transposed(Awkward):
+    def forward(self, x):
+        a = self.a(x)
+        odd = a.transpose(0, 1).relu()
+        return self.c(self.b(a) + odd.transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", [Folded, Transposed])
+def test_a_batch_that_is_not_in_front_is_refused(kind):
+    with pytest.raises(RuntimeError, match="is alive at an exit point, with the batch"):
+        split_graph(kind(None).eval(), point_at("b"), torch.rand(2, 3, 8, 8))
+
+
+def test_a_float64_model():
+    net = model_from_spec("small_resnet_fcn", num_classes=3).double().eval()
+    images = torch.rand(2, 3, 48, 64, dtype=torch.float64)
+    network = mess.convert(net, images, num_exits=3, heads="tiny").eval()
+    labels = torch.randint(0, 3, (2, 48, 64))
+    table = mess.calibrate(network, [(images, labels)], latency_rounds=1)
+    prediction = mess.deploy(network, mess.search(table, max_cost_ratio=1.0).best)(images)
+    assert prediction.logits.dtype == torch.float64

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import mess
 from mess import runs
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mess.training.loop import pretrain, train_exits
+from mess.training.loop import coarse_labels, pretrain, train_exits
 
 SETTINGS = runs.RunSettings(
     model="small_resnet_fcn", data="scenes:8", size=(32, 48), num_exits=4, heads="tiny", batch_size=4
@@ -145,6 +145,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     pretrain(network, batches, settings=settings, checkpoint=path)
     whole = path.read_bytes()
+    network, _ = fresh()  # not what the checkpoint holds, so that a load that should be refused would show
     before = state(network)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="checkpoint: .* is truncated"):
@@ -197,6 +198,21 @@ def test_a_run_folder_belongs_to_one_run(tmp_path):
     (tmp_path / "run.json").write_text('{"model": 1')
     with pytest.raises(ValueError, match="run: .*run.json is no complete JSON file"):
         runs.RunSettings.load(tmp_path)
+
+
+def test_labels_on_a_coarser_grid_stay_where_they_were():
+    ramp = torch.arange(12).expand(1, 12, 12)
+    for stride in (2, 3, 4):
+        size = (12 // stride, 12 // stride)
+        centres = torch.nn.functional.interpolate(ramp[None].float(), size=size, mode="bilinear")[0]
+        assert (coarse_labels(ramp, size) - centres).abs().max() <= 0.5
+
+
+def test_labels_outside_the_classes_stop_the_run():
+    network, _ = fresh()
+    images, labels = torch.rand(2, 3, 32, 48), torch.full((2, 32, 48), 7)
+    with pytest.raises(ValueError, match="labels: expected 0..5 or 255, got 7..7"):
+        train_exits(network, [(images, labels)], settings=mess.TrainSettings(epochs=1))
 
 
 @pytest.mark.parametrize(

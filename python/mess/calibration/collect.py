@@ -14,6 +14,7 @@ from torch import Tensor
 from mess.calibration.latency import measure_latency
 from mess.calibration.table import FINAL_EXIT, CalibrationTable, Costs
 from mess.confidence import PolicySettings, labels_and_confidences
+from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.progress import progress
@@ -36,7 +37,7 @@ def calibrate(
     """Run every exit on every image and keep what the search needs.
 
     Args:
-        network: a trained multi-exit network; it is run in eval mode.
+        network: a trained multi-exit network; it is run in eval mode and left in the mode it was in.
         batches: (images (B, 3, H, W) float, labels (B, H, W) int64 with 255 ignored), in a fixed order, one size.
         class_names: C of them; numbers by default.
         image_names: one an image; numbers by default.
@@ -54,13 +55,14 @@ def calibrate(
     if not pixel_thresholds or not all(0 <= t <= 1 for t in pixel_thresholds):
         raise ValueError(f"pixel_thresholds: expected numbers in [0, 1], got {list(pixel_thresholds)}")
     settings = policy or PolicySettings()
-    network.eval()
     device = next(network.parameters()).device
     strides = [network.points[e.point].output_stride for e in network.exits]
     rows: list[_Row] = []
     input_size: tuple[int, int] | None = None
     total = len(batches) if isinstance(batches, Sized) else 0
-    with torch.no_grad(), progress("calibrate", total) as advance:
+    costs: dict[str, Costs] = {}
+    known: dict[str, Any] = {"device": str(device), "machine": platform.machine(), "torch": torch.__version__}
+    with evaluating(network), progress("calibrate", total) as advance:
         for images, labels in batches:
             size = (images.shape[2], images.shape[3])
             if input_size not in (None, size) or tuple(labels.shape) != (images.shape[0], *size):
@@ -68,10 +70,18 @@ def calibrate(
                     f"batches: expected images and labels of size {input_size or size}, got {size} and "
                     f"{tuple(labels.shape[1:])}"
                 )
-            input_size = size
+            if input_size is None:  # costs first: what cannot be measured is said before the long part
+                input_size = size
+                costs["macs"] = mac_costs(network, size)
+                if latency_rounds:
+                    costs["latency_ms"], plain = measure_latency(
+                        network, input_size=size, policy=settings, rounds=latency_rounds
+                    )
+                    known |= {"plain_latency_ms": plain, "latency_rounds": latency_rounds}
+                    known |= {"threads": torch.get_num_threads()}
             final, features = network.features(images.to(device))
             every = [*network.exit_logits(features, network.exits).values(), final]
-            truth = labels.numpy()
+            truth = labels.cpu().numpy()
             rows += [_Row(network.num_classes, truth[i]) for i in range(len(truth))]
             for stride, logits in zip([*strides, 1], every, strict=True):
                 full = upsampled(logits, size)
@@ -83,13 +93,6 @@ def calibrate(
             advance()
     if input_size is None:
         raise ValueError("batches: expected at least one batch, got none")
-    costs = {"macs": mac_costs(network, input_size)}
-    known: dict[str, Any] = {"device": str(device), "machine": platform.machine(), "torch": torch.__version__}
-    if latency_rounds:
-        costs["latency_ms"], plain = measure_latency(
-            network, input_size=input_size, policy=settings, rounds=latency_rounds
-        )
-        known |= {"plain_latency_ms": plain, "latency_rounds": latency_rounds, "threads": torch.get_num_threads()}
     return CalibrationTable(
         exits=(*(e.name for e in network.exits), FINAL_EXIT),
         points=np.array([*(e.point for e in network.exits), len(network.points)], dtype=np.int64),
@@ -110,15 +113,15 @@ def calibrate(
 
 def mac_costs(network: MultiExitNetwork, input_size: tuple[int, int]) -> Costs:
     """Multiply-accumulates of every exit for one image; the policy has none (no convolution, no matrix product)."""
-    device = next(network.parameters()).device
-    workload = profile(network.net, torch.zeros(1, 3, *input_size, device=device), by="macs")
+    example = network.example(input_size)
+    workload = profile(network.net, example, by="macs")
     at = {(layer.name, layer.call): layer for layer in workload.layers}
     reached = [at[point.module, point.call] for point in network.points]
     heads = []
     for exit_id in network.exits:
         shape = reached[exit_id.point].feature
         assert shape is not None
-        heads.append(float(count_macs(network.head(exit_id), torch.zeros(1, *shape, device=device))))
+        heads.append(float(count_macs(network.head(exit_id), example.new_zeros(1, *shape))))
     return {
         "backbone": np.array([*(reached[e.point].end for e in network.exits), workload.total]),
         "head": np.array([*heads, 0.0]),

@@ -31,7 +31,7 @@ def measure_latency(
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     device = next(network.parameters()).device
-    images = torch.zeros(1, 3, *input_size, device=device)
+    images = network.example(input_size)
     images.normal_(generator=torch.Generator(device=device).manual_seed(0))
     stages = split_graph(network.net, network.points, images)
     exits = network.exits

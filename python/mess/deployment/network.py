@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mess.confidence import image_confidence
 from mess.deployment.configuration import FINAL_EXIT, ChosenExit, Configuration
+from mess.model.adapter import evaluating
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
-from mess.model.split import GraphStages, split_graph
+from mess.model.split import GraphStages, captured_features, split_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class StaticNetwork(nn.Module):
 
 
 class DeployedNetwork(nn.Module):
-    """The chosen exits of a multi-exit network, sharing its weights; inference only.
+    """The chosen exits of a multi-exit network, sharing its weights; inference only, always in eval mode.
 
     Args:
         network: trained; its model must be exportable (`torch.export`).
@@ -79,7 +80,7 @@ class DeployedNetwork(nn.Module):
         points = [network.points[exit_id.point] for exit_id in early]
         cut = split_graph(network.net, points, example_input)
         self.stages = cut.up_to(len(chosen))
-        heads: list[nn.Module] = [network.head(exit_id) for exit_id in early]
+        heads = [_frozen_head(network, exit_id, example_input) for exit_id in early]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self._strides = [point.output_stride for point in points]
         self.eval()
@@ -159,9 +160,25 @@ def deploy(
 ) -> DeployedNetwork:
     """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with."""
     if example_input is None:
-        device = next(network.parameters()).device
-        example_input = torch.zeros(1, 3, *network.workload.input_size, device=device)
+        example_input = network.example()
     return DeployedNetwork(network, configuration, example_input)
+
+
+def _frozen_head(network: MultiExitNetwork, exit_id: ExitId, example_input: Tensor) -> nn.Module:
+    """A head as a graph in eval mode, whatever mode the network's own module is put in later; weights are shared."""
+    point = network.points[exit_id.point]
+    with evaluating(network.net), captured_features(network.net, [point]) as features:
+        network.net(example_input[:1])
+    return _Head(split_graph(network.head(exit_id), [], features[0]))
+
+
+class _Head(nn.Module):
+    def __init__(self, graph: GraphStages) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.graph.run_stage(0, self.graph.start(feature))[0]
 
 
 def _indices(mask: np.ndarray, like: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class MultiExitNetwork(LogitsModel):
         heads: `heads[str(point)][head name]`.
         num_classes: C of the logits.
         workload: the profile that placed the points.
+        in_channels: channels of the images.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class MultiExitNetwork(LogitsModel):
         heads: Sequence[HeadSpec],
         num_classes: int,
         workload: WorkloadProfile,
+        in_channels: int = 3,
     ) -> None:
         super().__init__(net)
         self.points = tuple(points)
         self.num_classes = num_classes
         self.workload = workload
+        self.in_channels = in_channels
         self.block_kind = block_kind_of(net)
         self.heads = nn.ModuleDict(
             {
@@ -68,6 +71,12 @@ class MultiExitNetwork(LogitsModel):
                 for i, p in enumerate(points)
             }
         )
+
+    def example(self, size: tuple[int, int] | None = None) -> Tensor:
+        """A batch (1, 3, H, W) of zeros, on the network's device and of its dtype; by default of the converted size."""
+        parameter = next(self.parameters())
+        shape = (1, self.in_channels, *(size or self.workload.input_size))
+        return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
 
     @property
     def exits(self) -> tuple[ExitId, ...]:
@@ -146,8 +155,8 @@ def convert(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = MultiExitNetwork(model, points, specs, num_classes, workload)
-    return network.to(images.device)
+        network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1])
+    return network.to(device=images.device, dtype=images.dtype)
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:

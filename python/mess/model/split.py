@@ -192,16 +192,14 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
     for node in nodes:
         stage_of[node] = next(i for i, end in enumerate(ends) if position[node] <= end)
 
-    carried: list[list[fx.Node]] = [[]]
-    carried[0] = [node for node in nodes if node.op == "placeholder"]
+    images = next(node for node in nodes if node.op == "placeholder")
+    batch = images.meta["val"].shape[0]
+    needed = {node: _needed_until(node, stage_of) for node in nodes}
+    carried = [[images]]
     for i in range(num_points):
-        alive = [
-            node
-            for node in nodes
-            if stage_of[node] <= i and node.op != "get_attr" and any(stage_of[user] > i for user in node.users)
-        ]
+        alive = [node for node in nodes if stage_of[node] <= i < needed[node] and _is_carried(node)]
         carried.append(alive)
-    batched = [tuple(_is_batched(node) for node in alive) for alive in carried[1:]]
+    batched = [tuple(_is_batched(node, batch) for node in alive) for alive in carried[1:]]
     stages = [
         _stage(graph_module, nodes, stage_of, i, carried[i], carried[i + 1] if i < num_points else None, markers.get(i))
         for i in range(num_points + 1)
@@ -209,11 +207,43 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
     return stages, [*batched, ()]
 
 
-def _is_batched(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
+def _needed_until(node: fx.Node, stage_of: dict[fx.Node, int]) -> int:
+    """The last stage that reads `node`; one that reads a size computed from it does not count (see `_stage`)."""
+    return max((stage_of[user] for user in node.users if not _is_size(user)), default=-1)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """A number that follows from the batch size. It is computed anew in every stage that needs it and never carried,
+    because it changes when images leave."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def _is_carried(node: fx.Node) -> bool:
+    if node.op == "get_attr" or _is_size(node):
+        return False
+    if not isinstance(node.meta.get("val"), Tensor):
         raise RuntimeError(f"model: a value that is no tensor ({node.name}) is alive at an exit point; exit elsewhere")
-    return value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
+    return True
+
+
+def _is_batched(node: fx.Node, batch: torch.SymInt) -> bool:
+    """Whether the first size is the batch; a batch folded into a size, or at another place, cannot be thinned out."""
+    symbol = batch.node.expr
+    sizes = [size.node.expr if isinstance(size, torch.SymInt) else None for size in node.meta["val"].shape]
+    depends = [expr is not None and symbol in expr.free_symbols for expr in sizes]
+    if not any(depends):
+        return False
+    if sizes[0] != symbol or any(depends[1:]):
+        raise RuntimeError(
+            f"model: {node.name} of shape {tuple(node.meta['val'].shape)} is alive at an exit point, with the batch "
+            f"({batch}) folded into a size or not in front, so no image can leave it; exit elsewhere"
+        )
+    return True
+
+
+def _is_sized_by_batch(node: fx.Node) -> bool:
+    shape = node.meta["val"].shape
+    return len(shape) > 0 and isinstance(shape[0], torch.SymInt)
 
 
 def _stage(
@@ -229,11 +259,19 @@ def _stage(
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
+    leader = next((node for node in inputs if _is_sized_by_batch(node)), inputs[0])
 
     def copy_of(node: fx.Node) -> fx.Node:
-        if node not in copies:  # a parameter that an earlier stage read first
-            assert node.op == "get_attr", node
+        """The copy of a node, made now for what earlier stages read first: parameters, and sizes of the batch."""
+        if node in copies:
+            return copies[node]
+        if node.op == "get_attr":
             copies[node] = graph.node_copy(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            copies[node] = graph.call_function(torch.ops.aten.sym_size.int, (copies[leader], 0))
+        else:
+            assert _is_size(node), node
+            copies[node] = graph.node_copy(node, copy_of)
         return copies[node]
 
     result: Any = None
@@ -244,7 +282,7 @@ def _stage(
             result = node.args[0][0] if isinstance(node.args[0], tuple | list) else node.args[0]
         elif node is marker:
             copies[node] = copy_of(node.all_input_nodes[0])
-        elif node.op != "get_attr":
+        elif node.op != "get_attr" and not _is_size(node):
             copies[node] = graph.node_copy(node, copy_of)
     first = copies[marker] if marker is not None else copy_of(result)
     graph.output((first, *(copy_of(node) for node in outputs or ())))

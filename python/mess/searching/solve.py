@@ -89,7 +89,9 @@ def search(
         raise ValueError(f"{given[0]}: expected at most one target, got {' and '.join(given)}")
     final = table.exits.index(FINAL_EXIT)
     arrays = table.search_table(cost)
-    baseline_accuracy, baseline_cost = table.mean_iou(final), table.total_cost(final, cost)
+    # from the same arithmetic as the search, so that the bounds it implies are met exactly
+    baseline = mess_core.evaluate(arrays, mess_core.Configuration((final,)), setting="budgeted").found
+    baseline_accuracy, baseline_cost = baseline.accuracy, baseline.cost
     if max_cost_ratio is not None:
         max_cost = max_cost_ratio * baseline_cost
     min_final_accuracy = 0.0

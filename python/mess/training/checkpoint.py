@@ -50,8 +50,16 @@ def save_checkpoint(
     write_whole(path, lambda temporary: save_file(_untied(tensors), temporary, metadata={"mess": json.dumps(header)}))
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+def load_checkpoint(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    expected: Progress | None = None,
+) -> Progress:
     """Load `path` into `network` (and `optimizer`); everything is checked before anything is changed.
+
+    With `expected`, the checkpoint must be of its stage and settings.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,12 +69,18 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     header = check_version(found, VERSION, "checkpoint", path)
     given = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
     check_fits("checkpoint", path, network.state_dict(), given)
+    done = Progress(
+        stage=header["stage"], epoch=header["epoch"], settings=header["settings"], losses=tuple(header["losses"])
+    )
+    if expected is not None and (done.stage, done.settings) != (expected.stage, expected.settings):
+        raise ValueError(
+            f"checkpoint: {path} belongs to {done.stage} with {done.settings}, "
+            f"not to {expected.stage} with {expected.settings}; choose another folder or the same settings"
+        )
     network.load_state_dict(given)
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)
-    return Progress(
-        stage=header["stage"], epoch=header["epoch"], settings=header["settings"], losses=tuple(header["losses"])
-    )
+    return done
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from mess.model.adapter import evaluating
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.progress import console, progress
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mess.training.losses import LossKind, cross_entropy, exit_loss
+from mess.training.losses import IGNORE_INDEX, LossKind, cross_entropy, exit_loss
 from mess.training.schedule import Schedule, active_exits
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -123,7 +123,7 @@ def pretrain(
             final, features = network.features(images)
             early = network.exit_logits(features, active)
         size = _loss_size(labels, settings)
-        target = _at(labels, size)
+        target = coarse_labels(labels, size)
         losses = [cross_entropy(upsampled(logits.float(), size), target) for logits in (final, *early.values())]
         total = torch.stack(losses).sum()
         torch.autograd.backward(total)
@@ -149,7 +149,7 @@ def train_exits(
         with evaluating(network.net), _autocast(images, settings):
             final, features = network.features(images)
         size = _loss_size(labels, settings)
-        target, teacher = _at(labels, size), upsampled(final.float(), size)
+        target, teacher = coarse_labels(labels, size), upsampled(final.float(), size)
         total = torch.zeros((), device=images.device)
         for exit_id in exits:
             # float32 whatever the backbone runs in: with bfloat16 the weight gradient of a dilated convolution of 40
@@ -198,7 +198,10 @@ def _run(
                 for index, (images, labels) in enumerate(batches):
                     batch = epoch * per_epoch + index
                     for group in optimizer.param_groups:
-                        group["lr"] = settings.learning_rate * (1 - batch / (settings.epochs * per_epoch)) ** 0.9
+                        group["lr"] = (
+                            settings.learning_rate * max(0.0, 1 - batch / (settings.epochs * per_epoch)) ** 0.9
+                        )
+                    _check_labels(labels, network.num_classes)
                     images = images.to(device).contiguous(memory_format=torch.channels_last)
                     loss = float(step(images, labels.to(device), batch + 1))
                     if not math.isfinite(loss):
@@ -238,13 +241,7 @@ def _resume(
     if not checkpoint.is_file():
         save_checkpoint(checkpoint, network, optimizer, fresh)  # so that an early Ctrl-C leaves something to continue
         return fresh
-    done = load_checkpoint(checkpoint, network, optimizer)
-    if (done.stage, done.settings) != (fresh.stage, fresh.settings):
-        raise ValueError(
-            f"checkpoint: {checkpoint} belongs to {done.stage} with {done.settings}, "
-            f"not to {stage} with {fresh.settings}; choose another folder or the same settings"
-        )
-    return done
+    return load_checkpoint(checkpoint, network, optimizer, expected=fresh)
 
 
 def _progress(stage: str, epoch: int, settings: TrainSettings, losses: Sequence[float]) -> Progress:
@@ -259,10 +256,20 @@ def _loss_size(labels: Tensor, settings: TrainSettings) -> tuple[int, int]:
     return -(-labels.shape[1] // settings.loss_stride), -(-labels.shape[2] // settings.loss_stride)
 
 
-def _at(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) at the grid of `size`: nearest pixel."""
+def coarse_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (B, H, W) at the grid of `size`: the pixel at the middle of each cell, as bilinear resampling has it."""
     if tuple(labels.shape[1:]) == size:
         return labels
-    rows = (torch.arange(size[0], device=labels.device) * labels.shape[1]) // size[0]
-    columns = (torch.arange(size[1], device=labels.device) * labels.shape[2]) // size[1]
+    rows, columns = (
+        ((2 * torch.arange(count, device=labels.device) + 1) * length) // (2 * count)
+        for count, length in zip(size, labels.shape[1:], strict=True)
+    )
     return labels[:, rows][:, :, columns]
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    valid = labels[labels != IGNORE_INDEX]
+    if valid.numel() and not 0 <= int(valid.min()) <= int(valid.max()) < num_classes:
+        raise ValueError(
+            f"labels: expected 0..{num_classes - 1} or {IGNORE_INDEX}, got {int(valid.min())}..{int(valid.max())}"
+        )

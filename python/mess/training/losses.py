@@ -115,7 +115,9 @@ def _distillation(
     ce = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
     log_p = F.log_softmax(logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    kl = (log_teacher.exp() * (log_teacher - log_p)).sum(dim=1)  # (B, H, W)
+    p_teacher = log_teacher.exp()
+    # a class that the teacher excludes (logit -infinity) adds 0, not 0 * infinity
+    kl = torch.where(p_teacher > 0, p_teacher * (log_teacher - log_p), 0.0).sum(dim=1)  # (B, H, W)
     distilled = temperature**2 * torch.where(valid, kl, 0.0).sum()
     return (alpha * ce + (1 - alpha) * distilled) / valid.sum().clamp(min=1)
 

@@ -53,15 +53,16 @@ pub fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
     if threads == Some(0) || size > MAX_THREADS {
         return Err(PyValueError::new_err(format!("threads: expected None or 1..={MAX_THREADS}, got {size}")));
     }
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pool) = pools.get(&(std::process::id(), size)) {
-        return Ok(Arc::clone(pool));
+    let key = (std::process::id(), size);
+    let known = || POOLS.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+    if let Some(pool) = known() {
+        return Ok(pool);
     }
+    // made outside the lock, which is held for moments only: a fork meanwhile would leave it locked in the child
     let pool = ThreadPoolBuilder::new()
         .num_threads(size)
         .build()
         .map_err(|error| PyRuntimeError::new_err(format!("threads: cannot start {size}: {error}")))?;
-    let pool = Arc::new(pool);
-    pools.insert((std::process::id(), size), Arc::clone(&pool));
-    Ok(pool)
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Arc::clone(pools.entry(key).or_insert_with(|| Arc::new(pool))))
 }

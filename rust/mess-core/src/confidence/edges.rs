@@ -108,6 +108,9 @@ fn gradients<L: Label>(image: ArrayView2<'_, L>, aperture: usize) -> (Array2<i32
         _ => (&[1, 6, 15, 20, 15, 6, 1], &[-1, -4, -5, 0, 5, 4, 1]),
     };
     let (height, width) = image.dim();
+    if image.is_empty() {
+        return (Array2::zeros((height, width)), Array2::zeros((height, width)));
+    }
     let radius = aperture / 2;
     let (mut smoothed, mut derived) = (Array2::<i32>::zeros((height, width)), Array2::<i32>::zeros((height, width)));
     let mut padded = vec![0i32; width + 2 * radius];

@@ -37,7 +37,7 @@ pub fn upsample_bilinear(logits: ArrayView3<'_, f32>, upsampling: Upsampling) ->
     }
     let rows = taps(h, height, upsampling.align_corners);
     let columns = taps(w, width, upsampling.align_corners);
-    let mut output = Array3::zeros((num_classes, height, width));
+    let mut output = zeros_if_they_fit((num_classes, height, width))?;
     let one_class = |mut plane: ArrayViewMut2<'_, f32>, input: ArrayView2<'_, f32>| {
         for (row, mut output_row) in rows.iter().zip(plane.rows_mut()) {
             for (column, value) in columns.iter().zip(output_row.iter_mut()) {
@@ -57,6 +57,16 @@ pub fn upsample_bilinear(logits: ArrayView3<'_, f32>, upsampling: Upsampling) ->
         planes.for_each(one_class)
     }
     Ok(output)
+}
+
+/// Zeros of `shape`, or an error where memory is refused: a failed allocation would end the process.
+fn zeros_if_they_fit(shape: (usize, usize, usize)) -> Result<Array3<f32>> {
+    let refused = || Error::value("size", "logits that fit into memory", format!("{shape:?} numbers"));
+    let count = shape.0.checked_mul(shape.1).and_then(|n| n.checked_mul(shape.2)).ok_or_else(refused)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| refused())?;
+    values.resize(count, 0.0);
+    Array3::from_shape_vec(shape, values).map_err(|_| refused())
 }
 
 /// Two neighbouring samples and the weight of the second.

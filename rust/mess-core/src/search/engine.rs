@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::evaluate::{Counts, anytime, exit_accuracy, stop_costs};
+use super::evaluate::{Counts, anytime, exit_accuracy, mean_cost};
 use super::objective::{Objective, Setting};
 use super::outcome::{Configuration, Found, Gate, Outcome, Status};
 use super::space::{Order, Space, orders};
@@ -72,6 +72,7 @@ pub fn search(
         objective,
         space,
         control,
+        accuracies: (0..table.num_exits()).map(|exit| exit_accuracy(table, exit)).collect(),
         orders: if setting == Setting::InputDependent { orders(table, space) } else { Vec::new() },
         least_cost: AtomicU64::new(f64::INFINITY.to_bits()),
     };
@@ -85,6 +86,8 @@ struct Shared<'a, 't> {
     objective: Objective,
     space: &'a Space,
     control: &'a Control,
+    /// Mean IoU of each exit alone.
+    accuracies: Vec<f64>,
     orders: Vec<Vec<Order>>,
     /// Bits of the least feasible cost so far (non-negative floats order like their bits).
     least_cost: AtomicU64,
@@ -128,8 +131,8 @@ impl Shared<'_, '_> {
     fn static_exit(&self, exit: usize, best: &mut Best) {
         let mut stopped = vec![self.table.num_images() as u64];
         best.offer(
-            stop_costs(self.table, &[exit])[0],
-            exit_accuracy(self.table, exit),
+            mean_cost(self.table, &[exit], &stopped),
+            self.accuracies[exit],
             || Configuration { exits: vec![exit], gates: vec![] },
             || std::mem::take(&mut stopped),
         );
@@ -142,8 +145,8 @@ impl Shared<'_, '_> {
             return;
         }
         let last = exits[exits.len() - 1];
-        if exit_accuracy(self.table, last) >= min_final_accuracy {
-            let (cost, accuracy) = anytime(self.table, exits, horizon);
+        if self.accuracies[last] >= min_final_accuracy {
+            let (cost, accuracy) = anytime(self.table, exits, horizon, |exit| self.accuracies[exit]);
             let configuration = || Configuration { exits: exits.clone(), gates: vec![] };
             let stopped = || {
                 let mut stopped = vec![0; exits.len()];
@@ -303,7 +306,7 @@ impl Walk<'_, '_, '_> {
         if self.shared.control.stopped() || depth + 2 > self.shared.space.max_exits {
             return;
         }
-        let on_the_way = node.on_the_way + table.head_cost[exit] + table.policy_cost[exit];
+        let on_the_way = node.on_the_way + (table.head_cost[exit] + table.policy_cost[exit]);
         let stop_cost = table.backbone_cost[exit] + on_the_way;
         if self.bound(node.left_cost, node.num_remaining, stop_cost) > self.best.cost_limit {
             return;

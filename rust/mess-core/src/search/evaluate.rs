@@ -38,8 +38,12 @@ pub fn evaluate(table: &Table<'_>, setting: Setting, configuration: &Configurati
         stopped[at] += 1;
     }
     let (cost, accuracy) = match setting {
-        Setting::Anytime { horizon, .. } => anytime(table, &configuration.exits, horizon),
-        _ => (mean_cost(table, configuration, &stopped), counts.mean_iou()),
+        Setting::Anytime { horizon, .. } => {
+            anytime(table, &configuration.exits, horizon, |exit| exit_accuracy(table, exit))
+        }
+        Setting::Budgeted | Setting::InputDependent => {
+            (mean_cost(table, &configuration.exits, &stopped), counts.mean_iou())
+        }
     };
     Ok(Evaluation { found: Found { configuration: configuration.clone(), cost, accuracy, stopped }, position })
 }
@@ -82,14 +86,21 @@ pub(crate) fn stop_costs(table: &Table<'_>, exits: &[usize]) -> Vec<f64> {
         .collect()
 }
 
-fn mean_cost(table: &Table<'_>, configuration: &Configuration, stopped: &[u64]) -> f64 {
-    let costs = stop_costs(table, &configuration.exits);
+/// Mean cost of an image when `stopped[i]` of them stop at position `i` of `exits`. The engine adds up the same terms in
+/// the same order, so that both give the same bits.
+pub(crate) fn mean_cost(table: &Table<'_>, exits: &[usize], stopped: &[u64]) -> f64 {
+    let costs = stop_costs(table, exits);
     let total: f64 = costs.iter().zip(stopped).fold(0.0, |sum, (cost, count)| sum + cost * *count as f64);
     total / table.num_images() as f64
 }
 
 /// (cost of running to the end, expected accuracy at a uniform cut-off).
-pub(crate) fn anytime(table: &Table<'_>, exits: &[usize], horizon: f64) -> (f64, f64) {
+pub(crate) fn anytime(
+    table: &Table<'_>,
+    exits: &[usize],
+    horizon: f64,
+    accuracy_of: impl Fn(usize) -> f64,
+) -> (f64, f64) {
     let mut heads = 0.0;
     let ready: Vec<f64> = exits
         .iter()
@@ -102,7 +113,7 @@ pub(crate) fn anytime(table: &Table<'_>, exits: &[usize], horizon: f64) -> (f64,
     for (i, &exit) in exits.iter().enumerate() {
         let from = ready[i].min(horizon);
         let to = ready.get(i + 1).map_or(horizon, |next| next.min(horizon));
-        accuracy += exit_accuracy(table, exit) * (to - from) / horizon;
+        accuracy += accuracy_of(exit) * (to - from) / horizon;
     }
     (ready[exits.len() - 1], accuracy)
 }

@@ -74,6 +74,14 @@ impl Table<'_> {
         if let Some(bad) = self.image_confidence.iter().find(|v| !(0.0..=1.0).contains(*v)) {
             return Err(Error::value("image_confidence", "numbers in [0, 1]", bad));
         }
+        let most = i64::MAX / 4 / n as i64; // so that no sum over images overflows
+        for (name, largest) in
+            [("predicted", self.predicted.iter().max()), ("ground_truth", self.ground_truth.iter().max())]
+        {
+            if let Some(&largest) = largest.filter(|largest| **largest > most) {
+                return Err(Error::value(name, format!("counts up to {most}"), largest));
+            }
+        }
         for ((exit, image, class), &both) in self.intersection.indexed_iter() {
             let limit = self.predicted[[exit, image, class]].min(self.ground_truth[[image, class]]);
             if both < 0 || both > limit {
