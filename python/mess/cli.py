@@ -41,8 +41,8 @@ EdgesOption = Annotated[str, typer.Option(help="label boundaries: canny or label
 def root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
     """Make a segmentation model cheaper: easy images leave it early.
 
-    A job is a run folder and four verbs on it: train, calibrate, search, evaluate. `mess demo` does all of them on
-    drawn scenes; `mess run` segments your own pictures.
+    A job is a run folder and one verb on it after the other: train, calibrate, search, evaluate; then picture it, or
+    run it on your own pictures. `mess demo` does all of them on drawn scenes; `mess profile` only looks at a model.
     """
     if version:
         import mess_core
@@ -186,6 +186,9 @@ def search(
         if max_cost_ratio is None
         else verbs.Target(max_cost_ratio=max_cost_ratio),
     }
+    _in_range("max-drop", max_drop, 0, 100, "percentage points, such as 1")
+    _in_range("min-accuracy", min_accuracy, 1, 100, "percent, such as 60")
+    _in_range("max-cost-ratio", max_cost_ratio, 1e-9, 1e9, "a share of the original cost, such as 0.5")
     given = [(name, target) for name, target in targets.items() if target is not None]
     if len(given) > 1:
         raise ValueError(f"--max-drop, --min-accuracy, --max-cost-ratio: expected at most one, got {len(given)}")
@@ -207,8 +210,13 @@ def search(
             console.print(f"front: {len(result.configurations)} configurations, {result.status}", highlight=False)
         elif result.configurations:
             promise = result.best.promise
+            accuracy = f"mIoU {promise['accuracy']:.2%}"
+            if setting == "anytime":
+                accuracy = (
+                    f"mIoU {promise['last_accuracy']:.2%} at the end, {promise['accuracy']:.2%} on average when cut off"
+                )
             console.print(
-                f"{name}: {describe(result.best.exits)}\n  mIoU {promise['accuracy']:.2%} "
+                f"{name}: {describe(result.best.exits)}\n  {accuracy} "
                 f"(original {result.baseline_accuracy:.2%}), {promise['cost'] / result.baseline_cost:.1%} of the cost, "
                 f"{result.status}, {result.evaluated:,} configurations evaluated",
                 highlight=False,
@@ -229,7 +237,9 @@ def evaluate(
 ) -> None:
     """Report what was found on an unseen split: accuracy, MACs, the clock, and the share of images at each exit."""
     from mess import verbs
+    from mess.progress import console
 
+    console.quiet = as_json
     result = verbs.evaluate_run(run, split=split, clock_images=clock_images, rounds=rounds)
     if as_json:
         typer.echo(json.dumps(result))
@@ -265,7 +275,7 @@ def run(
 def picture(
     run: RunArgument,
     configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
-    split: Annotated[str, typer.Option(help="split to draw, calibrated before")] = "test",
+    split: Annotated[str, typer.Option(help="split to draw; evaluate or calibrate it before")] = "test",
     num_images: Annotated[int, typer.Option(help="images, from easy to hard")] = 4,
 ) -> None:
     """Draw predictions at consecutive exits and confidence before and after refinement to RUN/pictures."""
@@ -288,6 +298,7 @@ def demo(
 def main() -> None:
     """Run a verb; a user's mistake is one line on standard error and exit status 2."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
+    sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")
     except (ValueError, TypeError, OSError, LookupError, RuntimeError) as error:
@@ -300,6 +311,11 @@ def _size(text: str) -> tuple[int, int]:
     if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise ValueError(f"--size: expected HEIGHTxWIDTH in pixels, got {text!r}")
     return int(height), int(width)
+
+
+def _in_range(option: str, value: float | None, least: float, most: float, expected: str) -> None:
+    if value is not None and not least <= value <= most:
+        raise ValueError(f"--{option}: expected {expected}, got {value:g}")
 
 
 def _choice(option: str, value: str, known: tuple[str, ...]) -> Any:

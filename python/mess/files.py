@@ -3,6 +3,7 @@ files whose header has one entry `mess`, a JSON object with a `version`: no pick
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -57,6 +58,18 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what}: {path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs between two settings, for people: `epochs 3 there, 4 asked; ...`."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return "; ".join(f"{key} {old.get(key)!r} there, {new.get(key)!r} asked" for key in keys)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_safetensors(path: Path, what: str, *, framework: str) -> tuple[dict[str, Any], Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
-from mess.files import read_json, write_json
+from mess.files import differences, read_json, write_json
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
@@ -35,6 +35,7 @@ class RunSettings:
     heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
     batch_size: images a training batch.
     seed: of heads, order and augmentation.
+    weights: SHA-256 of the file that training started from; empty when there was none.
     class_names, palette: of the data, so that the run can be used where the data is not; see `described`.
     """
 
@@ -45,6 +46,7 @@ class RunSettings:
     heads: str = "small"
     batch_size: int = 8
     seed: int = 0
+    weights: str = ""
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
 
@@ -58,12 +60,17 @@ class RunSettings:
         """Write `run.json`; refuse when the folder already holds another run."""
         path = folder / "run.json"
         if path.is_file() and RunSettings.load(folder) != self:
-            raise ValueError(f"out: {folder} holds another run ({RunSettings.load(folder)}); choose another folder")
+            changed = differences(asdict(RunSettings.load(folder)), asdict(self))
+            raise ValueError(f"out: {folder} holds another run: {changed}; choose another folder")
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> RunSettings:
         """Read `run.json` of a folder; errors name it."""
+        if not (folder / "run.json").is_file():
+            raise FileNotFoundError(
+                f"run: expected a run folder, got {folder} (no run.json there); `mess train` makes one"
+            )
         value = read_json(folder / "run.json", "run")
         known = {field.name for field in fields(cls)}
         if set(value) - known or not {"model", "data", "size"} <= set(value):

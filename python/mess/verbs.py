@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from mess.confidence import PolicySettings
 from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
 from mess.deployment import run as run_image
 from mess.deployment.measure import measure_deployed
-from mess.files import read_json, write_json, write_whole
+from mess.files import file_sha256, write_json, write_whole
 from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.split import split_graph
 from mess.progress import Bar, console, progress
 from mess.reporting import figures, tables
 from mess.searching import SearchResult, evaluate, search
@@ -74,10 +75,17 @@ def train_run(
     folder: Path, settings: runs.RunSettings, first: TrainSettings, second: TrainSettings, weights: Path | None = None
 ) -> MultiExitNetwork:
     """Convert and train; a second call with the same settings continues where the first one stopped."""
+    if weights is not None and weights.is_file():
+        settings = replace(settings, weights=file_sha256(weights))
     settings = settings.described()
+    _check_data(settings)
     network = runs.new_network(settings, weights=weights)
     settings.save(folder)
     console.print(tables.points_table(network))
+    try:
+        split_graph(network.net, network.points, network.example())
+    except RuntimeError as error:
+        console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
     figures.workload_figure(network, folder / "pictures" / "workload.png")
     batches = runs.loader(settings, split="train", train=True)
     train(network, batches, pretraining=first, exits=second, out=folder)
@@ -119,7 +127,7 @@ def search_run(
         Results by name; the standard targets and `front` when no target is given.
     """
     chosen = settings or SearchSettings()
-    table = CalibrationTable.load(folder / f"table-{split}.safetensors")
+    table = _table(folder, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
     told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
@@ -147,8 +155,11 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     """
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
-    table_path = folder / f"table-{split}.safetensors"
-    table = CalibrationTable.load(table_path) if table_path.is_file() else calibrate_run(folder, split=split)
+    found = configurations(folder)
+    if (folder / f"table-{split}.safetensors").is_file():
+        table = _table(folder, split)
+    else:
+        table = calibrate_run(folder, split=split, policy=next(iter(found.values())).policy)
     table.check_fits(network)
     images = [runs.loader(settings, split=split).example(i)[0][None] for i in _spread(len(table.images), clock_images)]
     final = table.exits.index(FINAL_EXIT)
@@ -163,7 +174,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     }
     rows = []
     plain_ms: float | None = None
-    for name, configuration in configurations(folder).items():
+    for name, configuration in found.items():
         report = evaluate(configuration, table)
         clock = measure_deployed(network.net, deploy(network, configuration), images, rounds=rounds)
         plain_ms = plain_ms or clock.plain_ms
@@ -187,6 +198,16 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
 def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path) -> dict[str, RunResult]:
     """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each."""
     settings = runs.RunSettings.load(folder)
+    targets = {path: out / f"{path.stem}.png" for path in paths}
+    if len(set(targets.values())) < len(paths):
+        raise ValueError(
+            f"images: expected different names, which the results get in {out}, got {[p.name for p in paths]}"
+        )
+    overwritten = {path.resolve() for path in paths} & {target.resolve() for target in targets.values()}
+    if overwritten:
+        raise ValueError(
+            f"out: expected another folder than the pictures', since {sorted(overwritten)[0]} would be lost"
+        )
     network = runs.trained_network(folder)
     deployed = deploy(network, configuration_named(folder, configuration))
     palette = bytes(channel for colour in settings.palette for channel in colour)
@@ -200,7 +221,7 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
         result = run_image(deployed, pixels)
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
         picture.putpalette(palette)
-        _save_picture(picture, out / f"{path.stem}.png")
+        _save_picture(picture, targets[path])
         results[str(path)] = result
     return results
 
@@ -242,11 +263,11 @@ def configurations(folder: Path) -> dict[str, Configuration]:
 
 def configuration_named(folder: Path, name: str) -> Configuration:
     """A configuration of the run by name, or any configuration file by path."""
-    found = configurations(folder) if (folder / "configurations").is_dir() else {}
+    if Path(name).is_file():
+        return Configuration.load(name)
+    found = configurations(folder)
     if name in found:
         return found[name]
-    if Path(name).is_file():
-        return Configuration.from_json(read_json(Path(name), "configuration"))
     raise ValueError(f"configuration: expected one of {sorted(found)} or a file, got {name!r}")
 
 
@@ -271,6 +292,26 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     return result
 
 
+def _table(folder: Path, split: str) -> CalibrationTable:
+    runs.RunSettings.load(folder)  # says so when this is no run folder
+    path = folder / f"table-{split}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {folder} --split {split}` first")
+    return CalibrationTable.load(path)
+
+
+def _check_data(settings: runs.RunSettings) -> None:
+    """Look at every training and validation pair before hours are spent; all problems at once."""
+    problems = runs.dataset(settings, split="train").check()
+    try:
+        problems += runs.dataset(settings, split="val").check()
+    except FileNotFoundError as error:
+        console.print(f"warning: `mess calibrate` will need a labelled split that is not trained on: {error}")
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"data: {len(problems)} problems:\n  " + "\n  ".join(problems[:20]) + more)
+
+
 def _save_picture(picture: Image.Image, path: Path) -> None:
     write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
 
@@ -282,7 +323,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _by_first_confidence(deployed: DeployedNetwork, folder: Path, split: str) -> list[int]:
     """Image indices of a split, most confident first by the configuration's first gate (as they are without a gate)."""
-    table = CalibrationTable.load(folder / f"table-{split}.safetensors")
+    table = _table(folder, split)
     first = deployed.configuration.exits[0]
     if first.pixel_threshold is None:
         return list(range(len(table.images)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,9 @@ def as_size(argument: str, value: tuple[int, int] | None) -> tuple[int, int] | N
     if value is None:
         return None
     try:
-        height, width = (int(v) for v in value)
+        height, width = (operator.index(v) for v in value)
     except (TypeError, ValueError):
-        raise TypeError(f"{argument}: expected (height, width) in pixels, got {value!r}") from None
+        raise TypeError(f"{argument}: expected (height, width), integers, got {value!r}") from None
     if height < 1 or width < 1:
         raise ValueError(f"{argument}: expected at least one pixel, got ({height}, {width})")
     return height, width

@@ -52,7 +52,7 @@ CASES = [
     (lambda: confident(edges="sobel"), ValueError, r"edges: expected 'canny' or 'labels', got 'sobel'"),
     (lambda: confident(confidence="max"), ValueError, r"confidence: expected 'top1', .*got 'max'"),
     (lambda: confident(size=(0, 3)), ValueError, r"size: expected at least one pixel"),
-    (lambda: confident(size=7), TypeError, r"size: expected \(height, width\)"),
+    (lambda: confident(size=7), TypeError, r"size: expected \(height, width\), integers"),
     (lambda: confident(size=(10**7, 10**8)), ValueError, r"size: expected logits that fit into memory"),
     (lambda: confident(threads=0), ValueError, r"threads: expected at least 1, got 0"),
     (lambda: confident(threads=5000), ValueError, r"threads: expected None or 1..=1024, got 5000"),

@@ -59,10 +59,14 @@ def test_profile(tmp_path):
             ("train", "--model", "small_resnet_fcn", "--data", "folder:/no/where", "--size", "8x8", "--out", "x"),
             "data: expected a folder with images/, labels/ and dataset.json, got /no/where",
         ),
-        (("calibrate", "/no/where"), "run: expected a file, got /no/where/run.json"),
-        (("search", "/no/where"), "table: expected a safetensors file, got /no/where/table-val.safetensors"),
+        (
+            ("calibrate", "/no/where"),
+            "run: expected a run folder, got /no/where (no run.json there); `mess train` makes",
+        ),
+        (("search", "/no/where"), "run: expected a run folder, got /no/where"),
+        (("search", "/no/where", "--min-accuracy", "0.5"), "--min-accuracy: expected percent, such as 60, got 0.5"),
         (("search", "/no/where", "--max-drop", "1", "--max-cost-ratio", "1"), "expected at most one"),
-        (("run", "/no/where", "x.png"), "run: expected a file"),
+        (("run", "/no/where", "x.png"), "run: expected a run folder"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments, message):
@@ -80,15 +84,20 @@ def test_the_whole_job(tmp_path):
                 "tiny", "--batch-size", 4, "--epochs", 2, "--exit-epochs", 1)  # fmt: skip
     mess("train", *settings, "--out", run)
     again = mess("train", *settings, "--out", run).stdout
-    assert "epoch" not in again  # everything was done already
+    assert "pretrain: 2 of 2 epochs are done already" in again
+    assert "loss" not in again
+    early = mess("search", run, check=False)
+    assert "run `mess calibrate" in early.stderr
+    early = mess("run", run, "x.png", check=False)
+    assert "run `mess search` first" in early.stderr
     other = mess("train", *settings, "--out", run, "--seed", 1, check=False)
     assert other.returncode == 2
-    assert "holds another run" in other.stderr
+    assert "holds another run: seed 0 there, 1 asked" in other.stderr
     assert "final exit" in mess("calibrate", run, "--latency-rounds", 2).stdout
     found = mess("search", run).stdout
     for name in ("drop-0.1pp", "drop-1pp", "best-at-1x", "front"):
         assert name in found
-    impossible = mess("search", run, "--min-accuracy", 101, check=False)
+    impossible = mess("search", run, "--min-accuracy", 100, check=False)
     assert impossible.returncode == 1
     assert "nothing satisfies the target (infeasible)" in impossible.stdout
     budgeted = json.loads(mess("search", run, "--setting", "budgeted", "--max-cost-ratio", 0.5, "--json").stdout)
@@ -103,6 +112,14 @@ def test_the_whole_job(tmp_path):
     assert "left at" in said
     with Image.open(tmp_path / "out" / "p.png") as labels:
         assert (labels.mode, labels.size) == ("P", (50, 60))
+    twice = mess("run", run, tmp_path / "p.jpg", tmp_path / "q" / "p.jpg", check=False)
+    assert "images: expected different names" in twice.stderr
+    Image.fromarray(pixels).save(tmp_path / "r.png")
+    lost = mess("run", run, tmp_path / "r.png", "--out", tmp_path, check=False)
+    assert "would be lost" in lost.stderr
+    assert Image.open(tmp_path / "r.png").mode == "RGB"
+    found = mess("evaluate", run, "--clock-images", 1, "--rounds", 1, "--json").stdout
+    assert json.loads(found)["split"] == "test"
     (tmp_path / "p.jpg").write_bytes(b"no picture")
     broken = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", check=False)
     assert broken.returncode == 2

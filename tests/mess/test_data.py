@@ -68,6 +68,43 @@ def test_bad_pictures_are_all_listed(folder):
     assert "cannot be decoded" in problems[2]
 
 
+def test_masks_of_0_and_255_are_not_taken_for_ignored_without_a_word(folder):
+    (folder / "dataset.json").write_text(json.dumps({"classes": ["background", "object"]}))
+    for name in "xyz":
+        labels = np.zeros((6, 8), np.uint8)
+        labels[2:4] = 255
+        Image.fromarray(labels).save(folder / f"labels/train/{name}.png")
+    problems = FolderDataset(folder, "train").check()
+    assert len(problems) == 1
+    assert "no pixel is labelled object; 48 pixels are ignored (value 255)" in problems[0]
+    (folder / "dataset.json").write_text(json.dumps({"classes": ["background", "object"], "ignore_index": 9}))
+    assert "got [255]" in FolderDataset(folder, "train").check()[0]
+
+
+def test_names_with_spaces_in_a_split_list(folder):
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "x.png").rename(folder / kind / "train" / "x 1.png")
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("x 1\n\ny\n")
+    data = FolderDataset(folder, "train")
+    assert [data.identity(i) for i in range(len(data))] == ["x 1", "y"]
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"classes": "ab"}, '"classes", a non-empty list of names'),
+        ({"classes": []}, '"classes", a non-empty list of names'),
+        ({"classes": ["a", "b"], "palette_rgb": [[1, 2], [3, 4]]}, r'"palette_rgb": expected \[red, green, blue\]'),
+        ({"classes": [str(i) for i in range(256)]}, "expected at most 255"),
+    ],
+)
+def test_a_description_that_is_off_is_refused(folder, info, message):
+    (folder / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=message):
+        FolderDataset(folder, "train")
+
+
 @pytest.mark.parametrize("spec", ["voc", "scenes:x", "folder:", ""])
 def test_unknown_specs(spec):
     with pytest.raises(ValueError, match="data: expected 'scenes'"):

@@ -146,6 +146,10 @@ def test_budgeted_holds_only_what_it_needs(network, table, val_images):
     assert torch.equal(deployed.budgeted(-1)(images), network(images))
     with pytest.raises(ValueError, match=r"position: expected -3..2, got 3"):
         deployed.budgeted(3)
+    with pytest.raises(TypeError, match="position: expected an integer, got str"):
+        deployed.budgeted("final")
+    with pytest.raises(TypeError, match="images: expected a tensor .* got ndarray"):
+        deployed(images.numpy())
 
 
 def test_an_early_last_exit_leaves_the_rest_of_the_network_out(network, table):

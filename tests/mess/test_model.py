@@ -224,6 +224,8 @@ def test_a_model_without_dense_logits_is_refused(output, message):
         (lambda n, x: mess.convert(n, x[0]), ValueError, r"example_input: expected a non-empty float tensor"),
         (lambda n, x: mess.convert(n, x.int()), ValueError, r"example_input: .*torch.int32"),
         (lambda n, x: mess.convert(n, x.numpy()), TypeError, r"example_input: expected a tensor .*ndarray"),
+        (lambda n, x: mess.convert("net", x), TypeError, r"model: expected an nn.Module, got str"),
+        (lambda n, x: mess.convert(nn.Conv2d(4, 1, 1), x), ValueError, r"model: expected logits of at least 2 classes"),
         (lambda n, x: mess.convert(n, x, num_exits=1), ValueError, r"num_exits: expected at least 2"),
         (lambda n, x: mess.convert(n, x, heads=()), ValueError, r"heads: expected at least one"),
         (lambda n, x: mess.convert(n, x, heads="huge"), ValueError, r"heads: expected 'full'"),

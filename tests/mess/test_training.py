@@ -154,9 +154,9 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match="truncated or no safetensors"):
         load_checkpoint(path, network)
     path.write_bytes(whole)
-    with pytest.raises(ValueError, match="belongs to pretrain .* not to pretrain"):
+    with pytest.raises(ValueError, match="belongs to another training: epochs 1 there, 2 asked"):
         pretrain(network, batches, settings=mess.TrainSettings(epochs=2), checkpoint=path)
-    with pytest.raises(ValueError, match="belongs to pretrain"):
+    with pytest.raises(ValueError, match="belongs to another training: stage 'pretrain' there, 'exits' asked"):
         train_exits(network, batches, settings=settings, checkpoint=path)
     other = runs.new_network(runs.RunSettings(model="small_resnet_fcn", data="scenes:8", size=(32, 48), heads="tiny"))
     with pytest.raises(ValueError, match="does not fit the network: missing"):
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_a_run_folder_belongs_to_one_run(tmp_path):
     SETTINGS.save(tmp_path)
     SETTINGS.save(tmp_path)
-    with pytest.raises(ValueError, match="out: .* holds another run"):
+    with pytest.raises(ValueError, match="out: .* holds another run: data 'scenes:8' there, 'scenes:9' asked"):
         runs.RunSettings(model="small_resnet_fcn", data="scenes:9", size=(32, 48)).save(tmp_path)
     (tmp_path / "run.json").write_text('{"model": 1')
     with pytest.raises(ValueError, match="run: .*run.json is no complete JSON file"):

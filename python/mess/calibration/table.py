@@ -90,7 +90,10 @@ class CalibrationTable:
     def search_table(self, cost: str) -> SearchTable:
         """The arrays that `mess_core.search` takes, with one cost column."""
         if cost not in self.costs:
-            raise ValueError(f"cost: expected one of {sorted(self.costs)}, got {cost!r}")
+            raise ValueError(
+                f"cost: expected one of {sorted(self.costs)}, which were calibrated, got {cost!r} "
+                "(latency_ms needs latency_rounds above 0)"
+            )
         return SearchTable(
             intersection=self.intersection,
             predicted=self.predicted,

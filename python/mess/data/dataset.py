@@ -37,6 +37,10 @@ class SegmentationDataset(ABC):
     def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and label map (H, W) uint8 of one example."""
 
+    def check(self) -> list[str]:
+        """Look at every pair; one line a problem, empty when all is well."""
+        return []
+
     @abstractmethod
     def identity(self, index: int) -> str:
         """A stable, readable name of one example, used in reports and error messages."""

@@ -1,7 +1,8 @@
 """A folder of images and label maps: `images/<split>/`, `labels/<split>/`, `dataset.json`.
 
 `dataset.json` names the classes: `{"classes": ["sky", ...], "ignore_index": 11, "palette_rgb": [[r, g, b], ...]}`;
-the last two are optional. `splits/<split>.txt`, when there, gives the order and the subset. CamVid in the
+the last two are optional, `ignore_index` being 255 when left out.
+`splits/<split>.txt`, when there, gives the order and the subset. CamVid in the
 SegNet layout reads as it is.
 """
 
@@ -59,7 +60,7 @@ class FolderDataset(SegmentationDataset):
             raise ValueError(f"{label_path}: expected a single-channel label map, got shape {labels.shape}")
         if labels.shape != image.shape[:2]:
             raise ValueError(f"{label_path}: expected the image's size {image.shape[:2]}, got {labels.shape}")
-        out_of_range = (labels >= self.num_classes) & (labels != self._ignored_value) & (labels != IGNORE_INDEX)
+        out_of_range = (labels >= self.num_classes) & (labels != self._ignored_value)
         if out_of_range.any():
             found = np.unique(labels[out_of_range]).tolist()
             raise ValueError(
@@ -70,13 +71,21 @@ class FolderDataset(SegmentationDataset):
         return image, labels
 
     def check(self) -> list[str]:
-        """Decode every pair; one line a problem, empty when all is well."""
         problems = []
+        labelled = np.zeros(256, dtype=np.int64)
         for index in range(len(self)):
             try:
-                self.pair(index)
+                _, labels = self.pair(index)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
+            else:
+                labelled += np.bincount(labels.ravel(), minlength=256)
+        never = [name for name, count in zip(self.class_names, labelled, strict=False) if count == 0]
+        if never and not problems:
+            hint = ""
+            if labelled[IGNORE_INDEX]:
+                hint = f"; {labelled[IGNORE_INDEX]} pixels are ignored (value {self._ignored_value})"
+            problems.append(f"{self.root}, split {self.split!r}: no pixel is labelled {', '.join(never)}{hint}")
         return problems
 
 
@@ -87,9 +96,16 @@ def _read_info(path: Path) -> dict[str, Any]:
         info = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(info, dict) or not info.get("classes"):
-        raise ValueError(f'{path}: expected an object with a non-empty "classes" list')
-    return info
+    classes = info.get("classes") if isinstance(info, dict) else None
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f'{path}: expected an object with "classes", a non-empty list of names, got {classes!r}')
+    if len(classes) > 255:
+        raise ValueError(f'{path}: "classes": expected at most 255, since labels are 8-bit, got {len(classes)}')
+    palette = info.get("palette_rgb", [])
+    if np.asarray(palette, dtype=object).size and np.shape(palette)[1:] != (3,):
+        raise ValueError(f'{path}: "palette_rgb": expected [red, green, blue] for each class, got {palette!r:.80}')
+    checked: dict[str, Any] = info
+    return checked
 
 
 def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
@@ -101,7 +117,8 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     images = {p.stem: p for p in sorted(image_dir.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
     labels = {p.stem: p for p in sorted(label_dir.iterdir()) if p.suffix.lower() == ".png"}
     listing = root / "splits" / f"{split}.txt"
-    names = listing.read_text().split() if listing.is_file() else list(images)
+    lines = listing.read_text().splitlines() if listing.is_file() else list(images)
+    names = [line.strip() for line in lines if line.strip()]
     problems = [f"no image for {n}" for n in names if n not in images]
     problems += [f"no label map for {n}" for n in names if n not in labels]
     if problems:

@@ -149,6 +149,8 @@ class DeployedNetwork(nn.Module):
     def budgeted(self, position: int) -> StaticNetwork:
         """The static network that ends at one of the configuration's exits, counted from 0 (negative: from the end)."""
         count = len(self.configuration.exits)
+        if not isinstance(position, int):
+            raise TypeError(f"position: expected an integer, got {type(position).__name__}")
         if not -count <= position < count:
             raise ValueError(f"position: expected {-count}..{count - 1}, got {position}")
         last = position % count
@@ -205,6 +207,8 @@ def _early_exit(network: MultiExitNetwork, entry: ChosenExit) -> ExitId:
 
 
 def _check_batch(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor (B, channels, H, W), got {type(images).__name__}")
     if images.ndim != 4 or images.shape[0] == 0 or not images.is_floating_point():
         raise ValueError(
             f"images: expected a non-empty float batch (B, channels, H, W), got {tuple(images.shape)}, {images.dtype}"

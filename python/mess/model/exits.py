@@ -17,6 +17,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 SegmentationHead = Literal["fcn", "deeplabv3"]
+GridName = Literal["full", "small", "tiny"]
 BlockKind = Literal["residual", "inverted_residual"]
 
 _NAME = re.compile(r"(fcn|deeplabv3)-r(\d+)-b(\d+)(-d)?")
@@ -70,7 +71,7 @@ class HeadSpec:
         )
 
 
-def head_grid(size: Literal["full", "small", "tiny"] = "full") -> tuple[HeadSpec, ...]:
+def head_grid(size: GridName = "full") -> tuple[HeadSpec, ...]:
     """Candidate heads of every point; the first is always the plain one that stage 1 trains.
 
     `full` is the grid of the method, 4 x 4 x 2 x 2 = 64 less the 8 duplicates without blocks to dilate = 56;

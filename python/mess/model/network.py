@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mess.model.adapter import LogitsModel, check_example, evaluating
 from mess.model.cost import CostKind, WorkloadProfile, profile
-from mess.model.exits import ExitHead, HeadSpec, block_kind_of, head_grid
+from mess.model.exits import ExitHead, GridName, HeadSpec, block_kind_of, head_grid
 from mess.model.points import ExitPoint, exit_points
 from mess.model.split import captured_features
 
@@ -118,7 +118,7 @@ def convert(
     example_input: Tensor,
     *,
     num_exits: int = 6,
-    heads: Sequence[HeadSpec] | Literal["full", "small", "tiny"] = "full",
+    heads: Sequence[HeadSpec | str] | GridName = "full",
     by: CostKind = "macs",
     seed: int = 0,
 ) -> MultiExitNetwork:
@@ -128,7 +128,7 @@ def convert(
         model: takes (B, channels, H, W) and returns logits (B, C, h, w), alone or in a dict, object or tuple.
         example_input: a batch of the size the network will see; only shapes matter.
         num_exits: exits wanted, the final one included.
-        heads: candidate heads of every point: a named grid, or any sequence of `HeadSpec`.
+        heads: candidate heads of every point: a named grid, or any sequence of `HeadSpec` or of their names.
         by: what "equidistant" is measured in, `macs` or `latency`.
         seed: initialises the heads; the model's own weights are not touched.
 
@@ -139,12 +139,20 @@ def convert(
         TypeError: the model's output holds no logits (B, C, H, W).
         ValueError: an argument is off, or the model has no block to exit from.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     images = check_example(example_input)
-    specs = head_grid(heads) if isinstance(heads, str) else tuple(heads)
+    given = head_grid(cast("GridName", heads)) if isinstance(heads, str) else heads
+    specs = tuple(HeadSpec.from_name(spec) if isinstance(spec, str) else spec for spec in given)
     if not specs or len({spec.name for spec in specs}) != len(specs):
         raise ValueError(f"heads: expected at least one HeadSpec and no duplicates, got {[s.name for s in specs]}")
     with evaluating(model):
         num_classes = LogitsModel(model)(images[:1]).shape[1]
+    if num_classes < 2:
+        raise ValueError(
+            f"model: expected logits of at least 2 classes, got {num_classes}: confidence is a softmax; give a model "
+            "with one sigmoid output two (0 and the logit)"
+        )
     workload = profile(model, images, by=by)
     points = exit_points(workload, num_exits=num_exits)
     if len(points) < num_exits - 1:

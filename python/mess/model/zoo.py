@@ -122,7 +122,12 @@ def _from_factory(module_name: str, attribute: str, num_classes: int) -> nn.Modu
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model: cannot import {module_name}:{attribute}: {error}") from None
-    net = factory(num_classes=num_classes)
+    try:
+        net = factory(num_classes=num_classes)
+    except TypeError as error:
+        raise ValueError(
+            f"model: expected {module_name}:{attribute} to be called with num_classes=: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"model: expected {module_name}:{attribute} to return an nn.Module, got {type(net).__name__}")
     return net

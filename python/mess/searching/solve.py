@@ -126,7 +126,9 @@ def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str
     if configuration.model != table.model:
         raise ValueError(f"table: expected exit points {configuration.model}, got {table.model}")
     if configuration.setting == "input-dependent" and configuration.policy != table.policy:
-        raise ValueError(f"table: expected confidences of {configuration.policy}, got {table.policy}")
+        raise ValueError(
+            f"table: expected confidences of {configuration.policy}, got {table.policy}; calibrate both splits alike"
+        )
     exits, gates = [], []
     for chosen in configuration.exits:
         exits.append(_index("exits", table.exits, chosen.exit))
@@ -174,6 +176,8 @@ def _configuration(table: CalibrationTable, found: Found, setting: Setting, cost
         "cost_column": cost,
         "shares": [count / images for count in found.stopped],
     }
+    if setting == "anytime":  # accuracy is the mean over cut-offs then; this is what the last prediction reaches
+        promise["last_accuracy"] = table.mean_iou(found.configuration.exits[-1])
     return Configuration(setting=setting, model=table.model, exits=chosen, policy=table.policy, promise=promise)
 
 

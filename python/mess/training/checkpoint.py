@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mess.files import check_version, read_safetensors, write_whole
+from mess.files import check_version, differences, read_safetensors, write_whole
 from mess.model.weights import check_fits
 
 VERSION = 1
@@ -73,10 +73,8 @@ def load_checkpoint(
         stage=header["stage"], epoch=header["epoch"], settings=header["settings"], losses=tuple(header["losses"])
     )
     if expected is not None and (done.stage, done.settings) != (expected.stage, expected.settings):
-        raise ValueError(
-            f"checkpoint: {path} belongs to {done.stage} with {done.settings}, "
-            f"not to {expected.stage} with {expected.settings}; choose another folder or the same settings"
-        )
+        changed = differences({"stage": done.stage, **done.settings}, {"stage": expected.stage, **expected.settings})
+        raise ValueError(f"checkpoint: {path} belongs to another training: {changed}; choose another folder")
     network.load_state_dict(given)
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)

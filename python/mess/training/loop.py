@@ -241,7 +241,9 @@ def _resume(
     if not checkpoint.is_file():
         save_checkpoint(checkpoint, network, optimizer, fresh)  # so that an early Ctrl-C leaves something to continue
         return fresh
-    return load_checkpoint(checkpoint, network, optimizer, expected=fresh)
+    done = load_checkpoint(checkpoint, network, optimizer, expected=fresh)
+    console.print(f"{stage}: {done.epoch} of {settings.epochs} epochs are done already", highlight=False)
+    return done
 
 
 def _progress(stage: str, epoch: int, settings: TrainSettings, losses: Sequence[float]) -> Progress:

@@ -89,7 +89,7 @@ pub fn canny(image: ArrayView2<'_, u8>, settings: &CannySettings) -> Result<Arra
 pub fn label_edges<L: Label>(labels: ArrayView2<'_, L>, kind: EdgeKind) -> Result<Array2<bool>> {
     if let Some(((row, column), label)) = labels.indexed_iter().find(|(_, l)| !(0..MAX_LABELS).contains(&l.index())) {
         let got = format!("{} at row {row}, column {column}", label.index());
-        return Err(Error::value("labels", format!("class indices 0..{MAX_LABELS}"), got));
+        return Err(Error::value("labels", format!("class indices 0..{}", MAX_LABELS - 1), got));
     }
     Ok(match kind {
         EdgeKind::Canny => {
