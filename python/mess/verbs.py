@@ -138,8 +138,12 @@ def search_run(
         found = results[name]
         if name == "front":
             write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
-        elif found.configurations:
-            found.best.save(folder / "configurations" / f"{name}{suffix}.json")
+            continue
+        path = folder / "configurations" / f"{name}{suffix}.json"
+        if found.configurations:
+            found.best.save(path)
+        elif found.status == "infeasible":
+            path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
         path = folder / "pictures" / f"tradeoff{suffix}.png"

@@ -97,9 +97,11 @@ def test_the_whole_job(tmp_path):
     found = mess("search", run).stdout
     for name in ("drop-0.1pp", "drop-1pp", "best-at-1x", "front"):
         assert name in found
+    (run / "configurations" / "miou-100.json").write_text("of an earlier search")
     impossible = mess("search", run, "--min-accuracy", 100, check=False)
     assert impossible.returncode == 1
     assert "nothing satisfies the target (infeasible)" in impossible.stdout
+    assert not (run / "configurations" / "miou-100.json").exists()
     budgeted = json.loads(mess("search", run, "--setting", "budgeted", "--max-cost-ratio", 0.5, "--json").stdout)
     assert len(budgeted["best-at-0.5x"][0]["exits"]) == 1
     assert "original" in mess("evaluate", run, "--clock-images", 2, "--rounds", 1).stdout

@@ -1,0 +1,1 @@
+"""What people look at: `figures` (PNG files) and `tables` (the terminal)."""

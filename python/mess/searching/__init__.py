@@ -1,3 +1,5 @@
+"""Targets in, configurations out; the search itself is `mess_core`'s."""
+
 from mess.searching.solve import Report, SearchResult, evaluate, search
 
 __all__ = ["Report", "SearchResult", "evaluate", "search"]

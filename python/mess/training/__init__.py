@@ -1,0 +1,1 @@
+"""The two training stages. Reading order: `losses` -> `schedule` -> `loop`; `checkpoint` is their file format."""
