@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from mess import runs
-from mess.calibration import FINAL_EXIT, CalibrationTable, calibrate
+from mess.calibration import CalibrationTable, calibrate
 from mess.confidence import PolicySettings
 from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
 from mess.deployment import run as run_image
 from mess.deployment.measure import measure_deployed
 from mess.files import file_sha256, write_json, write_whole
-from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.model.split import split_graph
 from mess.progress import Bar, console, progress
 from mess.reporting import figures, tables
@@ -165,7 +165,8 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     else:
         table = calibrate_run(folder, split=split, policy=next(iter(found.values())).policy)
     table.check_fits(network)
-    images = [runs.loader(settings, split=split).example(i)[0][None] for i in _spread(len(table.images), clock_images)]
+    batches = runs.loader(settings, split=split)
+    images = [batches.example(i)[0][None] for i in _spread(len(table.images), clock_images)]
     final = table.exits.index(FINAL_EXIT)
     baseline = (table.mean_iou(final), table.total_cost(final, "macs"))
     result: dict[str, Any] = {

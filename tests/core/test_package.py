@@ -15,20 +15,24 @@ from mess_core._arrays import as_float32, as_labels
 LOGITS = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
 
 
+def printed(code: str) -> str:
+    """What a fresh interpreter prints when it runs `code`."""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
 def test_import_needs_numpy_only():
     code = (
         "import sys; before = set(sys.modules); import numpy; numpys = set(sys.modules); import mess_core;"
         "own = {m.split('.')[0] for m in set(sys.modules) - numpys} - set(sys.stdlib_module_names);"
         "print(sorted(own))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "['mess_core', 'numpy']"
+    assert printed(code) == "['mess_core', 'numpy']"
 
 
 def test_import_mess_does_not_load_torch():
     code = "import sys, mess; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "False"
+    assert printed(code) == "False"
 
 
 def test_core_tests_never_import_torch():
@@ -37,8 +41,7 @@ def test_core_tests_never_import_torch():
         "[importlib.import_module(f'tests.core.{m.name}') for m in pkgutil.iter_modules(tests.core.__path__)];"
         "print('torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "False"
+    assert printed(code) == "False"
 
 
 def test_contiguous_float32_is_not_copied():

@@ -12,10 +12,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 import mess
 import mess_core
-from mess.calibration import FINAL_EXIT
 from mess.calibration.collect import mac_costs
 from mess.model.cost import count_macs
-from mess.model.network import upsampled
+from mess.model.network import FINAL_EXIT, upsampled
 
 
 def logits_of(network, images, name):

@@ -331,6 +331,8 @@ def test_a_float64_model():
     images = torch.rand(2, 3, 48, 64, dtype=torch.float64)
     network = mess.convert(net, images, num_exits=3, heads="tiny").eval()
     labels = torch.randint(0, 3, (2, 48, 64))
+    mess.train(network, [(images, labels)], pretraining=mess.TrainSettings(epochs=1))
+    assert {p.dtype for p in network.parameters()} == {torch.float64}
     table = mess.calibrate(network, [(images, labels)], latency_rounds=1)
     prediction = mess.deploy(network, mess.search(table, max_cost_ratio=1.0).best)(images)
     assert prediction.logits.dtype == torch.float64

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from mess.calibration.latency import measure_latency
-from mess.calibration.table import FINAL_EXIT, CalibrationTable, Costs
+from mess.calibration.table import CalibrationTable, Costs
 from mess.confidence import PolicySettings, labels_and_confidences
+from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
-from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.progress import progress
 
 PIXEL_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-IGNORE_INDEX = 255
 
 
 def calibrate(
@@ -136,11 +136,7 @@ class _Row:
         self._num_classes = num_classes
         self._truth = truth
         self._valid = truth != IGNORE_INDEX
-        if self._valid.any() and not 0 <= truth[self._valid].min() <= truth[self._valid].max() < num_classes:
-            raise ValueError(
-                f"labels: expected 0..{num_classes - 1} or {IGNORE_INDEX}, got {truth[self._valid].min()}.."
-                f"{truth[self._valid].max()}"
-            )
+        check_labels(truth[self._valid], num_classes)
         self.ground_truth = self._count(truth[self._valid])
         self._parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
 

@@ -7,13 +7,13 @@ alike.
 
 from __future__ import annotations
 
-import time
 from statistics import median
 
 import numpy as np
 import torch
 
 from mess.calibration.table import Costs
+from mess.clock import milliseconds
 from mess.confidence import PolicySettings, image_confidence
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.split import split_graph
@@ -56,14 +56,14 @@ def measure_latency(
                 timer.start()
                 image_confidence(logits, pixel_threshold=0.9, output_stride=stride, policy=policy)
                 timer.stop(("policy", exit_id))
-    milliseconds = {key: median(values[2:]) for key, values in timer.values.items()}
-    cumulative = np.cumsum([milliseconds["stage", i] for i in range(len(network.points) + 1)])
+    medians = {key: median(values[2:]) for key, values in timer.values.items()}
+    cumulative = np.cumsum([medians["stage", i] for i in range(len(network.points) + 1)])
     costs = {
         "backbone": np.array([*(cumulative[e.point] for e in exits), cumulative[-1]]),
-        "head": np.array([*(milliseconds["head", e] for e in exits), 0.0]),
-        "policy": np.array([*(milliseconds["policy", e] for e in exits), 0.0]),
+        "head": np.array([*(medians["head", e] for e in exits), 0.0]),
+        "policy": np.array([*(medians["policy", e] for e in exits), 0.0]),
     }
-    return costs, milliseconds["plain"]
+    return costs, medians["plain"]
 
 
 class _Timer:
@@ -75,12 +75,7 @@ class _Timer:
         self._began = 0.0
 
     def start(self) -> None:
-        self._began = self._now()
+        self._began = milliseconds(self._device)
 
     def stop(self, key: object) -> None:
-        self.values.setdefault(key, []).append(self._now() - self._began)
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() * 1e3
+        self.values.setdefault(key, []).append(milliseconds(self._device) - self._began)

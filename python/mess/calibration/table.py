@@ -19,11 +19,10 @@ from safetensors.numpy import save_file
 
 from mess.confidence import PolicySettings
 from mess.files import check_version, read_safetensors, write_whole
-from mess.model.network import MultiExitNetwork
+from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
 VERSION = 1
-FINAL_EXIT = "final"
 COST_PARTS = ("backbone", "head", "policy")
 
 Costs = dict[str, npt.NDArray[np.float64]]

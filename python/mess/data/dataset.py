@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -61,3 +62,11 @@ def default_palette(num_classes: int) -> np.ndarray:
         (23, 190, 207),
     ]
     return np.array([tab10[i % len(tab10)] for i in range(num_classes)], dtype=np.uint8)
+
+
+def check_labels(labels: Any, num_classes: int) -> None:
+    """ValueError unless `labels`, a 1-D array or tensor without ignored ones, are all 0..num_classes - 1."""
+    if len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < num_classes:
+            raise ValueError(f"labels: expected 0..{num_classes - 1} or {IGNORE_INDEX}, got {low}..{high}")

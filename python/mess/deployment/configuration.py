@@ -18,10 +18,10 @@ from typing import Any, get_args
 
 from mess.confidence import PolicySettings
 from mess.files import read_json, write_json
+from mess.model.network import FINAL_EXIT
 from mess_core import Setting
 
 VERSION = 1
-FINAL_EXIT = "final"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -10,6 +9,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
+from mess.clock import milliseconds
 from mess.deployment.network import DeployedNetwork
 
 
@@ -38,11 +38,11 @@ def measure_deployed(
     taken = [0] * len(deployed.configuration.exits)
     for round_index in range(rounds + 1):
         for index, image in enumerate(images):
-            start = _now(image)
+            start = milliseconds(image.device)
             net(image)
-            middle = _now(image)
+            middle = milliseconds(image.device)
             prediction = deployed(image)
-            end = _now(image)
+            end = milliseconds(image.device)
             if round_index:
                 plain[index].append(middle - start)
                 early[index].append(end - middle)
@@ -53,9 +53,3 @@ def measure_deployed(
         deployed_ms=fmean(median(values) for values in early),
         shares=tuple(count / len(images) for count in taken),
     )
-
-
-def _now(image: Tensor) -> float:
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
-    return time.perf_counter() * 1e3

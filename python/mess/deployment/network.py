@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mess.confidence import image_confidence
-from mess.deployment.configuration import FINAL_EXIT, ChosenExit, Configuration
+from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import evaluating
-from mess.model.network import ExitId, MultiExitNetwork, upsampled
+from mess.model.network import FINAL_EXIT, ExitId, MultiExitNetwork, upsampled
 from mess.model.split import GraphStages, captured_features, split_graph
 
 
@@ -80,7 +80,12 @@ class DeployedNetwork(nn.Module):
         points = [network.points[exit_id.point] for exit_id in early]
         cut = split_graph(network.net, points, example_input)
         self.stages = cut.up_to(len(chosen))
-        heads = [_frozen_head(network, exit_id, example_input) for exit_id in early]
+        with evaluating(network.net), captured_features(network.net, points) as features:
+            network.net(example_input[:1])
+        # graphs too: in eval mode whatever mode the network's own modules are put in later; weights are shared
+        heads: list[nn.Module] = [
+            _Head(split_graph(network.head(exit_id), [], features[i])) for i, exit_id in enumerate(early)
+        ]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self._strides = [point.output_stride for point in points]
         self.eval()
@@ -166,15 +171,9 @@ def deploy(
     return DeployedNetwork(network, configuration, example_input)
 
 
-def _frozen_head(network: MultiExitNetwork, exit_id: ExitId, example_input: Tensor) -> nn.Module:
-    """A head as a graph in eval mode, whatever mode the network's own module is put in later; weights are shared."""
-    point = network.points[exit_id.point]
-    with evaluating(network.net), captured_features(network.net, [point]) as features:
-        network.net(example_input[:1])
-    return _Head(split_graph(network.head(exit_id), [], features[0]))
-
-
 class _Head(nn.Module):
+    """A head as a single graph stage: feature -> logits."""
+
     def __init__(self, graph: GraphStages) -> None:
         super().__init__()
         self.graph = graph

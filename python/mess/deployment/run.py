@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from mess.clock import milliseconds
 from mess.data.transforms import image_tensor
 from mess.deployment.network import DeployedNetwork
 
@@ -37,11 +37,9 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
     """
     parameter = next(network.parameters())
     images = image_tensor(image, network.stages.input_size).to(parameter.device)
-    start = time.perf_counter()
+    start = milliseconds(images.device)
     prediction = network(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    milliseconds = (time.perf_counter() - start) * 1e3
+    elapsed = milliseconds(images.device) - start
     labels = F.interpolate(prediction.labels[:, None].float(), size=image.shape[:2], mode="nearest-exact")[0, 0].long()
     position = int(prediction.exits[0])
     confidences = prediction.image_confidence[0]
@@ -49,5 +47,5 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
         labels=labels.cpu().numpy(),
         exit=network.configuration.exits[position].exit,
         image_confidence=tuple(float(c) for c in confidences[~torch.isnan(confidences)]),
-        milliseconds=milliseconds,
+        milliseconds=elapsed,
     )

@@ -7,18 +7,17 @@ convolutions and matrix products are counted (the counter's list); interpolation
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mess.clock import milliseconds
 from mess.model.adapter import check_example, evaluating, logits_from_output
 
 CostKind = Literal["macs", "latency"]
@@ -106,9 +105,7 @@ def _counted(model: nn.Module, images: Tensor) -> tuple[list[LayerCost], float]:
 
 def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[list[LayerCost], float]:
     def clock() -> float:
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        return time.perf_counter() * 1e3
+        return milliseconds(images.device)
 
     runs: list[list[LayerCost]] = []
     totals: list[float] = []

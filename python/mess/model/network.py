@@ -20,6 +20,9 @@ from mess.model.exits import ExitHead, GridName, HeadSpec, block_kind_of, head_g
 from mess.model.points import ExitPoint, exit_points
 from mess.model.split import captured_features
 
+FINAL_EXIT = "final"
+"""Name of the original model's own exit, beside `ExitId.name` of the early ones."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ExitId:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mess_core
-from mess.calibration.table import FINAL_EXIT, CalibrationTable
+from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
+from mess.model.network import FINAL_EXIT
 from mess_core import Found, Outcome, Setting, Status
 
 

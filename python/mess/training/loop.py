@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.model.adapter import evaluating
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.progress import console, progress
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mess.training.losses import IGNORE_INDEX, LossKind, cross_entropy, exit_loss
+from mess.training.losses import LossKind, cross_entropy, exit_loss
 from mess.training.schedule import Schedule, active_exits
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -144,17 +145,18 @@ def train_exits(
     network.heads.train()
     exits = network.exits
     parameters = list(network.heads.parameters())
+    dtype = parameters[0].dtype
 
     def step(images: Tensor, labels: Tensor, batch: int) -> Tensor:
         with evaluating(network.net), _autocast(images, settings):
             final, features = network.features(images)
         size = _loss_size(labels, settings)
-        target, teacher = coarse_labels(labels, size), upsampled(final.float(), size)
+        target, teacher = coarse_labels(labels, size), upsampled(final.to(dtype), size)
         total = torch.zeros((), device=images.device)
         for exit_id in exits:
-            # float32 whatever the backbone runs in: with bfloat16 the weight gradient of a dilated convolution of 40
-            # channels (DeepLabV3 head) came back NaN from oneDNN (torch 2.15, CPU)
-            logits = network.head(exit_id)(features[exit_id.point].float())
+            # the heads' own dtype whatever the backbone runs in: with bfloat16 the weight gradient of a dilated
+            # convolution of 40 channels (DeepLabV3 head) came back NaN from oneDNN (torch 2.15, CPU)
+            logits = network.head(exit_id)(features[exit_id.point].to(dtype))
             loss = exit_loss(
                 settings.loss,
                 upsampled(logits, size),
@@ -201,7 +203,7 @@ def _run(
                         group["lr"] = (
                             settings.learning_rate * max(0.0, 1 - batch / (settings.epochs * per_epoch)) ** 0.9
                         )
-                    _check_labels(labels, network.num_classes)
+                    check_labels(labels[labels != IGNORE_INDEX], network.num_classes)
                     images = images.to(device).contiguous(memory_format=torch.channels_last)
                     loss = float(step(images, labels.to(device), batch + 1))
                     if not math.isfinite(loss):
@@ -267,11 +269,3 @@ def coarse_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         for count, length in zip(size, labels.shape[1:], strict=True)
     )
     return labels[:, rows][:, :, columns]
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    valid = labels[labels != IGNORE_INDEX]
-    if valid.numel() and not 0 <= int(valid.min()) <= int(valid.max()) < num_classes:
-        raise ValueError(
-            f"labels: expected 0..{num_classes - 1} or {IGNORE_INDEX}, got {int(valid.min())}..{int(valid.max())}"
-        )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mess.data.dataset import IGNORE_INDEX
+
 LossKind = Literal["pfd", "kd", "ce"]
-IGNORE_INDEX = 255
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
