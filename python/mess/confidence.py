@@ -53,8 +53,15 @@ def image_confidence(
 def labels_and_confidences(
     logits: Tensor, *, pixel_thresholds: Sequence[float], output_stride: int, policy: PolicySettings
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.float64]]:
-    """Label map (H, W) of one image's full-size logits (C, H, W), and its image confidence (T,) at each threshold."""
+    """Label map (H, W) of one image's full-size logits (C, H, W), and its image confidence (T,) at each threshold.
+
+    Raises:
+        ValueError: logits whose softmax is undefined somewhere: a network that gives NaN cannot be calibrated.
+    """
     confidence, labels = mess_core.confidence_map(host_array(logits), kind=policy.confidence)
+    if np.isnan(confidence).any():
+        row, column = np.argwhere(np.isnan(confidence))[0]
+        raise ValueError(f"logits: expected numbers, got NaN or +inf at row {row}, column {column}")
     values = mess_core.image_confidence_from_map(
         confidence,
         labels,

@@ -1,17 +1,21 @@
 """The CPU-bound core of multi-exit semantic segmentation. Needs NumPy only.
 
-*Is this prediction good enough to stop?*  `image_confidence(logits, pixel_threshold=0.9)` and the steps it is made of:
-`confidence_map` -> `label_edges` / `canny` -> `boundary_mask` (`dilate`, `erode`) -> `refine_confidence`.
+*Is this prediction good enough to stop?*  `should_exit(logits, pixel_threshold=0.9, image_threshold=0.95)`,
+`image_confidence(logits, pixel_threshold=0.9)`, and the steps they are made of: `confidence_map` -> `label_edges` /
+`canny` -> `boundary_mask` (`dilate`, `erode`) -> `refine_confidence`; `policy_maps` is all of them.
 
 *Which exits, heads and thresholds?*  `search(table, ...)` and `evaluate(table, ...)` on a `SearchTable`.
 
-Arrays in are NumPy arrays or anything `numpy.asarray` takes; arrays out are fresh. The GIL is released while the core
-works; do not change an input from another thread meanwhile.
+Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes; arrays out
+are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input from another
+thread meanwhile. Kernels exist for several instruction sets, with the same bits; MESS_CORE_ISA (portable, avx2,
+avx512) forces one. MESS_CORE_THREADS sets the threads of calls that do not say.
 """
 
 from mess_core._confidence import (
     ConfidenceKind,
     EdgeKind,
+    PolicyMaps,
     boundary_mask,
     canny,
     confidence_map,
@@ -20,9 +24,11 @@ from mess_core._confidence import (
     image_confidence,
     image_confidence_from_map,
     label_edges,
+    policy_maps,
     refine_confidence,
+    should_exit,
 )
-from mess_core._mess_core import __version__
+from mess_core._mess_core import Workspace, __version__
 from mess_core._search import (
     Configuration,
     Evaluation,
@@ -44,9 +50,11 @@ __all__ = [
     "Found",
     "Gate",
     "Outcome",
+    "PolicyMaps",
     "SearchTable",
     "Setting",
     "Status",
+    "Workspace",
     "__version__",
     "boundary_mask",
     "canny",
@@ -57,6 +65,8 @@ __all__ = [
     "image_confidence",
     "image_confidence_from_map",
     "label_edges",
+    "policy_maps",
     "refine_confidence",
     "search",
+    "should_exit",
 ]

@@ -1,4 +1,4 @@
-"""Conversion of whatever the user brings to the few dtypes the native module takes; the only place that copies."""
+"""Whatever the user brings, as the arrays that the native module reads: where they lie if possible, else converted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,65 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAX_LABELS = 1 << 16
+from mess_core import _mess_core as native
+
+#: dtype characters of the floats that are read where they lie
+_FLOATS = frozenset("fd")
 
 
-def as_float32(argument: str, value: npt.ArrayLike, *, ndims: tuple[int, ...], axes: str) -> npt.NDArray[np.float32]:
+def as_logits(argument: str, value: Any) -> tuple[npt.NDArray[Any], bool]:
+    """Logits as float32, float64 or the bits of a 16-bit float, and whether those bits are bfloat16.
+
+    No copy for these four types, whatever their strides; integers and wider floats are converted to float32.
+    """
+    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    dtype = array.dtype
+    if dtype.char in _FLOATS and dtype.isnative:
+        return (array if array.flags.aligned else array.copy()), False
+    if dtype.name == "bfloat16":  # an extension type of ml_dtypes, also what `_borrowed` calls the bits of one
+        return np.require(array, None, ["ALIGNED"]).view(np.uint16), True
+    if dtype == _BFLOAT16_BITS:
+        return array.view(np.uint16), True
+    if dtype == np.float16 and dtype.isnative:
+        return np.require(array, None, ["ALIGNED"]).view(np.uint16), False
+    if dtype.kind not in "fiu":
+        raise TypeError(f"{argument}: expected numbers (floats are used without a copy), got dtype {dtype}")
+    return np.require(array, np.float32, ["ALIGNED"]), False
+
+
+#: how bits of bfloat16 travel through NumPy, which has no such type
+_BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
+
+
+def _borrowed(argument: str, value: Any) -> npt.NDArray[Any]:
+    """An array over the memory of a DLPack producer (a tensor of torch, jax, ...), or `numpy.asarray`."""
+    if not hasattr(value, "__dlpack__") or isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    try:
+        device, _ = value.__dlpack_device__()
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise TypeError(f"{argument}: cannot be read through DLPack: {error}") from error
+    if int(device) != _CPU:
+        raise TypeError(f"{argument}: expected data in CPU memory, got DLPack device type {int(device)}; copy it first")
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        try:
+            bits = native.bfloat16_bits(value.__dlpack__())
+        except (BufferError, RuntimeError, TypeError):
+            raise TypeError(f"{argument}: cannot be read through DLPack: {error}") from error
+        return bits.view(_BFLOAT16_BITS)
+
+
+#: DLPack's kDLCPU
+_CPU = 1
+
+
+def as_float32(argument: str, value: Any, *, ndims: tuple[int, ...], axes: str) -> npt.NDArray[np.float32]:
     """`value` as aligned float32 of one of `ndims` dimensions; no copy when it is that, whatever its strides."""
-    array = np.asarray(value)
+    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    if array.dtype == _BFLOAT16_BITS:
+        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected numbers (float32 is used without a copy), got dtype {array.dtype}")
     if array.ndim not in ndims:
@@ -21,30 +74,46 @@ def as_float32(argument: str, value: npt.ArrayLike, *, ndims: tuple[int, ...], a
     return np.require(array, np.float32, ["ALIGNED"])
 
 
-def as_mask(argument: str, value: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """`value` as bool (H, W); uint8 is accepted, nonzero meaning true (OpenCV's masks), and copied."""
-    array = np.asarray(value)
+def as_mask(argument: str, value: Any) -> npt.NDArray[np.uint8]:
+    """`value`, bool or uint8 with nonzero meaning true (OpenCV's masks), as uint8 (H, W) over the same memory."""
+    array = value if type(value) is np.ndarray else _borrowed(argument, value)
     if array.dtype.kind != "b" and array.dtype != np.uint8:
         raise TypeError(f"{argument}: expected bool, or uint8 with nonzero meaning true, got dtype {array.dtype}")
     if array.ndim != 2:
         raise ValueError(f"{argument}: expected shape (H, W), got {array.shape}")
-    return np.require(array, np.bool_, ["ALIGNED"])
+    return array.view(np.uint8)
 
 
-def as_labels(argument: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-    """`value` as uint8 or int32 (H, W); those two are not copied. Values must be 0..65535."""
-    array = np.asarray(value)
+def as_labels(argument: str, value: Any) -> npt.NDArray[Any]:
+    """`value` as (H, W) integers of any width, over the same memory. The native module checks their range."""
+    array = value if type(value) is np.ndarray else _borrowed(argument, value)
     if array.dtype.kind not in "iub":
         raise TypeError(f"{argument}: expected integer class indices, got dtype {array.dtype}")
     if array.ndim != 2:
         raise ValueError(f"{argument}: expected shape (H, W), got {array.shape}")
-    if array.dtype.kind == "b" or array.dtype == np.uint8:
-        return np.require(array, np.uint8, ["ALIGNED"])
-    if array.size and array.dtype != np.int32:
-        low, high = array.min(), array.max()
-        if low < 0 or high >= MAX_LABELS:  # before the cast, which would wrap
-            raise ValueError(f"{argument}: expected class indices 0..{MAX_LABELS - 1}, got {low}..{high}")
-    return np.require(array, np.int32, ["ALIGNED"])
+    if array.dtype.kind == "b":
+        return array.view(np.uint8)
+    return np.require(array, array.dtype.newbyteorder("="), ["ALIGNED"])
+
+
+def as_output(argument: str, value: Any, shape: tuple[int, ...], *dtypes: type[np.generic]) -> npt.NDArray[Any]:
+    """A fresh array of the first of `dtypes`, or the caller's own, which must be writable, C-contiguous and fit."""
+    if value is None:
+        return np.empty(shape, dtypes[0])
+    names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+    if not isinstance(value, np.ndarray) or value.dtype not in dtypes:
+        got = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{argument}: expected a NumPy array of {names}, got {got}")
+    if value.shape != shape:
+        raise ValueError(f"{argument}: expected shape {shape}, got {value.shape}")
+    if not (value.flags.c_contiguous and value.flags.writeable and value.flags.aligned):
+        raise ValueError(f"{argument}: expected a writable, aligned, C-contiguous array, got {_flaw(value)}")
+    return value
+
+
+def _flaw(array: npt.NDArray[Any]) -> str:
+    flags = array.flags
+    return "a read-only one" if not flags.writeable else f"strides {array.strides}, aligned: {flags.aligned}"
 
 
 def as_size(argument: str, value: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -6,21 +6,23 @@ Source of all of it: Kouris, Venieris, Laskaridis, Lane, "Multi-Exit Semantic Se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_count, as_float32, as_labels, as_mask, as_size, as_threads
+from mess_core._arrays import as_count, as_float32, as_labels, as_logits, as_mask, as_output, as_size, as_threads
+from mess_core._mess_core import Workspace
 
 ConfidenceKind = Literal["top1", "margin", "entropy"]
 EdgeKind = Literal["canny", "labels"]
+LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
 
 @overload
 def image_confidence(
-    logits: npt.ArrayLike,
+    logits: Any,
     *,
     pixel_threshold: float,
     output_stride: int = 8,
@@ -29,11 +31,12 @@ def image_confidence(
     confidence: ConfidenceKind = "top1",
     size: tuple[int, int] | None = None,
     align_corners: bool = False,
+    workspace: Workspace | None = None,
     threads: int | None = None,
 ) -> float | npt.NDArray[np.float64]: ...
 @overload
 def image_confidence(
-    logits: npt.ArrayLike,
+    logits: Any,
     *,
     pixel_threshold: Sequence[float] | npt.NDArray[np.floating],
     output_stride: int = 8,
@@ -42,10 +45,11 @@ def image_confidence(
     confidence: ConfidenceKind = "top1",
     size: tuple[int, int] | None = None,
     align_corners: bool = False,
+    workspace: Workspace | None = None,
     threads: int | None = None,
 ) -> npt.NDArray[np.float64]: ...
 def image_confidence(
-    logits: npt.ArrayLike,
+    logits: Any,
     *,
     pixel_threshold: float | Sequence[float] | npt.NDArray[np.floating],
     output_stride: int = 8,
@@ -54,6 +58,7 @@ def image_confidence(
     confidence: ConfidenceKind = "top1",
     size: tuple[int, int] | None = None,
     align_corners: bool = False,
+    workspace: Workspace | None = None,
     threads: int | None = None,
 ) -> float | npt.NDArray[np.float64]:
     """Share of pixels whose refined confidence is at least `pixel_threshold`: stop when it is high enough.
@@ -64,8 +69,10 @@ def image_confidence(
     Parameters
     ----------
     logits : (C, H, W) or (B, C, H, W), any real dtype
-        One image or a batch. float32 of any strides is used in place; other dtypes are converted, which copies. -inf
-        marks a class that cannot be.
+        One image or a batch: a NumPy array, a DLPack producer on the CPU (a torch tensor), or anything that
+        `numpy.asarray` takes. float32, float64, float16 and bfloat16 of any strides, channels last among them, are read
+        where they lie; other dtypes are converted. -inf marks a class that cannot be. A pixel with a NaN or +inf has no
+        confidence: it is below every threshold.
     pixel_threshold : float in [0, 1], or several
         Compared inclusively, in float32. With several (T of them) the result has a last axis of length T, and the work
         that does not depend on the threshold is done once.
@@ -78,12 +85,17 @@ def image_confidence(
     confidence : {"top1", "margin", "entropy"}
         See `confidence_map`.
     size : (H, W), optional
-        Upsample the logits to this size first, bilinearly.
+        Upsample the logits to this size first, bilinearly. It is fused into the rest: no full-size logits are made, so
+        give an exit head's output as it is. Equal to `torch.nn.functional.interpolate(mode="bilinear")` within 1e-6 of
+        the largest logit around; -inf counts as -1e37 here.
     align_corners : bool
         As in PyTorch; only matters with `size`.
+    workspace : Workspace, optional
+        Buffers to reuse from call to call.
     threads : int, optional
-        Threads to use. By default all cores for large inputs, the calling thread alone below 2 million numbers, where a
-        second one costs more than it saves. The result does not depend on it.
+        Threads to use: images of a batch, else rows of an image are shared among them. By default the calling thread
+        alone below 4 million numbers (about a millisecond), where a second thread costs more than it saves, and above
+        as many as MESS_CORE_THREADS says or there are cores. The result does not depend on it.
 
     Returns
     -------
@@ -93,10 +105,10 @@ def image_confidence(
     Raises
     ------
     ValueError
-        Wrong shape, no image, pixel or class, NaN or +inf logits, a threshold outside [0, 1], an output stride outside
-        1..256; the message names the argument, what was expected and what came.
+        Wrong shape, no image, pixel or class, a threshold outside [0, 1], an output stride outside 1..256; the message
+        names the argument, what was expected and what came.
     TypeError
-        Logits that are no numbers.
+        Logits that are no numbers, or not in CPU memory.
 
     Examples
     --------
@@ -106,32 +118,101 @@ def image_confidence(
     >>> image_confidence(logits, pixel_threshold=0.9, refine=False)
     0.75
     """
-    array = as_float32("logits", logits, ndims=(3, 4), axes="(C, H, W) or (B, C, H, W)")
-    if array.ndim == 4 and len(array) == 0:
-        raise ValueError(f"logits: expected at least one image, got shape {array.shape}")
+    array, is_bfloat16 = as_logits("logits", logits)
+    if array.ndim != 3:
+        _check_batch(array)
     thresholds, is_single = _thresholds(pixel_threshold)
-    values = native.image_confidence(
-        array if array.ndim == 4 else array[np.newaxis],
+    values: float | npt.NDArray[np.float64] = native.image_confidence(
+        array,
+        is_bfloat16,
         thresholds,
+        is_single,
         as_count("output_stride", output_stride),
         bool(refine),
         edges,
         confidence,
         as_size("size", size),
         bool(align_corners),
+        workspace,
         as_threads(threads),
     )
-    return _shaped(values, is_single_image=array.ndim == 3, is_single_threshold=is_single)
+    return values
+
+
+def should_exit(
+    logits: Any,
+    *,
+    pixel_threshold: float,
+    image_threshold: float,
+    output_stride: int = 8,
+    refine: bool = True,
+    edges: EdgeKind = "canny",
+    confidence: ConfidenceKind = "top1",
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+    workspace: Workspace | None = None,
+    threads: int | None = None,
+) -> bool | npt.NDArray[np.bool_]:
+    """Whether the image confidence is at least `image_threshold`; stops looking once that is certain.
+
+    Equals `image_confidence(logits, pixel_threshold=..., ...) >= image_threshold` on every input.
+
+    Parameters
+    ----------
+    logits, pixel_threshold, output_stride, refine, edges, confidence, size, align_corners, workspace, threads
+        As in `image_confidence`, with one pixel threshold.
+    image_threshold : float
+        Least share of confident pixels, compared inclusively. Above 1 no image leaves.
+
+    Returns
+    -------
+    bool, or (B,) bool for a batch
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `image_confidence`, and for a NaN image threshold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logits = np.zeros((2, 1, 4), np.float32)
+    >>> logits[0, 0] = [9, 9, 9, 0]
+    >>> should_exit(logits, pixel_threshold=0.9, image_threshold=0.75, refine=False)
+    True
+    """
+    array, is_bfloat16 = as_logits("logits", logits)
+    if array.ndim != 3:
+        _check_batch(array)
+    thresholds, is_single = _thresholds(pixel_threshold)
+    if not is_single:
+        raise ValueError(f"pixel_threshold: expected one number, got {pixel_threshold!r}")
+    leaves: bool | npt.NDArray[np.bool_] = native.should_exit(
+        array,
+        is_bfloat16,
+        thresholds[0],
+        float(image_threshold),
+        as_count("output_stride", output_stride),
+        bool(refine),
+        edges,
+        confidence,
+        as_size("size", size),
+        bool(align_corners),
+        workspace,
+        as_threads(threads),
+    )
+    return leaves
 
 
 def image_confidence_from_map(
-    confidence: npt.ArrayLike,
-    labels: npt.ArrayLike,
+    confidence: Any,
+    labels: Any,
     *,
     pixel_threshold: float | Sequence[float] | npt.NDArray[np.floating],
     output_stride: int = 8,
     refine: bool = True,
     edges: EdgeKind = "canny",
+    workspace: Workspace | None = None,
     threads: int | None = None,
 ) -> float | npt.NDArray[np.float64]:
     """`image_confidence` for pipelines that have a confidence map and a label map already.
@@ -139,10 +220,10 @@ def image_confidence_from_map(
     Parameters
     ----------
     confidence : (H, W) or (B, H, W), any real dtype
-        Used in place when float32. No NaN.
-    labels : (H, W) or (B, H, W), integers 0..65535
-        Used in place when uint8 or int32.
-    pixel_threshold, output_stride, refine, edges, threads
+        Used in place when float32. NaN is below every threshold.
+    labels : (H, W) or (B, H, W), integers 0..65535 of any width
+        Used in place.
+    pixel_threshold, output_stride, refine, edges, workspace, threads
         As in `image_confidence`.
 
     Returns
@@ -153,7 +234,7 @@ def image_confidence_from_map(
     Raises
     ------
     ValueError, TypeError
-        As in `image_confidence`, and for shapes that differ or NaN confidences.
+        As in `image_confidence`, and for shapes that differ or labels outside 0..65535.
     """
     maps = as_float32("confidence", confidence, ndims=(2, 3), axes="(H, W) or (B, H, W)")
     given_labels = np.asarray(labels)
@@ -172,6 +253,7 @@ def image_confidence_from_map(
                 as_count("output_stride", output_stride),
                 bool(refine),
                 edges,
+                workspace,
                 as_threads(threads),
             )
             for image, image_labels in zip(
@@ -185,46 +267,127 @@ def image_confidence_from_map(
 
 
 def confidence_map(
-    logits: npt.ArrayLike,
+    logits: Any,
     *,
     kind: ConfidenceKind = "top1",
     size: tuple[int, int] | None = None,
     align_corners: bool = False,
+    out: tuple[npt.NDArray[np.float32], LabelMap] | None = None,
+    workspace: Workspace | None = None,
     threads: int | None = None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | npt.NDArray[np.int32]]:
+) -> tuple[npt.NDArray[np.float32], LabelMap]:
     """Confidence and label of every pixel.
 
     Parameters
     ----------
     logits : (C, H, W), any real dtype
-        float32 of any strides is used in place; other dtypes are converted, which copies.
+        As in `image_confidence`.
     kind : {"top1", "margin", "entropy"}
         Largest softmax probability; largest minus second largest; 1 - entropy / ln C. All in [0, 1].
-    size, align_corners, threads
+    size, align_corners, workspace, threads
         As in `image_confidence`.
+    out : (confidence, labels), optional
+        C-contiguous arrays to write into and return: (H, W) float32, and (H, W) uint8 (up to 256 classes) or int32.
 
     Returns
     -------
     confidence : (H, W) float32
+        NaN where softmax is undefined: a NaN, a +inf or nothing but -inf among the pixel's logits.
     labels : (H, W) uint8, or int32 when C > 256
-        Class of the largest logit, the lowest one of equals.
+        Class of the largest logit, the lowest one of equals; a NaN is never the largest.
 
     Raises
     ------
     ValueError, TypeError
         As in `image_confidence`; an empty picture is not an error here.
     """
-    array = as_float32("logits", logits, ndims=(3,), axes="(C, H, W)")
+    array, is_bfloat16 = as_logits("logits", logits)
+    if array.ndim != 3:
+        raise ValueError(f"logits: expected shape (C, H, W), got {array.shape}")
     if kind not in ("top1", "margin", "entropy"):
         raise ValueError(f"kind: expected 'top1', 'margin' or 'entropy', got {kind!r}")
-    confidence, labels = native.confidence_map(
-        array, kind, as_size("size", size), bool(align_corners), as_threads(threads)
+    size = as_size("size", size)
+    shape = array.shape[1:] if size is None else size
+    label_types: tuple[type[np.generic], ...] = (np.uint8, np.int32) if len(array) <= 256 else (np.int32,)
+    given = (None, None) if out is None else out
+    confidence = _fresh("out[0]", given[0], shape, array, np.float32)
+    labels = _fresh("out[1]", given[1], shape, array, *label_types)
+    native.confidence_map(
+        array, is_bfloat16, kind, size, bool(align_corners), confidence, labels, workspace, as_threads(threads)
     )
-    return confidence, labels.astype(np.uint8) if array.shape[0] <= 256 else labels
+    return confidence, labels
+
+
+class PolicyMaps(NamedTuple):
+    """Every step of the exit policy as a map, all (H, W).
+
+    confidence: float32. labels: uint8, or int32 when C > 256. mask: bool, True where confidences are refined.
+    refined: float32.
+    """
+
+    confidence: npt.NDArray[np.float32]
+    labels: LabelMap
+    mask: npt.NDArray[np.bool_]
+    refined: npt.NDArray[np.float32]
+
+
+def policy_maps(
+    logits: Any,
+    *,
+    output_stride: int = 8,
+    edges: EdgeKind = "canny",
+    confidence: ConfidenceKind = "top1",
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+    out: PolicyMaps | None = None,
+    workspace: Workspace | None = None,
+    threads: int | None = None,
+) -> PolicyMaps:
+    """All maps of the exit policy at once: `confidence_map`, `boundary_mask`, `refine_confidence`.
+
+    Parameters
+    ----------
+    logits : (C, H, W)
+        As in `image_confidence`, like `output_stride`, `edges`, `confidence`, `size`, `align_corners`, `workspace` and
+        `threads`.
+    out : PolicyMaps, optional
+        C-contiguous arrays to write into and return.
+
+    Returns
+    -------
+    PolicyMaps
+        `(maps.refined >= pixel_threshold).mean()` is the image confidence.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `confidence_map` and `boundary_mask`.
+    """
+    pair = None if out is None else (out.confidence, out.labels)
+    values, labels = confidence_map(
+        logits,
+        kind=confidence,
+        size=size,
+        align_corners=align_corners,
+        out=pair,
+        workspace=workspace,
+        threads=threads,
+    )
+    mask = boundary_mask(labels, output_stride=output_stride, edges=edges, out=None if out is None else out.mask)
+    refined = refine_confidence(
+        values, mask, window=4 * output_stride + 1, out=None if out is None else out.refined, threads=threads
+    )
+    return PolicyMaps(values, labels, mask, refined)
 
 
 def canny(
-    image: npt.ArrayLike, low: float, high: float, *, aperture: Literal[3, 5, 7] = 3, l2: bool = False
+    image: Any,
+    low: float,
+    high: float,
+    *,
+    aperture: Literal[3, 5, 7] = 3,
+    l2: bool = False,
+    out: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Canny edges of a grey picture, bit-exact with `cv2.Canny(image, low, high, ...) > 0`.
 
@@ -238,6 +401,8 @@ def canny(
         Side of the Sobel kernel.
     l2 : bool
         Euclidean gradient magnitude instead of |dx| + |dy|.
+    out : (H, W) bool, optional
+        C-contiguous array to write into and return.
 
     Returns
     -------
@@ -257,28 +422,42 @@ def canny(
         raise TypeError(f"image: expected uint8, got dtype {array.dtype}")
     if array.ndim != 2:
         raise ValueError(f"image: expected shape (H, W), got {array.shape}")
-    return native.canny(array, float(low), float(high), as_count("aperture", aperture), bool(l2))
+    edges = _fresh("out", out, array.shape, array, np.bool_)
+    native.canny(array, float(low), float(high), as_count("aperture", aperture), bool(l2), edges.view(np.uint8))
+    return edges
 
 
-def label_edges(labels: npt.ArrayLike, *, edges: EdgeKind = "canny") -> npt.NDArray[np.bool_]:
+def label_edges(
+    labels: Any, *, edges: EdgeKind = "canny", out: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.bool_]:
     """Boundaries of a label map.
 
     Parameters
     ----------
-    labels : (H, W) integers 0..65535
-        Used in place when uint8 or int32.
+    labels : (H, W) integers 0..65535 of any width
+        Used in place.
     edges : {"canny", "labels"}
         "canny": `canny(labels, 0, 0)`, where every change of label that Sobel sees is an edge. "labels": pixels with a
         4-neighbour of another label, which does not depend on how classes are numbered.
+    out : (H, W) bool, optional
+        C-contiguous array to write into and return.
 
     Returns
     -------
     (H, W) bool
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another shape or dtype, a label outside 0..65535, an unknown `edges`.
     """
-    return native.label_edges(as_labels("labels", labels), edges)
+    array = as_labels("labels", labels)
+    found = _fresh("out", out, array.shape, array, np.bool_)
+    native.label_edges(array, edges, found.view(np.uint8))
+    return found
 
 
-def erode(mask: npt.ArrayLike, size: int) -> npt.NDArray[np.bool_]:
+def erode(mask: Any, size: int, *, out: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
     """True where every pixel under a `size` x `size` square is true; equals `cv2.erode(mask, np.ones((size, size)))`.
 
     The square covers -(size // 2) .. size - 1 - size // 2 around a pixel (OpenCV's anchor; SciPy mirrors it for even
@@ -287,26 +466,41 @@ def erode(mask: npt.ArrayLike, size: int) -> npt.NDArray[np.bool_]:
     Parameters
     ----------
     mask : (H, W) bool, or uint8 with nonzero meaning true
-        bool is used in place.
+        Used in place.
     size : int, pixels
         1..32768.
+    out : (H, W) bool, optional
+        C-contiguous array to write into and return.
 
     Returns
     -------
     (H, W) bool
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another shape or dtype, a size outside 1..32768.
     """
-    return native.erode(as_mask("mask", mask), as_count("size", size))
+    array = as_mask("mask", mask)
+    result = _fresh("out", out, array.shape, array, np.bool_)
+    native.erode(array, as_count("size", size), result.view(np.uint8))
+    return result
 
 
-def dilate(mask: npt.ArrayLike, size: int) -> npt.NDArray[np.bool_]:
+def dilate(mask: Any, size: int, *, out: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
     """True where any pixel under a `size` x `size` square is true; equals `cv2.dilate(mask, np.ones((size, size)))`.
 
     Parameters and anchor as in `erode`.
     """
-    return native.dilate(as_mask("mask", mask), as_count("size", size))
+    array = as_mask("mask", mask)
+    result = _fresh("out", out, array.shape, array, np.bool_)
+    native.dilate(array, as_count("size", size), result.view(np.uint8))
+    return result
 
 
-def boundary_mask(labels: npt.ArrayLike, *, output_stride: int, edges: EdgeKind = "canny") -> npt.NDArray[np.bool_]:
+def boundary_mask(
+    labels: Any, *, output_stride: int, edges: EdgeKind = "canny", out: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.bool_]:
     """Pixels near a label boundary: `dilate(label_edges(labels, edges=edges), output_stride)`.
 
     The paper writes erode(cannyEdge(labels), s). A literal erosion erases one-pixel-wide edges; meant is the erosion of
@@ -314,51 +508,95 @@ def boundary_mask(labels: npt.ArrayLike, *, output_stride: int, edges: EdgeKind 
 
     Parameters
     ----------
-    labels : (H, W) integers 0..65535
-        Used in place when uint8 or int32.
+    labels : (H, W) integers 0..65535 of any width
+        Used in place.
     output_stride : int, pixels
         Side of the square, 1..256.
     edges : {"canny", "labels"}
         See `label_edges`.
+    out : (H, W) bool, optional
+        C-contiguous array to write into and return.
 
     Returns
     -------
     (H, W) bool
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `label_edges`, and for an output stride outside 1..256.
     """
-    return native.boundary_mask(as_labels("labels", labels), as_count("output_stride", output_stride), edges)
+    array = as_labels("labels", labels)
+    mask = _fresh("out", out, array.shape, array, np.bool_)
+    native.boundary_mask(array, as_count("output_stride", output_stride), edges, mask.view(np.uint8))
+    return mask
 
 
 def refine_confidence(
-    confidence: npt.ArrayLike, mask: npt.ArrayLike, *, window: int, threads: int | None = None
+    confidence: Any,
+    mask: Any,
+    *,
+    window: int,
+    out: npt.NDArray[np.float32] | None = None,
+    threads: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Confidence with masked pixels replaced by the median of the `window` x `window` values around them.
 
-    Equals `scipy.ndimage.median_filter(confidence, window, mode="nearest")` where the mask is true.
+    Equals `scipy.ndimage.median_filter(confidence, window, mode="nearest")` where the mask is true. NaN is ordered
+    below every number.
 
     Parameters
     ----------
     confidence : (H, W), any real dtype
-        Used in place when float32. No NaN.
+        Used in place when float32.
     mask : (H, W) bool, or uint8 with nonzero meaning true
+        Used in place.
     window : int, pixels
         Odd, 1..1025; 4 * output_stride + 1 in the exit policy.
+    out : (H, W) float32, optional
+        C-contiguous array to write into and return.
     threads : int, optional
         As in `image_confidence`.
 
     Returns
     -------
     (H, W) float32
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another shape or dtype, shapes that differ, an even or too large window.
     """
-    return native.refine_confidence(
-        as_float32("confidence", confidence, ndims=(2,), axes="(H, W)"),
-        as_mask("mask", mask),
-        as_count("window", window),
-        as_threads(threads),
-    )
+    values = as_float32("confidence", confidence, ndims=(2,), axes="(H, W)")
+    where = as_mask("mask", mask)
+    refined = _fresh("out", out, values.shape, values, np.float32)
+    if np.may_share_memory(refined, where):
+        raise ValueError("out: expected memory of its own, got an array that overlaps mask")
+    native.refine_confidence(values, where, as_count("window", window), refined, as_threads(threads))
+    return refined
+
+
+def _check_batch(array: npt.NDArray[Any]) -> None:
+    if array.ndim != 4:
+        raise ValueError(f"logits: expected shape (C, H, W) or (B, C, H, W), got {array.shape}")
+    if len(array) == 0:
+        raise ValueError(f"logits: expected at least one image, got shape {array.shape}")
+
+
+def _fresh(
+    argument: str, out: Any, shape: tuple[int, ...], source: npt.NDArray[Any], *dtypes: type[np.generic]
+) -> npt.NDArray[Any]:
+    """The array to write into, which must not overlap the one that is read."""
+    array = as_output(argument, out, shape, *dtypes)
+    if out is not None and np.may_share_memory(array, source):
+        raise ValueError(f"{argument}: expected memory of its own, got an array that overlaps the input")
+    return array
 
 
 def _thresholds(value: float | Sequence[float] | npt.NDArray[np.floating]) -> tuple[list[float], bool]:
     """The thresholds as a list, and whether it was a single number."""
+    if type(value) is float and 0 <= value <= 1:
+        return [value], True
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"pixel_threshold: expected a number or a sequence of numbers, got {value!r}")

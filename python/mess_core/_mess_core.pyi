@@ -1,12 +1,14 @@
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
 __version__: str
 __all__ = [
+    "Workspace",
     "__version__",
+    "bfloat16_bits",
     "boundary_mask",
     "canny",
     "confidence_map",
@@ -15,29 +17,62 @@ __all__ = [
     "evaluate",
     "image_confidence",
     "image_confidence_from_map",
+    "instruction_set",
+    "instruction_sets",
     "label_edges",
     "refine_confidence",
     "search",
+    "set_instruction_set",
+    "should_exit",
 ]
 
+@final
+class Workspace:
+    def __new__(cls) -> Workspace: ...
+
+def instruction_set() -> str: ...
+def instruction_sets() -> list[str]: ...
+def set_instruction_set(name: str) -> None: ...
+def bfloat16_bits(capsule: object) -> npt.NDArray[np.uint16]: ...
 def confidence_map(
-    logits: npt.NDArray[np.float32],
+    logits: npt.NDArray[Any],
+    is_bfloat16: bool,
     kind: str,
     size: tuple[int, int] | None,
     align_corners: bool,
+    confidence: npt.NDArray[np.float32],
+    labels: npt.NDArray[Any],
+    workspace: Workspace | None,
     threads: int | None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
+) -> None: ...
 def image_confidence(
-    logits: npt.NDArray[np.float32],
+    logits: npt.NDArray[Any],
+    is_bfloat16: bool,
     pixel_thresholds: list[float],
+    is_single: bool,
     output_stride: int,
     refine: bool,
     edges: str,
     confidence: str,
     size: tuple[int, int] | None,
     align_corners: bool,
+    workspace: Workspace | None,
     threads: int | None,
-) -> npt.NDArray[np.float64]: ...
+) -> Any: ...
+def should_exit(
+    logits: npt.NDArray[Any],
+    is_bfloat16: bool,
+    pixel_threshold: float,
+    image_threshold: float,
+    output_stride: int,
+    refine: bool,
+    edges: str,
+    confidence: str,
+    size: tuple[int, int] | None,
+    align_corners: bool,
+    workspace: Workspace | None,
+    threads: int | None,
+) -> Any: ...
 def image_confidence_from_map(
     confidence: npt.NDArray[np.float32],
     labels: npt.NDArray[Any],
@@ -45,16 +80,23 @@ def image_confidence_from_map(
     output_stride: int,
     refine: bool,
     edges: str,
+    workspace: Workspace | None,
     threads: int | None,
-) -> npt.NDArray[np.float64]: ...
-def canny(image: npt.NDArray[np.uint8], low: float, high: float, aperture: int, l2: bool) -> npt.NDArray[np.bool_]: ...
-def label_edges(labels: npt.NDArray[Any], edges: str) -> npt.NDArray[np.bool_]: ...
-def erode(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]: ...
-def dilate(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]: ...
-def boundary_mask(labels: npt.NDArray[Any], output_stride: int, edges: str) -> npt.NDArray[np.bool_]: ...
+) -> list[float]: ...
+def canny(
+    image: npt.NDArray[np.uint8], low: float, high: float, aperture: int, l2: bool, out: npt.NDArray[np.uint8]
+) -> None: ...
+def label_edges(labels: npt.NDArray[Any], edges: str, out: npt.NDArray[np.uint8]) -> None: ...
+def erode(mask: npt.NDArray[np.uint8], size: int, out: npt.NDArray[np.uint8]) -> None: ...
+def dilate(mask: npt.NDArray[np.uint8], size: int, out: npt.NDArray[np.uint8]) -> None: ...
+def boundary_mask(labels: npt.NDArray[Any], output_stride: int, edges: str, out: npt.NDArray[np.uint8]) -> None: ...
 def refine_confidence(
-    confidence: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], window: int, threads: int | None
-) -> npt.NDArray[np.float32]: ...
+    confidence: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.uint8],
+    window: int,
+    out: npt.NDArray[np.float32],
+    threads: int | None,
+) -> None: ...
 def search(
     arrays: tuple[Any, ...],
     setting_name: str,

@@ -13,14 +13,20 @@ LABELS = np.zeros((4, 5), np.uint8)
 MASK = np.zeros((4, 5), bool)
 
 
-def at(value: float) -> np.ndarray:
-    logits = LOGITS.copy()
-    logits[1, 2, 3] = value
-    return logits
+def read_only(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 def confident(**options):
     return mess_core.image_confidence(options.pop("logits", LOGITS), **{"pixel_threshold": 0.5, **options})
+
+
+def leaves(**options):
+    return mess_core.should_exit(
+        options.pop("logits", LOGITS), **{"pixel_threshold": 0.5, "image_threshold": 0.5, **options}
+    )
 
 
 def from_map(confidence=MAP, labels=LABELS, **options):
@@ -34,9 +40,6 @@ CASES = [
     (lambda: confident(logits=LOGITS[:0]), ValueError, r"logits: expected at least one class"),
     (lambda: confident(logits=LOGITS[:, :0]), ValueError, r"at least one pixel"),
     (lambda: confident(logits=LOGITS[:, :0], size=(2, 2)), ValueError, r"logits: expected at least one pixel"),
-    (lambda: confident(logits=at(np.nan)), ValueError, r"logits: .*NaN at class 1, row 2, column 3"),
-    (lambda: confident(logits=at(np.inf)), ValueError, r"logits: .*inf at class 1, row 2, column 3"),
-    (lambda: confident(logits=np.full((2, 1, 1), -np.inf)), ValueError, r"logits: .*all -infinity"),
     (lambda: confident(logits=LOGITS.astype(complex)), TypeError, r"logits: expected numbers .*complex128"),
     (lambda: confident(logits=LOGITS.astype("U1")), TypeError, r"logits: expected numbers"),
     (lambda: confident(logits=None), TypeError, r"logits: expected numbers"),
@@ -53,21 +56,24 @@ CASES = [
     (lambda: confident(confidence="max"), ValueError, r"confidence: expected 'top1', .*got 'max'"),
     (lambda: confident(size=(0, 3)), ValueError, r"size: expected at least one pixel"),
     (lambda: confident(size=7), TypeError, r"size: expected \(height, width\), integers"),
-    (lambda: confident(size=(10**7, 10**8)), ValueError, r"size: expected logits that fit into memory"),
+    (lambda: confident(size=(10**7, 10**8)), ValueError, r"size: expected a picture that fits into memory"),
+    (lambda: mess_core.confidence_map(LOGITS, size=(10**7, 10**8)), (ValueError, MemoryError), r"10000000"),
+    (lambda: leaves(image_threshold=np.nan), ValueError, r"image_threshold: expected a number, got NaN"),
+    (lambda: leaves(pixel_threshold=[0.1, 0.2]), ValueError, r"pixel_threshold: expected one number, got \[0.1, 0.2\]"),
+    (lambda: leaves(logits=LOGITS[0]), ValueError, r"logits: expected shape .*, got \(4, 5\)"),
     (lambda: confident(threads=0), ValueError, r"threads: expected at least 1, got 0"),
     (lambda: confident(threads=5000), ValueError, r"threads: expected None or 1..=1024, got 5000"),
     (lambda: mess_core.confidence_map(LOGITS, kind="best"), ValueError, r"kind: expected 'top1'.*got 'best'"),
     (lambda: mess_core.confidence_map(LOGITS[None]), ValueError, r"logits: expected shape \(C, H, W\), got"),
     (lambda: from_map(MAP[:, :-1]), ValueError, r"labels: expected shape \(4, 4\), got \(4, 5\)"),
-    (
-        lambda: from_map(np.full((4, 5), np.nan)),
-        ValueError,
-        r"confidence: expected numbers, got NaN at row 0, column 0",
-    ),
     (lambda: from_map(MAP[:0], LABELS[:0]), ValueError, r"confidence: expected at least one pixel"),
     (lambda: from_map(np.zeros((0, 4, 5)), np.zeros((0, 4, 5), int)), ValueError, r"at least one image"),
     (lambda: from_map(MAP, LABELS - 1.0), TypeError, r"labels: expected integer class indices, got dtype float64"),
-    (lambda: from_map(MAP, LABELS.astype(int) - 1), ValueError, r"labels: expected class indices 0..65535, got -1..-1"),
+    (
+        lambda: from_map(MAP, LABELS.astype(int) - 1),
+        ValueError,
+        r"class indices 0..65535, got -1 at row 0, column 0",
+    ),
     (lambda: from_map(MAP, LABELS.astype(np.int64) + 2**40), ValueError, r"labels: expected class indices"),
     (lambda: from_map(MAP, LABELS.astype(np.int32) - 7), ValueError, r"labels: .*got -7 at row 0, column 0"),
     (lambda: mess_core.canny(MAP, 0, 0), TypeError, r"image: expected uint8, got dtype float32"),
@@ -84,7 +90,15 @@ CASES = [
     (lambda: mess_core.refine_confidence(MAP, MASK, window=4), ValueError, r"window: expected an odd number.*got 4"),
     (lambda: mess_core.refine_confidence(MAP, MASK, window=2001), ValueError, r"window: .*got 2001"),
     (lambda: mess_core.refine_confidence(MAP, MASK[:2], window=3), ValueError, r"mask: expected shape \(4, 5\)"),
-    (lambda: mess_core.refine_confidence(MAP * np.nan, MASK, window=3), ValueError, r"confidence: .*NaN at row 0"),
+    (lambda: mess_core.dilate(MASK, 3, out=MASK), ValueError, r"out: expected memory of its own"),
+    (lambda: mess_core.dilate(MASK, 3, out=np.zeros((5, 4), bool)), ValueError, r"out: expected shape \(4, 5\)"),
+    (lambda: mess_core.dilate(MASK, 3, out=np.zeros((4, 5))), TypeError, r"out: expected a NumPy array of bool"),
+    (lambda: mess_core.dilate(MASK, 3, out=[[True]]), TypeError, r"out: expected a NumPy array of bool, got list"),
+    (lambda: mess_core.dilate(MASK, 3, out=np.zeros((5, 4), bool).T), ValueError, r"out: .*C-contiguous.*strides"),
+    (lambda: mess_core.dilate(MASK, 3, out=read_only(MASK)), ValueError, r"out: expected a writable.*read-only"),
+    (lambda: mess_core.refine_confidence(MAP, MASK, window=3, out=MAP), ValueError, r"out: expected memory of its own"),
+    (lambda: mess_core.confidence_map(LOGITS, out=(MAP, MAP)), TypeError, r"out\[1\]: expected .* uint8 or int32"),
+    (lambda: mess_core.image_confidence(LOGITS, pixel_threshold=0.5, workspace=3), TypeError, r"workspace"),
 ]
 
 

@@ -287,7 +287,6 @@ def test_bad_input_to_a_deployed_network(network, table, val_images):
         (image[:0], r"images: expected a non-empty float batch"),
         (image[0], r"images: expected a non-empty float batch"),
         (image[:, :, 1:], r"images: expected height and width \(48, 64\), got \(47, 64\)"),
-        (image * float("nan"), r"logits: expected numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             deployed(images)
@@ -298,6 +297,15 @@ def test_bad_input_to_a_deployed_network(network, table, val_images):
         mess.deploy(network, replace(gated(table, 0.5), model=("x", "y", "z")))
     with pytest.raises(ValueError, match="configuration: expected one of the network's exits"):
         mess.deploy(network, gated(table, 0.5, exits=("0:fcn-r8-b3", "final")))
+
+
+def test_an_image_of_nan_is_never_confident(network, table, val_images):
+    images = torch.cat([val_images[0][:1], val_images[0][:1] * float("nan")])
+    deployed = mess.deploy(network, gated(table, 1e-9))
+    prediction, alone = deployed(images), deployed(images[:1])
+    assert (prediction.image_confidence[1] == 0).all()
+    assert prediction.exits.tolist() == [alone.exits.item(), len(deployed.configuration.exits) - 1]
+    torch.testing.assert_close(prediction.logits[:1], alone.logits)
 
 
 def test_a_model_that_cannot_be_exported_is_said(val_images):

@@ -27,6 +27,30 @@ def confidence_map(logits: np.ndarray, kind: str = "top1") -> tuple[np.ndarray, 
     return 1 - entropy / np.log(len(p)), labels
 
 
+def interpolate(logits: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Bilinear, as PyTorch defines it, in float64; pixel by pixel."""
+    num_classes, height, width = logits.shape
+
+    def place(index: int, output: int, given: int) -> tuple[int, int, float]:
+        if align_corners:
+            position = index * (given - 1) / (output - 1) if output > 1 else 0.0
+        else:
+            position = max(0.0, (index + 0.5) * given / output - 0.5)
+        low = min(int(position), given - 1)
+        return low, min(low + 1, given - 1), position - low
+
+    out = np.zeros((num_classes, *size))
+    for i in range(size[0]):
+        top, bottom, a = place(i, size[0], height)
+        for j in range(size[1]):
+            left, right, b = place(j, size[1], width)
+            y = logits.astype(np.float64)
+            upper = y[:, top, left] * (1 - b) + y[:, top, right] * b
+            lower = y[:, bottom, left] * (1 - b) + y[:, bottom, right] * b
+            out[:, i, j] = upper * (1 - a) + lower * a
+    return out
+
+
 def canny(image: np.ndarray, low: float, high: float, aperture: int = 3, l2: bool = False) -> np.ndarray:
     """OpenCV's Canny, step by step."""
     height, width = image.shape
@@ -120,7 +144,8 @@ def refine_confidence(confidence: np.ndarray, mask: np.ndarray, window: int) -> 
     r = window // 2
     padded = np.pad(confidence, r, mode="edge")
     for i, j in zip(*np.nonzero(mask), strict=True):
-        out[i, j] = np.sort(padded[i : i + window, j : j + window], axis=None)[window * window // 2]
+        values = padded[i : i + window, j : j + window].ravel()
+        out[i, j] = sorted(values, key=lambda v: (not np.isnan(v), v))[window * window // 2]  # NaN lowest
     return out
 
 

@@ -102,7 +102,7 @@ class DeployedNetwork(nn.Module):
         """Each image (B, 3, H, W) stops at the first exit that is confident enough; the rest of the batch goes on.
 
         Raises:
-            ValueError: an empty batch, another size than the network was deployed for, or NaN logits.
+            ValueError: an empty batch, or another size than the network was deployed for.
         """
         if self.configuration.setting != "input-dependent":
             raise ValueError(

@@ -1,10 +1,12 @@
-//! Python binding of `mess-core`: no arithmetic here. `arrays` is the only NumPy boundary, `run` the only place that
+//! Python binding of `mess-core`: no arithmetic here. `arrays` (and `dlpack`) is the only NumPy boundary, `run` the only place that
 //! releases the GIL and starts threads, `errors` the only conversion of errors; then one file per module of the core.
-//! The public, typed face is the Python package `mess_core`, which converts dtypes before it calls this.
+//! The public, typed face is the Python package `mess_core`, which checks arguments and makes result arrays.
 
 mod arrays;
 mod confidence;
+mod dlpack;
 mod errors;
+mod isa;
 mod run;
 mod search;
 
@@ -13,6 +15,9 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _mess_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    run::check_environment()?;
+    isa::register(module)?;
+    module.add_function(wrap_pyfunction!(dlpack::bfloat16_bits, module)?)?;
     confidence::register(module)?;
     search::register(module)
 }

@@ -16,11 +16,29 @@ const MAX_THREADS: usize = 1024;
 type Pools = HashMap<(u32, usize), Arc<ThreadPool>>;
 static POOLS: LazyLock<Mutex<Pools>> = LazyLock::new(Mutex::default);
 
-/// Below this many numbers read, a second thread costs more than it saves: waking it takes longer than the work, and
-/// beside a network it competes with the framework's own threads (measured with torch on 2 cores: 0.3 -> 0.6 ms).
-const SERIAL_WORK: usize = 1 << 21;
+/// Below this many numbers read (about a millisecond), a second thread costs more than it saves: waking it takes longer
+/// than the work, and beside a network it competes with the framework's own threads.
+const SERIAL_WORK: usize = 1 << 22;
 
-/// Call `work` on `threads` threads with the GIL released. `None` is all cores (or `RAYON_NUM_THREADS`), but the calling
+/// Threads of calls that do not say: `MESS_CORE_THREADS`, else 0, which lets rayon take all cores.
+static DEFAULT_THREADS: LazyLock<usize> = LazyLock::new(|| threads_of_environment().unwrap_or(0));
+
+/// What `MESS_CORE_THREADS` says, 0 where it says nothing.
+fn threads_of_environment() -> Result<usize, String> {
+    match std::env::var("MESS_CORE_THREADS") {
+        Ok(text) if !text.is_empty() => text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or(text),
+        _ => Ok(0),
+    }
+}
+
+/// A wrong `MESS_CORE_THREADS` is said at import.
+pub fn check_environment() -> PyResult<()> {
+    threads_of_environment().map(|_| ()).map_err(|text| {
+        PyValueError::new_err(format!("environment variable MESS_CORE_THREADS: expected 1..={MAX_THREADS}, got {text}"))
+    })
+}
+
+/// Call `work` on `threads` threads with the GIL released. `None` is all cores (or `MESS_CORE_THREADS`), but the calling
 /// thread alone when `size`, the count of numbers that it reads, is small.
 pub fn without_gil<T: Send>(
     py: Python<'_>,
@@ -28,7 +46,7 @@ pub fn without_gil<T: Send>(
     size: usize,
     work: impl FnOnce() -> mess_core::Result<T> + Send,
 ) -> PyResult<T> {
-    if threads == Some(1) || (threads.is_none() && size < SERIAL_WORK) {
+    if threads == Some(1) || (threads.is_none() && (size < SERIAL_WORK || *DEFAULT_THREADS == 1)) {
         return on_this_thread(py, work);
     }
     let pool = pool(threads)?;
@@ -49,7 +67,7 @@ pub fn panicked() -> PyErr {
 }
 
 pub fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
-    let size = threads.unwrap_or(0); // 0 lets rayon decide
+    let size = threads.unwrap_or(*DEFAULT_THREADS); // 0 lets rayon decide
     if threads == Some(0) || size > MAX_THREADS {
         return Err(PyValueError::new_err(format!("threads: expected None or 1..={MAX_THREADS}, got {size}")));
     }

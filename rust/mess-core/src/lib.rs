@@ -17,11 +17,14 @@
 //! image confidences; a configuration (exits, pixel and image thresholds) is evaluated exactly by summing them.
 //! `search` enumerates configurations and proves the best one.
 //!
-//! Reading order: [`confidence`] (the formula) -> `pixel` -> `upsample` -> `edges` -> `mask` -> `refine` -> `image`;
+//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `decide` -> `upsample` -> `edges` -> `mask` ->
+//! `refine` -> `image`, each kernel compiled once per instruction set by [`isa`];
 //! [`search`]: `table` -> `space` -> `evaluate` -> `engine` -> `outcome`. The two do not know each other.
 
 pub mod confidence;
 pub mod error;
+pub mod isa;
 pub mod search;
 
 pub use error::{Error, Result};
+pub use isa::Isa;

@@ -10,36 +10,73 @@
 //! The paper writes M = erode(cannyEdge(labels), s). Literally that erases one-pixel-wide edges; meant is the erosion of
 //! the *non-edge* area, which equals the dilation of the edges, and that is what [`boundary_mask`] computes.
 //!
-//! Cost: two sliding-count passes, whatever the size.
+//! Plain algorithm: look at every pixel of the square. What is done instead: for each column, how many rows ago it was last
+//! true; then maxima along the row in log2(size) passes (see [`super::rows`]). The height of the square does not matter.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::check_output_stride;
 use super::edges::{EdgeKind, Label, label_edges};
+use super::rows::sliding;
+use super::scratch::{room, with_scratch};
 use crate::error::{Error, Result};
+use crate::isa::{Isa, Kernel};
 
 /// Largest side of the square.
 pub const MAX_SIZE: usize = 1 << 15;
 
-/// Dilation of a mask (H, W) by a square of `size` pixels.
+/// Dilation of a mask (H, W), nonzero meaning true, by a square of `size` pixels: 1 or 0.
 ///
 /// # Errors
 /// [`Error::Value`] for a size outside 1..=[`MAX_SIZE`].
-pub fn dilate(mask: ArrayView2<'_, bool>, size: usize) -> Result<Array2<bool>> {
-    check_size(size)?;
-    Ok(any_in_square(mask, size))
+pub fn dilate(mask: ArrayView2<'_, u8>, size: usize, isa: Isa) -> Result<Array2<u8>> {
+    let mut dilated = super::zeros(mask.dim())?;
+    morphology_into(mask, size, Morphology::Dilate, dilated.view_mut(), isa)?;
+    Ok(dilated)
 }
 
-/// Erosion of a mask (H, W) by a square of `size` pixels.
+/// Erosion of a mask (H, W), nonzero meaning true, by a square of `size` pixels: 1 or 0.
 ///
 /// # Errors
 /// [`Error::Value`] for a size outside 1..=[`MAX_SIZE`].
-pub fn erode(mask: ArrayView2<'_, bool>, size: usize) -> Result<Array2<bool>> {
-    check_size(size)?;
-    Ok(!any_in_square((!&mask).view(), size))
+pub fn erode(mask: ArrayView2<'_, u8>, size: usize, isa: Isa) -> Result<Array2<u8>> {
+    let mut eroded = super::zeros(mask.dim())?;
+    morphology_into(mask, size, Morphology::Erode, eroded.view_mut(), isa)?;
+    Ok(eroded)
 }
 
-/// Pixels within an s x s square of a label boundary, s = output stride: where confidences are refined.
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Morphology {
+    /// Any pixel of the square.
+    Dilate,
+    /// All pixels of the square.
+    Erode,
+}
+
+/// [`dilate`] or [`erode`] into a buffer of the caller, (H, W) in C order.
+///
+/// # Errors
+/// As those, and for a buffer of another shape or order.
+pub fn morphology_into(
+    mask: ArrayView2<'_, u8>,
+    size: usize,
+    kind: Morphology,
+    out: ArrayViewMut2<'_, u8>,
+    isa: Isa,
+) -> Result<()> {
+    if !(1..=MAX_SIZE).contains(&size) {
+        return Err(Error::value("size", format!("1..={MAX_SIZE} pixels"), size));
+    }
+    let out = super::in_c_order("out", out, mask.dim())?;
+    let standard = mask.as_standard_layout();
+    morphology_rows(super::slice_of(&standard), mask.dim(), size, kind, 0..mask.dim().0, out, isa);
+    Ok(())
+}
+
+/// Pixels within an s x s square of a label boundary, s = output stride: where confidences are refined. 1 or 0.
 ///
 /// # Errors
 /// [`Error::Value`] for an output stride outside 1..=256 or a label outside 0..65536.
@@ -47,43 +84,134 @@ pub fn boundary_mask<L: Label>(
     labels: ArrayView2<'_, L>,
     output_stride: usize,
     edges: EdgeKind,
-) -> Result<Array2<bool>> {
+    isa: Isa,
+) -> Result<Array2<u8>> {
+    let mut mask = super::zeros(labels.dim())?;
+    boundary_mask_into(labels, output_stride, edges, mask.view_mut(), isa)?;
+    Ok(mask)
+}
+
+/// [`boundary_mask`] into a buffer of the caller, (H, W) in C order.
+///
+/// # Errors
+/// As [`boundary_mask`], and for a buffer of another shape or order.
+pub fn boundary_mask_into<L: Label>(
+    labels: ArrayView2<'_, L>,
+    output_stride: usize,
+    edges: EdgeKind,
+    mask: ArrayViewMut2<'_, u8>,
+    isa: Isa,
+) -> Result<()> {
     check_output_stride(output_stride)?;
-    Ok(any_in_square(label_edges(labels, edges)?.view(), output_stride))
+    let found = label_edges(labels, edges, isa)?;
+    morphology_into(found.view(), output_stride, Morphology::Dilate, mask, isa)
 }
 
-fn check_size(size: usize) -> Result<()> {
-    if !(1..=MAX_SIZE).contains(&size) {
-        return Err(Error::value("size", format!("1..={MAX_SIZE} pixels"), size));
+/// Rows of an eroded or dilated mask, into a buffer that holds just those rows.
+pub(crate) fn morphology_rows(
+    mask: &[u8],
+    dim: (usize, usize),
+    size: usize,
+    kind: Morphology,
+    rows: Range<usize>,
+    out: &mut [u8],
+    isa: Isa,
+) {
+    if out.is_empty() {
+        return;
     }
-    Ok(())
+    super::share_map_rows(rows, dim.1, out, |rows, out| {
+        with_scratch(|scratch| {
+            if size < usize::from(u8::MAX) {
+                isa.run(AnyInSquare { mask, dim, size, kind, rows, out, buffers: &mut scratch.narrow_mask });
+            } else {
+                isa.run(AnyInSquare { mask, dim, size, kind, rows, out, buffers: &mut scratch.wide_mask });
+            }
+        });
+    });
 }
 
-fn any_in_square(mask: ArrayView2<'_, bool>, size: usize) -> Array2<bool> {
-    let mut wide = Array2::from_elem(mask.dim(), false);
-    for (input, output) in mask.rows().into_iter().zip(wide.rows_mut()) {
-        any_in_line(input, output, size);
-    }
-    let mut square = Array2::from_elem(mask.dim(), false);
-    for (input, output) in wide.columns().into_iter().zip(square.columns_mut()) {
-        any_in_line(input, output, size);
-    }
-    square
+/// Ages of the columns, and a line with zeros on either side.
+#[derive(Default)]
+pub(crate) struct MaskBuffers<T> {
+    ages: Vec<T>,
+    line: Vec<u8>,
+    spare: Vec<u8>,
 }
 
-/// output[i] = any input[i + k] for k in -(size / 2) ..= size - 1 - size / 2, inside the line.
-fn any_in_line(input: ArrayView1<'_, bool>, mut output: ArrayViewMut1<'_, bool>, size: usize) {
-    let n = input.len();
-    let (before, after) = (size / 2, size - 1 - size / 2);
-    let mut count: usize = (0..after.min(n)).filter(|&i| input[i]).count();
-    for i in 0..n {
-        if i + after < n {
-            count += usize::from(input[i + after]);
+/// `out[r][c]` = any of `mask[r - size / 2 ..= r + size - 1 - size / 2][the same of c]`, inside the picture; eroding is the
+/// same with true and false exchanged.
+struct AnyInSquare<'p, T> {
+    mask: &'p [u8],
+    dim: (usize, usize),
+    size: usize,
+    kind: Morphology,
+    rows: Range<usize>,
+    out: &'p mut [u8],
+    buffers: &'p mut MaskBuffers<T>,
+}
+
+/// A number of rows, up to the type's largest.
+trait Age: Copy + Default + Ord {
+    const LONG_AGO: Self;
+    fn one_older(self) -> Self;
+    fn from_size(size: usize) -> Self;
+}
+
+macro_rules! age {
+    ($($integer:ty),*) => {
+        $(impl Age for $integer {
+            const LONG_AGO: Self = Self::MAX;
+            #[inline(always)]
+            fn one_older(self) -> Self {
+                self.saturating_add(1)
+            }
+            fn from_size(size: usize) -> Self {
+                Self::try_from(size).unwrap_or(Self::MAX)
+            }
+        })*
+    };
+}
+age!(u8, u16);
+
+impl<T: Age> Kernel for AnyInSquare<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { mask, dim: (height, width), size, kind, rows, out, buffers } = self;
+        let flip = kind == Morphology::Erode;
+        let (before, after) = (size / 2, size - 1 - size / 2);
+        let ages = room(&mut buffers.ages, width);
+        let line = room(&mut buffers.line, width + size - 1);
+        let spare = room(&mut buffers.spare, width + size - 1);
+        ages.fill(T::LONG_AGO);
+        let row = |row: usize| (row < height).then(|| &mask[row * width..(row + 1) * width]);
+        for r in rows.start.saturating_sub(before)..rows.start + after {
+            pass_row(ages, row(r), flip);
         }
-        if i > before {
-            count -= usize::from(input[i - before - 1]);
+        let size_of_age = T::from_size(size);
+        for (r, out) in rows.zip(out.chunks_exact_mut(width)) {
+            pass_row(ages, row(r + after), flip);
+            line[..before].fill(0);
+            line[before + width..].fill(0);
+            let bits = line[before..before + width].iter_mut();
+            bits.zip(&*ages).for_each(|(bit, age)| *bit = u8::from(*age < size_of_age));
+            sliding(line, spare, out, size, |a, b| a | b);
+            if flip {
+                out.iter_mut().for_each(|bit| *bit ^= 1);
+            }
         }
-        output[i] = count > 0;
+    }
+}
+
+/// One row further: true pixels are 0 rows old, the others one row older. Below the picture nothing is true.
+#[inline(always)]
+fn pass_row<T: Age>(ages: &mut [T], row: Option<&[u8]>, flip: bool) {
+    match row {
+        None => ages.iter_mut().for_each(|age| *age = age.one_older()),
+        Some(row) => ages.iter_mut().zip(row).for_each(|(age, byte)| {
+            *age = if (*byte != 0) ^ flip { T::default() } else { age.one_older() };
+        }),
     }
 }
 
@@ -96,25 +224,30 @@ mod tests {
 
     #[test]
     fn a_point_grows_to_the_square_of_opencv() {
-        let mut mask = Array2::from_elem((5, 5), false);
-        mask[[2, 2]] = true;
-        let grown: Vec<(usize, usize)> =
-            dilate(mask.view(), 2).unwrap().indexed_iter().filter(|(_, v)| **v).map(|(at, _)| at).collect();
+        let mut mask = Array2::from_elem((5, 5), 0);
+        mask[[2, 2]] = 7;
+        let grown: Vec<(usize, usize)> = dilate(mask.view(), 2, Isa::best())
+            .unwrap()
+            .indexed_iter()
+            .filter(|(_, v)| **v == 1)
+            .map(|(at, _)| at)
+            .collect();
         assert_eq!(grown, [(2, 2), (2, 3), (3, 2), (3, 3)]); // covers -0 ..= +1 around the point
-        assert!(erode(mask.view(), 2).unwrap().iter().all(|v| !v));
+        assert!(erode(mask.view(), 2, Isa::best()).unwrap().iter().all(|v| *v == 0));
     }
 
     #[test]
     fn the_border_takes_no_part() {
-        assert_eq!(erode(array![[true, true]].view(), 5).unwrap(), array![[true, true]]);
-        assert_eq!(dilate(Array2::from_elem((0, 3), true).view(), 3).unwrap().dim(), (0, 3));
+        assert_eq!(erode(array![[1, 1]].view(), 5, Isa::best()).unwrap(), array![[1, 1]]);
+        assert_eq!(dilate(Array2::from_elem((0, 3), 1).view(), 3, Isa::best()).unwrap().dim(), (0, 3));
     }
 
     proptest! {
         #[test]
-        fn erosion_is_dual_to_dilation(bits in prop::collection::vec(any::<bool>(), 35), size in 1usize..12) {
+        fn erosion_is_dual_to_dilation(bits in prop::collection::vec(0u8..2, 35), size in 1usize..12) {
             let mask = Array2::from_shape_vec((5, 7), bits).unwrap();
-            prop_assert_eq!(erode(mask.view(), size).unwrap(), !dilate((!&mask).view(), size).unwrap());
+            let dual = dilate(mask.mapv(|bit| 1 - bit).view(), size, Isa::best()).unwrap().mapv(|bit| 1 - bit);
+            prop_assert_eq!(erode(mask.view(), size, Isa::best()).unwrap(), dual);
         }
     }
 }

@@ -6,21 +6,30 @@
 //! Everything here runs on the calling thread, unless that is a thread of a rayon pool: then rows are shared among the
 //! pool's threads. The result is the same.
 
+mod decide;
 pub mod edges;
+mod exp;
 pub mod image;
+pub mod logits;
 pub mod mask;
 pub mod pixel;
 pub mod refine;
+mod rows;
+mod scratch;
 pub mod upsample;
 
-use ndarray::{Array1, ArrayView2, ArrayView3};
+use std::ops::Range;
 
-pub use edges::{CannySettings, EdgeKind, Label, canny, label_edges};
-pub use image::{fraction_confident, image_confidence_of_map};
-pub use mask::{boundary_mask, dilate, erode};
-pub use pixel::{ConfidenceKind, ConfidenceMap, confidence_map};
-pub use refine::refine_confidence;
-pub use upsample::{Upsampling, upsample_bilinear};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2};
+use rayon::prelude::*;
+
+pub use edges::{CannySettings, EdgeKind, Label, canny, canny_into, label_edges, label_edges_into};
+pub use image::{Workspace, fraction_confident, image_confidence, image_confidence_of_map, should_exit};
+pub use logits::Logits;
+pub use mask::{Morphology, boundary_mask, boundary_mask_into, dilate, erode, morphology_into};
+pub use pixel::{ConfidenceKind, ConfidenceMap, LabelOut, confidence_map, confidence_map_into};
+pub use refine::{refine_confidence, refine_confidence_into};
+pub use upsample::{Upsampled, Upsampling};
 
 use crate::error::{Error, Result};
 
@@ -46,28 +55,67 @@ impl Default for Policy {
 /// Largest output stride accepted; the window is then 1025 pixels wide.
 pub const MAX_OUTPUT_STRIDE: usize = 256;
 
-/// Image confidence of logits (C, H, W) at each of `pixel_thresholds`, upsampled first when `upsampling` is given.
-///
-/// # Errors
-/// [`Error::Value`] for an empty picture, no class, NaN or +infinity in the logits, a pixel whose logits are all
-/// -infinity, a threshold outside [0, 1], or an output stride outside 1..=[`MAX_OUTPUT_STRIDE`].
-pub fn image_confidence(
-    logits: ArrayView3<'_, f32>,
-    pixel_thresholds: &[f32],
-    policy: &Policy,
-    upsampling: Option<Upsampling>,
-) -> Result<Array1<f64>> {
-    let map = match upsampling {
-        None => confidence_map(logits, policy.confidence)?,
-        Some(upsampling) => confidence_map(upsample_bilinear(logits, upsampling)?.view(), policy.confidence)?,
-    };
-    image_confidence_of_map(map.confidence.view(), map.labels.view(), pixel_thresholds, policy)
-}
-
 /// Whether to share work among threads: only inside a rayon pool that the caller chose (`pool.install`). Outside, work is
 /// done on the calling thread, and rayon's global pool is never started.
 pub(crate) fn is_parallel() -> bool {
     rayon::current_thread_index().is_some()
+}
+
+/// Rows of one task when `num_rows` are shared among the pool's threads: two tasks a thread even out what differs.
+pub(crate) fn rows_per_task(num_rows: usize) -> usize {
+    num_rows.div_ceil(2 * rayon::current_num_threads()).max(1)
+}
+
+/// Call `one(rows, buffer of those rows)` on all rows at once, or on pieces shared among the pool's threads.
+pub(crate) fn share_map_rows<T: Send>(
+    rows: Range<usize>,
+    width: usize,
+    out: &mut [T],
+    one: impl Fn(Range<usize>, &mut [T]) + Sync,
+) {
+    if !is_parallel() {
+        return one(rows, out);
+    }
+    let per_task = rows_per_task(rows.len());
+    out.par_chunks_mut(per_task * width).enumerate().for_each(|(task, out)| {
+        let start = rows.start + task * per_task;
+        one(start..(start + per_task).min(rows.end), out);
+    });
+}
+
+/// Most pixels of a picture.
+pub(crate) const MAX_PIXELS: usize = 1 << 40;
+
+/// Zeros of `size`, or an error where memory is refused: a failed allocation would end the process.
+pub(crate) fn zeros<T: Clone + Default>(size: (usize, usize)) -> Result<Array2<T>> {
+    let refused = || Error::value("size", "maps that fit into memory", format!("{size:?} pixels"));
+    let count = size.0.checked_mul(size.1).filter(|count| *count <= MAX_PIXELS).ok_or_else(refused)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| refused())?;
+    values.resize(count, T::default());
+    Array2::from_shape_vec(size, values).map_err(|_| refused())
+}
+
+/// The elements of a caller's buffer of `size`, which must be in C order.
+pub(crate) fn in_c_order<'a, T>(
+    argument: &'static str,
+    buffer: ArrayViewMut2<'a, T>,
+    size: (usize, usize),
+) -> Result<&'a mut [T]> {
+    let (got, strides) = (buffer.dim(), buffer.strides().to_vec());
+    if got != size {
+        return Err(Error::value(argument, format!("shape {size:?}"), format!("{got:?}")));
+    }
+    buffer
+        .into_slice()
+        .ok_or_else(|| Error::value(argument, "a C-contiguous array", format!("strides {strides:?} (in elements)")))
+}
+
+/// The elements of an array in standard layout.
+pub(crate) fn slice_of<'a, T>(array: &'a CowArray<'_, T, Ix2>) -> &'a [T] {
+    let slice = array.as_slice();
+    debug_assert!(slice.is_some(), "standard layout");
+    slice.unwrap_or(&[])
 }
 
 /// `(height, width)` of a map, refused when it has no pixel.

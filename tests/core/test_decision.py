@@ -1,0 +1,154 @@
+"""The decision path: equal to the float definition in its outcome, whatever the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import mess_core
+from tests.oracles import confidence as oracle
+
+numbers = st.one_of(
+    st.floats(-30, 30, width=32),
+    st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.0, 88.0, -1e30, 1e30, 3.4e38, -3.4e38, 1e-40]),
+)
+shapes = st.tuples(st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
+wild_logits = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=numbers))
+thresholds = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 1.0, 0.5, 1e-30]))
+
+
+@given(wild_logits, thresholds, st.integers(1, 3), st.booleans(), st.sampled_from(["top1", "margin", "entropy"]))
+def test_any_input_equals_its_own_maps(y, threshold, output_stride, refine, kind):
+    confidence, labels = mess_core.confidence_map(y, kind=kind)
+    expected = oracle.image_confidence_from_map(confidence, labels, threshold, output_stride, refine, "canny")
+    options = {"pixel_threshold": threshold, "output_stride": output_stride, "refine": refine, "confidence": kind}
+    assert mess_core.image_confidence(y, **options) == expected
+    for image_threshold in (np.nextafter(expected, -1), expected, np.nextafter(expected, 2), 0.0, 1.0, 1.5, -1.0):
+        leaves = mess_core.should_exit(y, image_threshold=image_threshold, **options)
+        assert leaves is bool(expected >= image_threshold), image_threshold
+
+
+@given(wild_logits)
+def test_undefined_pixels_are_below_every_threshold(y):
+    confidence, labels = mess_core.confidence_map(y)
+    undefined = np.isnan(y).any(axis=0) | (y == np.inf).any(axis=0) | (y == -np.inf).all(axis=0)
+    np.testing.assert_array_equal(np.isnan(confidence), undefined)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(np.isnan(y), -np.inf, y).argmax(axis=0)
+    np.testing.assert_array_equal(labels, expected)
+    assert mess_core.image_confidence(y, pixel_threshold=0.0, refine=False) == (~undefined).mean()
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 8, 19, 21, 150, 1000])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0, 40.0])
+def test_thresholds_at_and_one_ulp_beside_the_confidence_of_every_pixel(num_classes, spread):
+    y = np.random.default_rng(num_classes).normal(0, spread, (num_classes, 9, 11)).astype(np.float32)
+    confidence, _ = mess_core.confidence_map(y)
+    for value in confidence.ravel():
+        for threshold in (np.nextafter(value, np.float32(0)), value, np.nextafter(value, np.float32(2))):
+            if threshold <= 1:
+                found = mess_core.image_confidence(y, pixel_threshold=float(threshold), refine=False)
+                assert found == (confidence >= threshold).mean()
+
+
+def test_every_pixel_exactly_at_the_threshold():
+    # p = 1 / (1 + k) exactly: k other classes equal to the largest
+    for others in range(6):
+        y = np.zeros((8, 16, 16), np.float32)
+        y[others + 1 :] = -np.inf
+        value = np.float32(1) / np.float32(1 + others)
+        for threshold, expected in ((value, 1.0), (np.nextafter(value, np.float32(0)), 1.0)):
+            assert mess_core.image_confidence(y, pixel_threshold=float(threshold)) == expected
+        if others:
+            above = float(np.nextafter(value, np.float32(1)))
+            assert mess_core.image_confidence(y, pixel_threshold=above) == 0.0
+
+
+def test_the_largest_class_in_a_late_group_far_above_the_first():
+    # the sum is taken relative to the first group: rises of 79 to 200 try its range
+    for rise in (10.0, 79.0, 81.0, 100.0, 200.0):
+        y = np.random.default_rng(0).normal(0, 1, (40, 12, 12)).astype(np.float32)
+        y[35] += rise
+        confidence, _ = mess_core.confidence_map(y)
+        for threshold in (0.2, 0.9, 1.0, float(confidence.min())):
+            found = mess_core.image_confidence(y, pixel_threshold=threshold, refine=False)
+            assert found == (confidence >= np.float32(threshold)).mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (3, 300), (70, 90), (129, 64)])
+@pytest.mark.parametrize("output_stride", [1, 4, 16])
+@pytest.mark.parametrize("edges", ["canny", "labels"])
+def test_strips_and_early_ends_decide_as_the_whole(shape, output_stride, edges):
+    rng = np.random.default_rng(1)
+    coarse = rng.normal(0, 4, (5, -(-shape[0] // 8), -(-shape[1] // 8)))
+    y = np.repeat(np.repeat(coarse, 8, 1), 8, 2)[:, : shape[0], : shape[1]].astype(np.float32)
+    y += rng.normal(0, 0.5, y.shape).astype(np.float32)
+    options = {"pixel_threshold": 0.8, "output_stride": output_stride, "edges": edges}
+    confidence, labels = mess_core.confidence_map(y)
+    expected = mess_core.image_confidence_from_map(confidence, labels, **options)
+    assert mess_core.image_confidence(y, **options) == expected
+    workspace = mess_core.Workspace()
+    for image_threshold in [*np.linspace(0, 1, 23), expected, np.nextafter(expected, 2)]:
+        for threads in (1, 2):
+            leaves = mess_core.should_exit(
+                y, image_threshold=image_threshold, workspace=workspace, threads=threads, **options
+            )
+            assert leaves is bool(expected >= image_threshold)
+
+
+def test_a_batch_decides_image_by_image():
+    y = np.random.default_rng(2).normal(0, 2, (5, 4, 30, 40)).astype(np.float32)
+    values = mess_core.image_confidence(y, pixel_threshold=0.6)
+    middle = float(np.median(values))
+    leaves = mess_core.should_exit(y, pixel_threshold=0.6, image_threshold=middle)
+    assert leaves.dtype == bool
+    np.testing.assert_array_equal(leaves, values >= middle)
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)), elements=numbers),
+    st.tuples(st.integers(1, 23), st.integers(1, 23)),
+    st.booleans(),
+    thresholds,
+)
+def test_fused_upsampling_decides_as_its_own_maps(y, size, align_corners, threshold):
+    options = {"size": size, "align_corners": align_corners}
+    confidence, labels = mess_core.confidence_map(y, **options)
+    expected = oracle.image_confidence_from_map(confidence, labels, threshold, 2, True, "canny")
+    assert mess_core.image_confidence(y, pixel_threshold=threshold, output_stride=2, **options) == expected
+    plain = mess_core.image_confidence(y, pixel_threshold=threshold, refine=False, **options)
+    assert plain == (confidence >= np.float32(threshold)).mean()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(64, 96), (61, 100), (8, 12), (5, 7), (520, 130)])
+@pytest.mark.parametrize("smooth", [0.3, 3.0])
+def test_sure_cells_change_nothing(align_corners, size, smooth):
+    # smooth regions with confident insides: most cells are decided from their nodes alone
+    rng = np.random.default_rng(3)
+    regions = np.kron(rng.integers(0, 6, (2, 3)), np.ones((4, 4), int))
+    y = (rng.normal(0, smooth, (6, 8, 12)) + 8 * (regions == np.arange(6)[:, None, None])).astype(np.float32)
+    options = {"size": size, "align_corners": align_corners}
+    confidence, labels = mess_core.confidence_map(y, **options)
+    for threshold in (0.5, 0.9, 0.99, 0.999, float(confidence.min()), float(np.median(confidence))):
+        expected = mess_core.image_confidence_from_map(confidence, labels, pixel_threshold=threshold, output_stride=4)
+        found = mess_core.image_confidence(y, pixel_threshold=threshold, output_stride=4, **options)
+        assert found == expected
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(2, 4), st.integers(1, 5), st.integers(1, 5)),
+        elements=st.floats(-9, 9, width=32),
+    ),
+    st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    st.booleans(),
+)
+def test_upsampling_equals_the_oracle(y, size, align_corners):
+    confidence, _ = mess_core.confidence_map(y, size=size, align_corners=align_corners)
+    full = oracle.interpolate(y, size, align_corners)
+    np.testing.assert_allclose(confidence, oracle.confidence_map(full)[0], atol=2e-5)
