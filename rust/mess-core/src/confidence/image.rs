@@ -24,7 +24,7 @@ use super::edges::{Label, check_labels, label_edge_rows};
 use super::logits::Logits;
 use super::mask::{Morphology, morphology_rows};
 use super::pixel::{ConfidenceKind, LabelOut, Measure, Pixels, output_size};
-use super::rows::{Count, add_row, drop_row, sliding};
+use super::rows::{Count, PIECE, ROWS, add_row, drop_row, sliding, sliding_room};
 use super::scratch::room;
 use super::upsample::{Upsampled, Upsampling};
 use super::{Policy, check_output_stride, is_parallel, non_empty, rows_per_task};
@@ -387,11 +387,11 @@ fn count_rows(
     tasks.map(|start| one(start..(start + per_task).min(rows.end))).sum()
 }
 
-/// Column counts of the window, that line with replicated ends, its window sums.
+/// Column counts of the window, such lines with replicated ends, their window sums.
 #[derive(Default)]
 pub(crate) struct CountBuffers<T> {
     columns: Vec<T>,
-    line: Vec<T>,
+    lines: Vec<T>,
     spare: Vec<T>,
     windows: Vec<T>,
 }
@@ -414,32 +414,42 @@ impl<T: Count + TryFrom<usize>> Kernel for CountRefined<'_, T> {
         let Ok(majority) = T::try_from((side * side).div_ceil(2)) else { return 0 };
         let row = |row: usize| &passes[row * width..(row + 1) * width];
         let clamped = |r: usize, up: usize| (r + up).saturating_sub(radius).min(height - 1);
-        let CountBuffers { columns, line, spare, windows } = buffers;
-        let (columns, windows) = (room(columns, width), room(windows, width));
-        let (line, spare) = (room(line, width + 2 * radius), room(spare, width + 2 * radius));
+        let CountBuffers { columns, lines, spare, windows } = buffers;
+        let stride = (width + 2 * radius).next_multiple_of(PIECE);
+        let columns = room(columns, width);
+        let lines = room(lines, sliding_room(ROWS * stride, side));
+        let spare = room(spare, sliding_room(ROWS * stride, side));
+        let windows = room(windows, ROWS * stride);
         columns.fill(T::default());
         for up in 0..2 * radius {
             add_row(columns, row(clamped(rows.start, up)));
         }
         let mut total = 0;
-        for r in rows {
-            add_row(columns, row(clamped(r, 2 * radius)));
-            let (here, masked) = (row(r), &mask[r * width..(r + 1) * width]);
-            if masked.iter().fold(0, |any, bit| any | bit) == 0 {
-                total += here.iter().map(|pass| u32::from(*pass)).sum::<u32>() as usize;
-            } else {
+        for start in rows.clone().step_by(ROWS) {
+            let some = start..(start + ROWS).min(rows.end);
+            for (r, line) in some.clone().zip(lines.chunks_exact_mut(stride)) {
+                add_row(columns, row(clamped(r, 2 * radius)));
                 line[..radius].fill(columns[0]);
                 line[radius..radius + width].copy_from_slice(columns);
                 line[radius + width..].fill(columns[width - 1]);
-                sliding(line, spare, windows, side, |a, b| a + b);
+                drop_row(columns, row(clamped(r, 0)));
+            }
+            let masked = &mask[some.start * width..some.end * width];
+            if masked.iter().fold(0, |any, bit| any | bit) == 0 {
+                total +=
+                    passes[some.start * width..some.end * width].iter().map(|pass| usize::from(*pass)).sum::<usize>();
+                continue;
+            }
+            let windows = &mut windows[..some.len() * stride];
+            sliding(lines, spare, windows, side, |a, b| a + b);
+            for (r, windows) in some.zip(windows.chunks_exact(stride)) {
+                let masked = &mask[r * width..(r + 1) * width];
                 let mut counted = 0u32;
-                for i in 0..width {
-                    let refined = u8::from(windows[i] >= majority);
-                    counted += u32::from(if masked[i] != 0 { refined } else { here[i] });
+                for ((bit, window), pass) in masked.iter().zip(windows).zip(row(r)) {
+                    counted += u32::from(if *bit != 0 { u8::from(*window >= majority) } else { *pass });
                 }
                 total += counted as usize;
             }
-            drop_row(columns, row(clamped(r, 0)));
         }
         total
     }

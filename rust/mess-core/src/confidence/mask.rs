@@ -19,7 +19,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::check_output_stride;
 use super::edges::{EdgeKind, Label, label_edges};
-use super::rows::sliding;
+use super::rows::{PIECE, ROWS, sliding, sliding_room};
 use super::scratch::{room, with_scratch};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
@@ -131,12 +131,14 @@ pub(crate) fn morphology_rows(
     });
 }
 
-/// Ages of the columns, and a line with zeros on either side.
+/// Ages of the columns, and lines with zeros on either side.
 #[derive(Default)]
 pub(crate) struct MaskBuffers<T> {
     ages: Vec<T>,
-    line: Vec<u8>,
+    lines: Vec<u8>,
     spare: Vec<u8>,
+    row: Vec<u8>,
+    result: Vec<u8>,
 }
 
 /// `out[r][c]` = any of `mask[r - size / 2 ..= r + size - 1 - size / 2][the same of c]`, inside the picture; eroding is the
@@ -181,38 +183,60 @@ impl<T: Age> Kernel for AnyInSquare<'_, T> {
         let Self { mask, dim: (height, width), size, kind, rows, out, buffers } = self;
         let flip = kind == Morphology::Erode;
         let (before, after) = (size / 2, size - 1 - size / 2);
-        let ages = room(&mut buffers.ages, width);
-        let line = room(&mut buffers.line, width + size - 1);
-        let spare = room(&mut buffers.spare, width + size - 1);
+        let len = width.next_multiple_of(PIECE);
+        let stride = (len + size - 1).next_multiple_of(PIECE);
+        let ages = room(&mut buffers.ages, len);
+        let lines = room(&mut buffers.lines, sliding_room(ROWS * stride, size));
+        let spare = room(&mut buffers.spare, sliding_room(ROWS * stride, size));
+        let (row, result) = (room(&mut buffers.row, len), room(&mut buffers.result, ROWS * stride));
         ages.fill(T::LONG_AGO);
-        let row = |row: usize| (row < height).then(|| &mask[row * width..(row + 1) * width]);
+        let mut pass = |ages: &mut [T], r: usize| {
+            if r < height {
+                row[..width].copy_from_slice(&mask[r * width..(r + 1) * width]);
+                pass_row(ages, row, flip);
+            } else {
+                pass_nothing(ages);
+            }
+        };
         for r in rows.start.saturating_sub(before)..rows.start + after {
-            pass_row(ages, row(r), flip);
+            pass(ages, r);
         }
         let size_of_age = T::from_size(size);
-        for (r, out) in rows.zip(out.chunks_exact_mut(width)) {
-            pass_row(ages, row(r + after), flip);
-            line[..before].fill(0);
-            line[before + width..].fill(0);
-            let bits = line[before..before + width].iter_mut();
-            bits.zip(&*ages).for_each(|(bit, age)| *bit = u8::from(*age < size_of_age));
-            sliding(line, spare, out, size, |a, b| a | b);
+        let mut r = rows.start;
+        for out in out.chunks_mut(ROWS * width) {
+            let num_rows = out.len() / width;
+            for line in lines.chunks_exact_mut(stride).take(num_rows) {
+                pass(ages, r + after);
+                r += 1;
+                let bits = line[before..before + len].iter_mut();
+                bits.zip(&*ages).for_each(|(bit, age)| *bit = u8::from(*age < size_of_age));
+                line[..before].fill(0);
+                line[before + width..].fill(0);
+            }
+            let result = &mut result[..num_rows * stride];
+            sliding(lines, spare, result, size, |a, b| a | b);
             if flip {
-                out.iter_mut().for_each(|bit| *bit ^= 1);
+                result.iter_mut().for_each(|bit| *bit ^= 1);
+            }
+            for (out, result) in out.chunks_exact_mut(width).zip(result.chunks_exact(stride)) {
+                out.copy_from_slice(&result[..width]);
             }
         }
     }
 }
 
-/// One row further: true pixels are 0 rows old, the others one row older. Below the picture nothing is true.
+/// One row further: true pixels are 0 rows old, the others one row older.
 #[inline(always)]
-fn pass_row<T: Age>(ages: &mut [T], row: Option<&[u8]>, flip: bool) {
-    match row {
-        None => ages.iter_mut().for_each(|age| *age = age.one_older()),
-        Some(row) => ages.iter_mut().zip(row).for_each(|(age, byte)| {
-            *age = if (*byte != 0) ^ flip { T::default() } else { age.one_older() };
-        }),
-    }
+fn pass_row<T: Age>(ages: &mut [T], row: &[u8], flip: bool) {
+    ages.iter_mut().zip(row).for_each(|(age, byte)| {
+        *age = if (*byte != 0) ^ flip { T::default() } else { age.one_older() };
+    });
+}
+
+/// Below the picture nothing is true.
+#[inline(always)]
+fn pass_nothing<T: Age>(ages: &mut [T]) {
+    ages.iter_mut().for_each(|age| *age = age.one_older());
 }
 
 #[cfg(test)]

@@ -24,8 +24,21 @@ pub(crate) fn drop_row<T: Count>(counts: &mut [T], row: &[u8]) {
     counts.iter_mut().zip(row).for_each(|(count, bit)| *count = *count - T::from(*bit));
 }
 
+/// Rows are worked on in whole pieces of this many elements, so that no loop ends with single steps; what lies beyond the
+/// picture's edge is arbitrary.
+pub(crate) const PIECE: usize = 64;
+
+/// Rows whose windows are combined together, laid end to end with their borders between: a pass over one row alone would
+/// read what the pass before has only just written, and wait for it.
+pub(crate) const ROWS: usize = 16;
+
+/// Elements that [`sliding`] needs in `values` and in `spare`.
+pub(crate) fn sliding_room(len: usize, window: usize) -> usize {
+    len + window + PIECE
+}
+
 /// Combine every `window` consecutive values: `result[i] = values[i] + ... + values[i + window - 1]` for an associative
-/// `join`. `values` (overwritten) is `window - 1` longer than `result`; `spare` as long as `values`.
+/// `join`. The length of `result` is a multiple of [`PIECE`]; `values` (overwritten) and `spare` are [`sliding_room`] long.
 ///
 /// Values of 2^b consecutive elements come from those of 2^(b-1); a window is one run for each bit of its length.
 #[inline(always)]
@@ -37,6 +50,7 @@ pub(crate) fn sliding<T: Copy>(
     join: impl Fn(T, T) -> T,
 ) {
     let len = result.len();
+    debug_assert!(len.is_multiple_of(PIECE) && values.len() >= sliding_room(len, window));
     let (mut powers, mut next) = (values, spare);
     let mut run = 1; // powers[i] joins `run` values from i on
     let mut offset = 0;
@@ -52,7 +66,7 @@ pub(crate) fn sliding<T: Copy>(
         if 2 * run > window {
             return;
         }
-        let usable = len + window - 2 * run;
+        let usable = (len + window - 2 * run).next_multiple_of(PIECE);
         for ((to, a), b) in next[..usable].iter_mut().zip(&powers[..usable]).zip(&powers[run..]) {
             *to = join(*a, *b);
         }
@@ -68,10 +82,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sliding_equals_the_sum_of_each_window(values in prop::collection::vec(0u32..9, 1..40), window in 1usize..40) {
-            prop_assume!(window <= values.len());
-            let len = values.len() + 1 - window;
-            let mut result = vec![0; len];
+        fn sliding_equals_the_sum_of_each_window(values in prop::collection::vec(0u32..9, 1024), window in 1usize..=300) {
+            let mut result = vec![0; PIECE];
             sliding(&mut values.clone(), &mut values.clone(), &mut result, window, |a, b| a + b);
             for (i, total) in result.iter().enumerate() {
                 prop_assert_eq!(*total, values[i..i + window].iter().sum::<u32>());

@@ -21,7 +21,7 @@
 use ndarray::ArrayView3;
 
 use super::decide::{Bounds, odds};
-use super::logits::{Dense, F32, Format, Logits, Planes, SMALL_TILE, Source, TILE, with_dense};
+use super::logits::{Dense, F32, Format, Logits, Planes, Source, TILE, with_dense};
 use super::pixel::{LabelOut, Measure, Measured};
 use super::scratch::{Scratch, room, with_scratch};
 use crate::error::{Error, Result};
@@ -240,6 +240,7 @@ impl Kernel for SureNodes<'_, '_> {
 pub(crate) struct Corners {
     todo: Vec<u32>,
     weights: Vec<f32>,
+    cell_of: Vec<u16>,
     corners: [Vec<f32>; 4],
     left: Vec<f32>,
     step: Vec<f32>,
@@ -288,7 +289,7 @@ fn measure_band<V: Measured, L: LabelOut>(
     scratch: &mut Scratch,
 ) {
     let Scratch { tile, upsampling, .. } = scratch;
-    let Corners { todo, weights, corners, left, step } = upsampling;
+    let Corners { todo, weights, cell_of, corners, left, step } = upsampling;
     let width = values.len() / rows.len();
     todo.clear();
     for (index, cell) in plan.cells.iter().enumerate() {
@@ -307,61 +308,102 @@ fn measure_band<V: Measured, L: LabelOut>(
     if todo.is_empty() {
         return;
     }
-    let (num_classes, h, w) = plan.shape;
-    let (count, num_phases) = (todo.len(), plan.num_phases);
-    let weights = room(weights, num_phases * count);
-    for (phase, to) in weights.chunks_exact_mut(count).enumerate() {
-        let from = &plan.weights[phase * plan.cells.len()..(phase + 1) * plan.cells.len()];
-        to.iter_mut().zip(&*todo).for_each(|(to, cell)| *to = from[*cell as usize]);
-    }
-    let [top_left, top_right, fall_left, fall_right] =
-        corners.each_mut().map(|corner| room(corner, num_classes * count));
-    for class in 0..num_classes {
-        let plane = &plan.nodes[class * h * w..(class + 1) * h * w];
-        let top = &plane[rows[0].low as usize * w..][..w];
-        let bottom = &plane[rows[0].high as usize * w..][..w];
-        for (i, cell) in todo.iter().enumerate() {
-            let Cell { low, high, .. } = plan.cells[*cell as usize];
-            let at = class * count + i;
-            top_left[at] = top[low as usize];
-            top_right[at] = top[high as usize];
-            fall_left[at] = bottom[low as usize] - top[low as usize];
-            fall_right[at] = bottom[high as usize] - top[high as usize];
-        }
-    }
-    let (left, step) = (room(left, num_classes * count), room(step, num_classes * count));
-    let cells_a_tile = SMALL_TILE / num_phases;
-    for (row, tap) in rows.iter().enumerate() {
-        for i in 0..left.len() {
-            left[i] = blend(top_left[i], fall_left[i], tap.weight);
-            step[i] = blend(top_right[i], fall_right[i], tap.weight) - left[i];
-        }
-        let (values, labels) = (&mut values[row * width..][..width], &mut labels[row * width..][..width]);
-        for first in (0..count).step_by(cells_a_tile) {
-            let len = cells_a_tile.min(count - first);
-            let source = CellTile { left, step, weights, count, first, len, num_phases, num_classes };
+    let num_phases = plan.num_phases;
+    let cells_a_tile = TILE / num_phases;
+    for cells in todo.chunks(cells_a_tile) {
+        let count = cells.len();
+        let [top_left, top_right, fall_left, fall_right] = corners.each_mut();
+        let nodes = [&mut *top_left, &mut *top_right, &mut *fall_left, &mut *fall_right];
+        gather_nodes(plan, rows[0], cells, nodes.map(|buffer| room(buffer, plan.shape.0 * count)));
+        // as many rows together as fit into a tile: where few cells are left, one row has too little to do in step
+        let rows_a_tile = (cells_a_tile / count).min(rows.len());
+        let mut prepared_for = 0;
+        for (group, taps) in rows.chunks(rows_a_tile).enumerate() {
+            let len = taps.len() * count;
+            let (weights, cell_of) = (room(weights, num_phases * len), room(cell_of, num_phases * len));
+            if prepared_for != len {
+                prepared_for = len;
+                place_pixels(plan, cells, len, weights, cell_of);
+            }
+            let (left, step) = (room(left, plan.shape.0 * len), room(step, plan.shape.0 * len));
+            for class in 0..plan.shape.0 {
+                let at = class * count..(class + 1) * count;
+                let upper = top_left[at.clone()].iter().zip(&top_right[at.clone()]);
+                let falls = fall_left[at.clone()].iter().zip(&fall_right[at]);
+                for (row, tap) in taps.iter().enumerate() {
+                    let at = class * len + row * count..class * len + (row + 1) * count;
+                    let sides = left[at.clone()].iter_mut().zip(&mut step[at]);
+                    for (((left, step), (top_left, top_right)), (fall_left, fall_right)) in
+                        sides.zip(upper.clone()).zip(falls.clone())
+                    {
+                        *left = blend(*top_left, *fall_left, tap.weight);
+                        *step = blend(*top_right, *fall_right, tap.weight) - *left;
+                    }
+                }
+            }
+            let source = CellTile { left, step, weights, cell_of, len, num_classes: plan.shape.0 };
             tile.measure(&source, len * num_phases, measure);
             let measured = V::of_tile(tile, len * num_phases);
-            for (i, cell) in todo[first..first + len].iter().enumerate() {
-                let cell = plan.cells[*cell as usize];
+            for entry in 0..len {
+                let cell = plan.cells[cells[entry % count] as usize];
+                let row = (group * rows_a_tile + entry / count) * width;
+                let (values, labels) = (&mut values[row..row + width], &mut labels[row..row + width]);
                 for (phase, column) in (cell.start as usize..cell.end as usize).enumerate() {
-                    values[column] = measured[phase * len + i];
-                    labels[column] = L::from_class(tile.label[phase * len + i]);
+                    values[column] = measured[phase * len + entry];
+                    labels[column] = L::from_class(tile.label[phase * len + entry]);
                 }
             }
         }
     }
 }
 
-/// Cells `first..first + len` of a row, phase by phase: pixel `phase * len + i` is the `phase`-th of cell `first + i`.
+/// Nodes around `cells` between two rows of nodes, (C, cells) each: upper left, upper right, and how far it is from these
+/// to the lower ones.
+#[inline(always)]
+fn gather_nodes(
+    plan: &Upsampled,
+    row: Tap,
+    cells: &[u32],
+    [top_left, top_right, fall_left, fall_right]: [&mut [f32]; 4],
+) {
+    let (num_classes, h, w) = plan.shape;
+    for class in 0..num_classes {
+        let plane = &plan.nodes[class * h * w..(class + 1) * h * w];
+        let top = &plane[row.low as usize * w..][..w];
+        let bottom = &plane[row.high as usize * w..][..w];
+        for (i, cell) in cells.iter().enumerate() {
+            let Cell { low, high, .. } = plan.cells[*cell as usize];
+            let at = class * cells.len() + i;
+            top_left[at] = top[low as usize];
+            top_right[at] = top[high as usize];
+            fall_left[at] = bottom[low as usize] - top[low as usize];
+            fall_right[at] = bottom[high as usize] - top[high as usize];
+        }
+    }
+}
+
+/// For each pixel of a tile, phase by phase: the weight of its right side, and which of the tile's `len` cells it lies in.
+#[inline(always)]
+fn place_pixels(plan: &Upsampled, cells: &[u32], len: usize, weights: &mut [f32], cell_of: &mut [u16]) {
+    let pieces = weights.chunks_exact_mut(len).zip(cell_of.chunks_exact_mut(len));
+    for (phase, (weights, cell_of)) in pieces.enumerate() {
+        let from = &plan.weights[phase * plan.cells.len()..(phase + 1) * plan.cells.len()];
+        let (first_row, others) = weights.split_at_mut(cells.len());
+        first_row.iter_mut().zip(cells).for_each(|(to, cell)| *to = from[*cell as usize]);
+        others.chunks_exact_mut(cells.len()).for_each(|row| row.copy_from_slice(first_row));
+        cell_of.iter_mut().enumerate().for_each(|(i, to)| *to = i as u16);
+    }
+}
+
+/// Cells of one row or several, phase by phase: pixel `phase * len + i` is the `phase`-th of cell `i`.
 struct CellTile<'p> {
+    /// (C, len): left ends of the cells, and how far it is to the right ends.
     left: &'p [f32],
     step: &'p [f32],
+    /// Of each pixel of the tile: the weight of the right side, and its cell.
     weights: &'p [f32],
-    count: usize,
-    first: usize,
+    cell_of: &'p [u16],
     len: usize,
-    num_phases: usize,
     num_classes: usize,
 }
 
@@ -374,26 +416,25 @@ impl Source for CellTile<'_> {
     #[inline(always)]
     fn group<'s, const N: usize>(&'s self, first: usize, room: &'s mut Planes) -> [&'s [f32]; N] {
         for (k, values) in room.iter_mut().enumerate().take(N) {
-            let at = (first + k) * self.count + self.first;
+            let at = (first + k) * self.len;
             let (left, step) = (&self.left[at..at + self.len], &self.step[at..at + self.len]);
-            for phase in 0..self.num_phases {
-                let weights = &self.weights[phase * self.count + self.first..][..self.len];
-                let values = &mut values[phase * self.len..][..self.len];
-                for i in 0..self.len {
-                    values[i] = blend(left[i], step[i], weights[i]);
+            for (values, weights) in values.chunks_exact_mut(self.len).zip(self.weights.chunks_exact(self.len)) {
+                for (((value, left), step), weight) in values.iter_mut().zip(left).zip(step).zip(weights) {
+                    *value = blend(*left, *step, *weight);
                 }
             }
         }
         let room = &*room;
-        std::array::from_fn(|k| &room[k][..self.len * self.num_phases])
+        std::array::from_fn(|k| &room[k][..self.weights.len()])
     }
 
     #[inline(always)]
     fn pick(&self, class: usize, picks: &[u16], values: &mut [f32]) {
+        let at = class * self.len;
+        let (left, step) = (&self.left[at..at + self.len], &self.step[at..at + self.len]);
         for (value, pick) in values.iter_mut().zip(picks) {
-            let (phase, i) = (usize::from(*pick) / self.len, usize::from(*pick) % self.len);
-            let at = class * self.count + self.first + i;
-            *value = blend(self.left[at], self.step[at], self.weights[phase * self.count + self.first + i]);
+            let cell = usize::from(self.cell_of[usize::from(*pick)]);
+            *value = blend(left[cell], step[cell], self.weights[usize::from(*pick)]);
         }
     }
 }
