@@ -186,7 +186,14 @@ def timed(contenders: dict[str, Contender], rounds: int, slow: tuple[str, ...] =
 
 def policy_rows(rounds: int) -> Iterator[list[str]]:
     """The whole policy on realistic maps and on noise."""
-    yield ["case", "maps", "window", "np.max", "torch + OpenCV", "tiled NumPy: decision / maps", "NumPy + SciPy"] + [
+    yield [
+        "case",
+        "maps",
+        "window",
+        "np.max",
+        "torch + OpenCV",
+        "tiled NumPy: decision / maps",
+        "NumPy + SciPy",
         "mess_core: decision / maps",
         "decision: times torch, tiled, np.max",
         "maps: times torch, tiled, SciPy",
@@ -275,7 +282,7 @@ def kernel_rows(rounds: int) -> Iterator[list[str]]:
     for side in (3, 9, 17, 33):
         kernel = np.ones((side, side), np.uint8)
         steps[f"dilate {side}"] = (
-            lambda k=kernel, b=bits.view(np.uint8), o=mask.view(np.uint8): cv2.dilate(b, k, dst=o),
+            lambda k=kernel: cv2.dilate(bits.view(np.uint8), k, dst=mask.view(np.uint8)),
             lambda side=side: mess_core.dilate(bits, side, out=mask),
         )
     steps["median 5, float32, every pixel"] = (
@@ -394,7 +401,7 @@ def real_rows(rounds: int, run: Path) -> Iterator[list[str]]:
                     rounds,
                 )
                 yield [
-                    str(exit_id),
+                    f"{exit_id.point}:{exit_id.head.name}",
                     "x".join(map(str, logits.shape)),
                     f"{min(values):.5f}",
                     f"{theirs.upsample_and_decide(size):.5f}",

@@ -176,10 +176,10 @@ impl<'a, F: Format> Dense<'a, F> {
     /// Pixels of each tile, when `len` pixels are divided into equal ones.
     pub fn tile_len(&self, len: usize) -> usize {
         let most = match self.layout {
-            // a tile of all classes in first-level cache
+            // a tile of all classes in second-level cache: its lines are read once for each group of classes
             Layout::Interleaved(_) => {
                 let bytes = size_of::<F::Raw>() * self.view.dim().0.max(1);
-                ((24 << 10) / bytes / 64 * 64).clamp(64, TILE)
+                ((384 << 10) / bytes / 64 * 64).clamp(64, TILE)
             }
             _ => TILE,
         };
@@ -260,10 +260,9 @@ impl<F: Format> Source for DenseTile<'_, '_, F> {
             }
             Layout::Interleaved(data) => {
                 let pixels = &data[self.start * num_classes..(self.start + self.len) * num_classes];
-                for (i, pixel) in pixels.chunks_exact(num_classes).enumerate() {
-                    for (values, raw) in room.iter_mut().zip(&pixel[first..first + N]) {
-                        values[i] = F::to_f32(*raw);
-                    }
+                for (k, values) in room.iter_mut().enumerate().take(N) {
+                    let classes = pixels[first + k..].iter().step_by(num_classes);
+                    values[..self.len].iter_mut().zip(classes).for_each(|(to, from)| *to = F::to_f32(*from));
                 }
             }
             Layout::Strided => {
