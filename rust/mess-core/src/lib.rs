@@ -17,7 +17,7 @@
 //! image confidences; a configuration (exits, pixel and image thresholds) is evaluated exactly by summing them.
 //! `search` enumerates configurations and proves the best one.
 //!
-//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `decide` -> `upsample` -> `edges` -> `mask` ->
+//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `tile` -> `decide` -> `upsample` -> `edges` -> `mask` ->
 //! `refine` -> `image`, each kernel compiled once per instruction set by [`isa`];
 //! [`search`]: `table` -> `space` -> `evaluate` -> `engine` -> `outcome`. The two do not know each other.
 

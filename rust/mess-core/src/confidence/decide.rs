@@ -12,7 +12,7 @@
 
 use super::exp::{ROUGH_HIGH, ROUGH_LOW, exp_of_gap, rough_exp};
 use super::logits::{Planes, Source};
-use super::pixel::{Tile, Work, for_each_group, raise};
+use super::tile::{Tile, Work, for_each_group, raise};
 
 /// Not 0, not 1: to be computed.
 const UNDECIDED: u8 = 2;

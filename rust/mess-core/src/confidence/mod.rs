@@ -16,6 +16,7 @@ pub mod pixel;
 pub mod refine;
 mod rows;
 mod scratch;
+mod tile;
 pub mod upsample;
 
 use std::ops::Range;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::pixel::Tile;
+use super::tile::Tile;
 
 /// Room for one tile and a few rows of a picture.
 #[derive(Default)]

@@ -224,7 +224,7 @@ impl Kernel for SureNodes<'_, '_> {
         for (index, sure) in self.sure.chunks_mut(TILE).enumerate() {
             let len = sure.len();
             tile.work.softmax::<_, true, false>(&self.nodes.tile(index * TILE, len), &mut tile.label[..len]);
-            let super::pixel::Work { sum, largest, second, .. } = &tile.work;
+            let super::tile::Work { sum, largest, second, .. } = &tile.work;
             for i in 0..len {
                 let limit = odds * bounds.lower - sum[i] * bounds.rounding;
                 let passes = (sum[i] - 1.0 <= limit) & (largest[i] - second[i] > 4.0 * error);
