@@ -441,7 +441,7 @@ impl<T: Count + TryFrom<usize>> Kernel for CountRefined<'_, T> {
                 continue;
             }
             let windows = &mut windows[..some.len() * stride];
-            sliding(lines, spare, windows, side, |a, b| a + b);
+            sliding(lines, spare, windows, side, T::plus);
             for (r, windows) in some.zip(windows.chunks_exact(stride)) {
                 let masked = &mask[r * width..(r + 1) * width];
                 let mut counted = 0u32;

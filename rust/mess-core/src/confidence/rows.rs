@@ -8,9 +8,23 @@ use std::ops::{Add, Sub};
 pub(crate) trait Count:
     Copy + Default + Ord + From<u8> + Add<Output = Self> + Sub<Output = Self> + Send + Sync
 {
+    /// The sum, wrapping: what lies beyond the picture's edge is added up too, and may be anything.
+    fn plus(self, other: Self) -> Self;
 }
-impl Count for u16 {}
-impl Count for u32 {}
+
+impl Count for u16 {
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+}
+
+impl Count for u32 {
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+}
 
 /// Add a row of ones and zeros to the counts of their columns.
 #[inline(always)]
