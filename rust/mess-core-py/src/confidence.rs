@@ -9,9 +9,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use rayon::prelude::*;
 
-use crate::arrays::{Labels, LabelsOut, LogitsArray, Map, MapOut, with_labels};
+use crate::arrays::{Images, Labels, LabelsOut, LogitsArray, Map, MapOut, with_labels};
 use crate::isa::isa;
-use crate::run::without_gil;
+use crate::run::{on_this_thread, without_gil};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Workspace>()?;
@@ -78,6 +78,10 @@ fn edge_kind(name: &str) -> PyResult<core::EdgeKind> {
     }
 }
 
+fn policy(output_stride: usize, refine: bool, edges: &str, confidence: &str) -> PyResult<core::Policy> {
+    Ok(core::Policy { output_stride, refine, edges: edge_kind(edges)?, confidence: confidence_kind(confidence)? })
+}
+
 fn upsampling(size: Option<(usize, usize)>, align_corners: bool) -> Option<core::Upsampling> {
     size.map(|size| core::Upsampling { size, align_corners })
 }
@@ -141,15 +145,11 @@ fn image_confidence<'py>(
     workspace: Option<&Workspace>,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let policy =
-        core::Policy { output_stride, refine, edges: edge_kind(edges)?, confidence: confidence_kind(confidence)? };
+    let policy = policy(output_stride, refine, edges, confidence)?;
     let (images, upsampling, isa) = (logits.images(is_bfloat16)?, upsampling(size, align_corners), isa()?);
     let values = without_gil(py, threads, images.num_read(size), || {
-        each_image(images.len(), |index| {
-            let image = images.image(index)?;
-            Workspace::with(workspace, |workspace| {
-                core::image_confidence(&image, &pixel_thresholds, &policy, upsampling, workspace, isa)
-            })
+        each_image(&images, workspace, |image, workspace| {
+            core::image_confidence(image, &pixel_thresholds, &policy, upsampling, workspace, isa)
         })
     })?;
     shaped(py, values, images.is_batch, is_single)
@@ -177,15 +177,11 @@ fn should_exit<'py>(
     workspace: Option<&Workspace>,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let policy =
-        core::Policy { output_stride, refine, edges: edge_kind(edges)?, confidence: confidence_kind(confidence)? };
+    let policy = policy(output_stride, refine, edges, confidence)?;
     let (images, upsampling, isa) = (logits.images(is_bfloat16)?, upsampling(size, align_corners), isa()?);
     let leaves = without_gil(py, threads, images.num_read(size), || {
-        each_image(images.len(), |index| {
-            let image = images.image(index)?;
-            Workspace::with(workspace, |workspace| {
-                core::should_exit(&image, pixel_threshold, image_threshold, &policy, upsampling, workspace, isa)
-            })
+        each_image(&images, workspace, |image, workspace| {
+            core::should_exit(image, pixel_threshold, image_threshold, &policy, upsampling, workspace, isa)
         })
     })?;
     if images.is_batch {
@@ -194,15 +190,20 @@ fn should_exit<'py>(
     Ok(leaves[0].into_pyobject(py)?.to_owned().into_any())
 }
 
-/// The results of `one(index)`, on the pool's threads when in one: outside, rayon would start its own.
+/// The results of `one` for each image, on the pool's threads when in one: outside, rayon would start its own.
 fn each_image<T: Send>(
-    count: usize,
-    one: impl Fn(usize) -> mess_core::Result<T> + Send + Sync,
+    images: &Images<'_>,
+    workspace: Option<&Workspace>,
+    one: impl Fn(&core::Logits<'_>, &mut core::Workspace) -> mess_core::Result<T> + Send + Sync,
 ) -> mess_core::Result<Vec<T>> {
-    if rayon::current_thread_index().is_some() && count > 1 {
-        (0..count).into_par_iter().map(one).collect()
+    let one = |index| {
+        let image = images.image(index)?;
+        Workspace::with(workspace, |workspace| one(&image, workspace))
+    };
+    if rayon::current_thread_index().is_some() && images.len() > 1 {
+        (0..images.len()).into_par_iter().map(one).collect()
     } else {
-        (0..count).map(one).collect()
+        (0..images.len()).map(one).collect()
     }
 }
 
@@ -257,14 +258,14 @@ fn canny(
 ) -> PyResult<()> {
     let (image, out, isa) = (image.as_array(), out.as_array_mut(), isa()?);
     let settings = core::CannySettings { low, high, aperture, l2 };
-    without_gil(py, Some(1), 0, || core::canny_into(image, &settings, out, isa))
+    on_this_thread(py, || core::canny_into(image, &settings, out, isa))
 }
 
 #[pyfunction]
 #[pyo3(signature = (labels, edges, out))]
 fn label_edges(py: Python<'_>, labels: Labels<'_>, edges: &str, mut out: MapOut<'_, u8>) -> PyResult<()> {
     let (kind, out, isa) = (edge_kind(edges)?, out.as_array_mut(), isa()?);
-    with_labels!(&labels, labels => without_gil(py, Some(1), 0, || core::label_edges_into(labels, kind, out, isa)))
+    with_labels!(&labels, labels => on_this_thread(py, || core::label_edges_into(labels, kind, out, isa)))
 }
 
 #[pyfunction]
@@ -287,7 +288,7 @@ fn morphology(
     mut out: MapOut<'_, u8>,
 ) -> PyResult<()> {
     let (mask, out, isa) = (mask.as_array(), out.as_array_mut(), isa()?);
-    without_gil(py, Some(1), 0, || core::morphology_into(mask, size, kind, out, isa))
+    on_this_thread(py, || core::morphology_into(mask, size, kind, out, isa))
 }
 
 #[pyfunction]
@@ -300,7 +301,7 @@ fn boundary_mask(
     mut out: MapOut<'_, u8>,
 ) -> PyResult<()> {
     let (kind, out, isa) = (edge_kind(edges)?, out.as_array_mut(), isa()?);
-    with_labels!(&labels, labels => without_gil(py, Some(1), 0, || {
+    with_labels!(&labels, labels => on_this_thread(py, || {
         core::boundary_mask_into(labels, output_stride, kind, out, isa)
     }))
 }
