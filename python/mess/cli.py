@@ -157,74 +157,121 @@ def calibrate(
 
 @app.command()
 def search(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(metavar="RUN|TABLE", help="run folder, or a calibration table file")],
     split: Annotated[str, typer.Option(help="split whose calibration table is searched")] = "val",
     setting: Annotated[str, typer.Option(help="input-dependent, budgeted or anytime")] = "input-dependent",
-    max_drop: Annotated[
-        float | None, typer.Option(help="cheapest within this many percentage points of the original")
+    min_cost: Annotated[bool, typer.Option("--min-cost", help="cheapest at --accuracy-drop or --min-accuracy")] = False,
+    max_accuracy: Annotated[bool, typer.Option("--max-accuracy", help="most accurate at --budget")] = False,
+    front: Annotated[bool, typer.Option("--front", help="the whole trade-off and nothing else")] = False,
+    accuracy_drop: Annotated[
+        float | None,
+        typer.Option("--accuracy-drop", "--max-drop", help="percentage points below the original at most"),
     ] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="cheapest with at least this mean IoU in percent")] = None,
-    max_cost_ratio: Annotated[float | None, typer.Option(help="most accurate at this share of the cost")] = None,
-    cost: Annotated[str, typer.Option(help="macs or latency_ms")] = "macs",
+    min_accuracy: Annotated[float | None, typer.Option(help="least accuracy in percent")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="0.5x: a share of the original's cost; 1.2e9: in the column's unit")
+    ] = None,
+    cost: Annotated[str, typer.Option(help="macs or latency_ms (latency)")] = "macs",
+    metric: Annotated[
+        str, typer.Option(help="mean-iou, pixel-accuracy, mean-class-accuracy or frequency-weighted-iou")
+    ] = "mean-iou",
     max_exits: Annotated[int, typer.Option(help="exits of a configuration, the last one included")] = 3,
     image_thresholds: Annotated[
         int, typer.Option(help="image thresholds tried at each gate; 0 tries all observed")
-    ] = 16,
-    time_limit: Annotated[float | None, typer.Option(help="seconds; then the best known is given")] = None,
+    ] = 0,
+    require: Annotated[list[str] | None, typer.Option(help="exit that must be used; may be repeated")] = None,
+    forbid: Annotated[list[str] | None, typer.Option(help="exit that must not be used; may be repeated")] = None,
+    min_share: Annotated[float, typer.Option(help="least share of the images at each exit")] = 0.0,
+    class_drop: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS=PP", help="most that one class may lose; may be repeated")
+    ] = None,
+    resolution: Annotated[
+        float, typer.Option(help="of a front: step in percent of the original's cost; 0: none")
+    ] = 0.1,
+    baselines: Annotated[bool, typer.Option(help="also show what simpler choices reach")] = True,
+    journal: Annotated[Path | None, typer.Option(help="file that lets a killed search go on; needs one target")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="seconds; then the best known, with its gap")] = None,
     threads: Annotated[int | None, typer.Option(help="threads; all cores by default")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the best exits, heads and thresholds. Without a target: <= 0.1 pp, <= 1 pp, best at <= 1x, and the front."""
-    from mess import verbs
-    from mess.deployment import describe
-    from mess.progress import console
+    """Find the best exits, heads and thresholds, and prove it.
 
-    targets = {
-        f"drop-{max_drop or 0:g}pp": None if max_drop is None else verbs.Target(max_drop=max_drop / 100),
-        f"miou-{min_accuracy or 0:g}": None if min_accuracy is None else verbs.Target(min_accuracy=min_accuracy / 100),
-        f"best-at-{max_cost_ratio or 0:g}x": None
-        if max_cost_ratio is None
-        else verbs.Target(max_cost_ratio=max_cost_ratio),
-    }
-    _in_range("max-drop", max_drop, 0, 100, "percentage points, such as 1")
+    Without a target: <= 0.1 pp, <= 1 pp, best at <= 1x the cost, and the front.
+
+    A front is given 10 seconds unless --time-limit says otherwise; it tells how complete it is.
+    """
+    from mess import verbs
+    from mess.progress import console
+    from mess.reporting import tables
+
+    _in_range("accuracy-drop", accuracy_drop, 0, 100, "percentage points, such as 1")
     _in_range("min-accuracy", min_accuracy, 1, 100, "percent, such as 60")
-    _in_range("max-cost-ratio", max_cost_ratio, 1e-9, 1e9, "a share of the original cost, such as 0.5")
+    ratio, limit = _budget(budget)
+    targets = {
+        f"drop-{accuracy_drop or 0:g}pp": None if accuracy_drop is None else verbs.Target(max_drop=accuracy_drop / 100),
+        f"miou-{min_accuracy or 0:g}": None if min_accuracy is None else verbs.Target(min_accuracy=min_accuracy / 100),
+        f"best-at-{budget}": None if budget is None else verbs.Target(max_cost_ratio=ratio, max_cost=limit),
+        "front": verbs.Target() if front else None,
+    }
     given = [(name, target) for name, target in targets.items() if target is not None]
     if len(given) > 1:
-        raise ValueError(f"--max-drop, --min-accuracy, --max-cost-ratio: expected at most one, got {len(given)}")
+        named = "--accuracy-drop, --min-accuracy, --budget, --front"
+        raise ValueError(f"{named}: expected at most one, got {len(given)}")
+    if min_cost and not (given and given[0][1].minimises_cost):
+        raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
+    if max_accuracy and budget is None:
+        raise ValueError("--max-accuracy: expected --budget beside it")
+    if journal is not None and not given:
+        raise ValueError("--journal: expected one target beside it")
     settings = verbs.SearchSettings(
         setting=_choice("setting", setting, ("input-dependent", "budgeted", "anytime")),
-        cost=cost,
+        cost={"latency": "latency_ms"}.get(cost, cost),
+        metric=_choice(
+            "metric", metric, ("mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou")
+        ),
         max_exits=max_exits,
         image_thresholds=image_thresholds or None,
+        resolution=resolution / 100,
+        required_exits=tuple(require or ()),
+        forbidden_exits=tuple(forbid or ()),
+        min_share=min_share,
+        max_class_drop=dict(_class_drop(text) for text in class_drop or ()),
         time_limit=time_limit,
         threads=threads,
     )
-    results = verbs.search_run(run, split=split, target=given[0] if given else None, settings=settings)
+    results = verbs.search_run(run, split=split, target=given[0] if given else None, settings=settings, journal=journal)
     if as_json:
-        typer.echo(json.dumps({n: [c.to_json() for c in r.configurations] for n, r in results.items()}))
-    for name, result in results.items():
-        if as_json:
-            continue
-        if name == "front":
-            console.print(f"front: {len(result.configurations)} configurations, {result.status}", highlight=False)
-        elif result.configurations:
-            promise = result.best.promise
-            accuracy = f"mIoU {promise['accuracy']:.2%}"
-            if setting == "anytime":
-                accuracy = (
-                    f"mIoU {promise['last_accuracy']:.2%} at the end, {promise['accuracy']:.2%} on average when cut off"
-                )
-            console.print(
-                f"{name}: {describe(result.best.exits)}\n  {accuracy} "
-                f"(original {result.baseline_accuracy:.2%}), {promise['cost'] / result.baseline_cost:.1%} of the cost, "
-                f"{result.status}, {result.evaluated:,} configurations evaluated",
-                highlight=False,
-            )
-        else:
-            console.print(f"{name}: nothing satisfies the target ({result.status})", highlight=False)
+        typer.echo(json.dumps({name: tables.search_json(result) for name, result in results.items()}))
+    else:
+        for name, result in results.items():
+            console.print(tables.search_text(name, result), highlight=False)
+            target = given[0][1] if given else verbs.STANDARD_TARGETS.get(name)
+            if baselines and target not in (None, verbs.Target()) and setting == "input-dependent":
+                simpler = verbs.search_baselines(run, split=split, target=target, settings=settings)
+                console.print(tables.baselines_text(result, simpler), highlight=False)
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
+
+
+def _budget(text: str | None) -> tuple[float | None, float | None]:
+    """(share of the original's cost, cost): one of them."""
+    if text is None:
+        return None, None
+    try:
+        value = float(text.lower().removesuffix("x"))
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise ValueError(f"--budget: expected a share such as 0.5x, or a cost, got {text!r}")
+    return (value, None) if text.lower().endswith("x") else (None, value)
+
+
+def _class_drop(text: str) -> tuple[str, float]:
+    name, separator, points = text.rpartition("=")
+    try:
+        return name if separator else "", float(points) / 100
+    except ValueError:
+        raise ValueError(f"--class-drop: expected CLASS=PERCENTAGE_POINTS, got {text!r}") from None
 
 
 @app.command()

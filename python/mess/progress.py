@@ -30,9 +30,9 @@ class Bar:
     def __call__(self, text: str = "") -> None:
         self._bar.update(self._task, advance=1, text=text)
 
-    def set(self, done: int, total: int) -> None:
+    def set(self, done: int, total: int, text: str = "") -> None:
         """Move to `done` of `total`, for work that counts by itself."""
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total, text=text)
 
 
 @contextmanager

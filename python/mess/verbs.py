@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.model.split import split_graph
 from mess.progress import Bar, console, progress
 from mess.reporting import figures, tables
-from mess.searching import SearchResult, evaluate, search
+from mess.searching import SearchResult, baselines, evaluate, search
 from mess.training.loop import TrainSettings, train
-from mess_core import Setting
+from mess_core import Metric, Progress, Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,13 @@ class Target:
 
     max_drop: float | None = None
     min_accuracy: float | None = None
+    max_cost: float | None = None
     max_cost_ratio: float | None = None
+
+    @property
+    def minimises_cost(self) -> bool:
+        """Whether accuracy is what is bounded."""
+        return self.max_drop is not None or self.min_accuracy is not None
 
 
 STANDARD_TARGETS = {
@@ -45,30 +52,41 @@ STANDARD_TARGETS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """How to search, see `mess.search`; the target comes beside it."""
+    """How to search, see `mess.search`; the target comes beside it.
+
+    front_seconds: limit for a front when `time_limit` does not say; it certifies how complete the front is by then.
+    """
 
     setting: Setting = "input-dependent"
     cost: str = "macs"
+    metric: Metric = "mean-iou"
     max_exits: int = 3
-    image_thresholds: int | None = 16
+    image_thresholds: int | None = None
+    resolution: float = 0.001
+    required_exits: tuple[str, ...] = ()
+    forbidden_exits: tuple[str, ...] = ()
+    min_share: float = 0.0
+    max_class_drop: Mapping[str, float] = field(default_factory=dict)
     time_limit: float | None = None
+    front_seconds: float = 10.0
     threads: int | None = None
 
-    def search(self, table: CalibrationTable, target: Target, bar: Bar) -> SearchResult:
-        """One search with these settings."""
-        return search(
-            table,
-            setting=self.setting,
-            max_drop=target.max_drop,
-            min_accuracy=target.min_accuracy,
-            max_cost_ratio=target.max_cost_ratio,
-            cost=self.cost,
-            max_exits=self.max_exits,
-            image_thresholds=self.image_thresholds,
-            time_limit=self.time_limit,
-            threads=self.threads,
-            progress=bar.set,
-        )
+    def search(
+        self, table: CalibrationTable, target: Target, bar: Bar | None = None, journal: Path | None = None, **other: Any
+    ) -> SearchResult:
+        """One search with these settings; `other` takes precedence."""
+        is_front = target == Target()
+        asked = {**asdict(target), **{f.name: getattr(self, f.name) for f in fields(self)}}
+        asked["time_limit"] = self.time_limit if self.time_limit is not None or not is_front else asked["front_seconds"]
+        del asked["front_seconds"]
+        asked |= {"journal": journal, "progress": None if bar is None else lambda state: _show(bar, state)}
+        return search(table, **(asked | other))
+
+
+def _show(bar: Bar, state: Progress) -> None:
+    known = "" if state.cost is None else f", best {state.cost:.4g} / {state.accuracy:.2%}"
+    gap = "" if state.gap > 1 else f", gap {state.gap:.2%} certified"
+    bar.set(state.done, state.total, f"{state.explored:,} explored{known}{gap}")
 
 
 def train_run(
@@ -113,28 +131,35 @@ def calibrate_run(
 
 
 def search_run(
-    folder: Path,
+    source: Path,
     *,
     split: str = "val",
     target: tuple[str, Target] | None = None,
     settings: SearchSettings | None = None,
+    journal: Path | None = None,
 ) -> dict[str, SearchResult]:
-    """Search the table of `split`; write `configurations/<name>.json`, and `front.json` when no target is given.
+    """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
 
     Names carry setting and cost when those are not `input-dependent` and `macs`: `drop-1pp-budgeted-latency_ms`.
 
+    Args:
+        source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
+        target: by name; without it the standard targets and `front`.
+
     Returns:
-        Results by name; the standard targets and `front` when no target is given.
+        Results by name.
     """
     chosen = settings or SearchSettings()
-    table = _table(folder, split)
+    is_file = source.is_file()
+    folder = source.parent if is_file else source
+    table = CalibrationTable.load(source) if is_file else _table(folder, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
     told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
     suffix = "".join(f"-{part}" for part in told_apart if part)
     for name, wish in wanted.items():
         with progress(f"search {name}", 1) as bar:
-            results[name] = chosen.search(table, wish, bar)
+            results[name] = chosen.search(table, wish, bar, journal)
         found = results[name]
         if name == "front":
             write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
@@ -149,6 +174,18 @@ def search_run(
         path = folder / "pictures" / f"tradeoff{suffix}.png"
         figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
     return results
+
+
+def search_baselines(
+    source: Path, *, split: str, target: Target, settings: SearchSettings
+) -> dict[str, Configuration | None]:
+    """What a single exit, uniform placement and a greedy choice reach for the same target."""
+    table = CalibrationTable.load(source) if source.is_file() else _table(source, split)
+
+    def one(**other: Any) -> SearchResult:
+        return settings.search(table, target, **other)
+
+    return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
 
 
 def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, rounds: int = 3) -> dict[str, Any]:

@@ -97,23 +97,34 @@ def refine_confidence(
     out: npt.NDArray[np.float32],
     threads: int | None,
 ) -> None: ...
+
+_Found = tuple[list[int], list[tuple[int, float]], float, float, list[int]]
+
 def search(
     arrays: tuple[Any, ...],
-    setting_name: str,
-    horizon: float,
-    min_final_accuracy: float,
-    min_accuracy: float | None,
-    max_cost: float | None,
-    max_exits: int,
-    image_thresholds: int | None,
+    scoring_arguments: tuple[str, float, float, str, int],
+    objective_arguments: tuple[str, float],
+    space: tuple[int, int | None, list[int], list[int], float],
+    limit_arguments: tuple[list[tuple[int, float]], list[tuple[int, str, float, float]]],
+    known: list[tuple[list[int], list[tuple[int, float]]]],
+    part: tuple[int, int],
+    journal: str | None,
     time_limit: float | None,
     threads: int | None,
-    progress: Callable[[int, int], object] | None,
+    progress: Callable[..., object] | None,
 ) -> tuple[
     Literal["optimal", "infeasible", "stopped"],
-    list[tuple[list[int], list[tuple[int, float]], float, float, list[int]]],
+    list[_Found],
+    _Found | None,
+    float,
+    float,
     int,
+    int,
+    float,
+    float,
 ]: ...
 def evaluate(
-    arrays: tuple[Any, ...], setting_name: str, horizon: float, exits: list[int], gates: list[tuple[int, float]]
+    arrays: tuple[Any, ...],
+    scoring_arguments: tuple[str, float, float, str, int],
+    parts: tuple[list[int], list[tuple[int, float]]],
 ) -> tuple[float, float, list[int], list[int]]: ...

@@ -6,8 +6,9 @@ one configuration, also on another split's table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, Literal
 
 import numpy as np
@@ -17,23 +18,26 @@ from mess_core import _mess_core as native
 from mess_core._arrays import as_count, as_threads
 
 Setting = Literal["budgeted", "anytime", "input-dependent"]
+Metric = Literal["mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"]
 Status = Literal["optimal", "infeasible", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchTable:
-    """What calibration measured: E candidate exits, n images, C classes, T pixel thresholds.
+    """What calibration measured: E candidate exits, n images, C classes, T pixel thresholds, K cost columns.
 
     intersection : (E, n, C) int64, pixels predicted as a class and labelled with it
     predicted : (E, n, C) int64, valid pixels predicted as a class
     ground_truth : (n, C) int64, pixels labelled with a class
     image_confidence : (E, T, n) float64 in [0, 1]
     points : (E,) int64, exit point; a configuration visits strictly increasing ones
-    backbone_cost : (E,) float64, cost of the backbone up to the point, for one image
-    head_cost : (E,) float64
-    policy_cost : (E,) float64, cost of deciding whether to stop there
+    backbone_cost : (E,) or (K, E) float64, cost of the backbone up to the point, for one image
+    head_cost : the same shape
+    policy_cost : the same shape, cost of deciding whether to stop there
+    image_weight : (n,) int64, how often each image counts, at least 1; None for once
 
-    The original final exit is one of the candidates. Any unit of cost will do, the same in all three.
+    The original final exit is one of the candidates. Each cost column has one unit, any will do. Arrays of these dtypes
+    are read where they lie, memory-mapped ones too.
     """
 
     intersection: npt.NDArray[np.int64]
@@ -44,6 +48,7 @@ class SearchTable:
     backbone_cost: npt.NDArray[np.float64]
     head_cost: npt.NDArray[np.float64]
     policy_cost: npt.NDArray[np.float64]
+    image_weight: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A configuration with its exact mean cost, accuracy (dataset mean IoU), and images that stop at each exit."""
+    """A configuration with its exact mean cost, its accuracy (see `search`), and images that stop at each exit."""
 
     configuration: Configuration
     cost: float
@@ -82,27 +87,81 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class CostLimit:
+    """An upper bound, inclusive, on a number of a cost column.
+
+    at_most : in the column's unit
+    statistic : "mean" over images; "p95", "max" or any "pNN": what at least that share of the images does not exceed;
+        "total": backbone, heads and policies of all exits, whatever the images do (for memory)
+    column : index of the cost column
+    """
+
+    at_most: float
+    statistic: str = "mean"
+    column: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search is.
+
+    done, total : tasks of this pass
+    next_gap : gap that this pass will certify
+    gap : gap certified so far, infinite before the first pass ended
+    covered : configurations that this pass examined or excluded
+    cost, accuracy : of the best configuration known (of a front: the most accurate), None before the first
+    explored : sets of configurations bounded so far
+    evaluated : configurations evaluated so far
+    """
+
+    done: int
+    total: int
+    next_gap: float
+    gap: float
+    covered: float
+    cost: float | None
+    accuracy: float | None
+    explored: int
+    evaluated: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Result of a search.
 
-    status : "optimal" (the whole space was examined), "infeasible" (and nothing in it satisfies the constraint),
-        "stopped" (out of time; `found` is the best known)
+    status : "optimal" (proven: nothing in the space is better; the front is complete), "infeasible" (proven: nothing
+        satisfies target and limits), "stopped" (out of time; `found` is the best known)
     found : the best configuration, or the whole front by rising cost; may be empty
-    evaluated : configurations whose accuracy was computed (depends on luck in pruning, unlike `found`)
+    nearest : when infeasible, the configuration within the limits that comes nearest to the target, or None
+    bound : proven: no configuration costs less than this, or is more accurate than this; of a front: no configuration
+        is more accurate, by more than this, than the front at its cost
+    gap : |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal
+    explored : sets of configurations whose bound was computed, and
+    evaluated : configurations whose exact value was; both depend on luck in pruning, unlike `found`
+    covered : configurations examined or excluded in the last pass, of
+    space : configurations in all
     """
 
     status: Status
     found: tuple[Found, ...]
+    nearest: Found | None
+    bound: float
+    gap: float
+    explored: int
     evaluated: int
+    covered: float
+    space: float
 
     @property
     def best(self) -> Found:
         """The only or cheapest configuration found.
 
-        Raises LookupError when there is none.
+        Raises LookupError when there is none; it names what comes nearest.
         """
         if not self.found:
-            raise LookupError(f"search: no configuration found, status {self.status}")
+            near = self.nearest
+            said = f"; nearest: cost {near.cost:g}, accuracy {near.accuracy:g}" if near else ""
+            raise LookupError(f"search: no configuration found, status {self.status}{said}")
         return self.found[0]
 
 
@@ -112,19 +171,34 @@ def search(
     setting: Setting = "input-dependent",
     min_accuracy: float | None = None,
     max_cost: float | None = None,
+    resolution: float = 0.0,
+    metric: Metric = "mean-iou",
+    cost_column: int = 0,
     max_exits: int = 3,
-    image_thresholds: int | None = 16,
+    image_thresholds: int | None = None,
+    required_exits: Sequence[int] = (),
+    forbidden_exits: Sequence[int] = (),
+    min_share: float = 0.0,
+    min_class_iou: Mapping[int, float] | None = None,
+    cost_limits: Sequence[CostLimit] = (),
     horizon: float | None = None,
     min_final_accuracy: float = 0.0,
+    known: Sequence[Configuration] = (),
+    journal: str | PathLike[str] | None = None,
+    part: tuple[int, int] = (0, 1),
     time_limit: float | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Outcome:
-    """Examine every configuration; give the best one, or the Pareto front.
+    """Find the best configuration, or the Pareto front, and prove that nothing in the space is better.
 
     Give `min_accuracy` for the least cost at that accuracy, `max_cost` for the greatest accuracy at that cost, neither
-    for the front of (cost, accuracy). Both bounds are inclusive. Accuracy is mean IoU: counts are summed over images,
-    divided once, and averaged over the classes that have ground truth.
+    for the front of (cost, accuracy). Both bounds are inclusive. Counts are summed over images and divided once.
+
+    The space has every chain of up to `max_exits` exits at increasing points and, in the input-dependent setting, every
+    pixel threshold and observed image confidence at each exit but the last; each exit gets at least one image. Ties go
+    to the lower cost or higher accuracy, then to fewer exits, smaller indices and larger image thresholds: the answer
+    is the same for any number of threads and any history.
 
     Parameters
     ----------
@@ -134,22 +208,46 @@ def search(
         One exit for all images; all chosen exits in turn; or each image stops at the first exit that is sure enough and
         pays backbone, heads and policies up to there.
     min_accuracy, max_cost : float, optional
-        The constraint.
+        The target.
+    resolution : float
+        Of a front: for every multiple of this cost, the most accurate configuration that costs no more, so that any
+        configuration has one in the front that is at least as accurate and costs less than `resolution` more. 0 gives
+        every point of the front.
+    metric : {"mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"}
+        What accuracy is, over the classes that have ground truth.
+    cost_column : int
+        Column of the table's costs that is minimised or bounded by `max_cost`.
     max_exits : int
         Exits of a configuration, the last one included.
     image_thresholds : int, optional
-        Thresholds tried at each gate: that many quantiles of the observed image confidences, or None for all of them.
+        Thresholds tried at each gate: None for all observed image confidences, or that many of their quantiles.
+    required_exits, forbidden_exits : sequence of int
+        Exits that every, or no, configuration has.
+    min_share : float
+        Least share of the images at each exit, in [0, 1].
+    min_class_iou : mapping from class to float, optional
+        Least IoU of single classes (anytime: of the last prediction).
+    cost_limits : sequence of CostLimit
+        Upper bounds on mean, percentile or total cost, of any column.
     horizon : float, optional
         Anytime only: accuracy is the expected accuracy of the newest prediction when the run is cut off at a cost drawn
         uniformly from 0 to this (default: the largest backbone cost in the table).
     min_final_accuracy : float
         Anytime only: least accuracy of the last prediction.
+    known : sequence of Configuration
+        Where to begin: answers of similar searches (another device's costs, a part of this space) make it faster.
+    journal : path, optional
+        File in which an input-dependent search notes what it has proven; called again with the same table and options
+        after a kill, it goes on from there.
+    part : (int, int)
+        (i, m): only every m-th piece of work from the i-th on. The best of the outcomes of all m parts, in the order of
+        ties above, is that of the whole; "optimal" then speaks of the part.
     time_limit : float, optional
-        Seconds; the outcome is then "stopped", with the best known configuration.
+        Seconds; the outcome is then "stopped", with the best known configuration and a certified gap.
     threads : int, optional
         All cores by default; what is found does not depend on it.
     progress : callable, optional
-        Called about 20 times a second with (items done, items in all).
+        Called about 20 times a second with a `Progress`.
 
     Returns
     -------
@@ -158,27 +256,56 @@ def search(
     Raises
     ------
     ValueError
-        A table that contradicts itself (the array is named), both constraints at once, or an option out of range.
+        A table that contradicts itself (the array is named), both targets at once, an option out of range, or a journal
+        of another search.
     KeyboardInterrupt
         Ctrl-C, within a fraction of a second.
+
+    Notes
+    -----
+    Branch and bound: see `rust/mess-core/src/search/engine.rs` for the method and `bound.rs` for the proofs.
     """
     if min_accuracy is not None and max_cost is not None:
         raise ValueError("min_accuracy: expected None beside max_cost, got both")
-    arrays = _arrays(table)
-    status, found, evaluated = native.search(
-        arrays,
-        setting,
-        _horizon(table, horizon),
-        float(min_final_accuracy),
-        None if min_accuracy is None else float(min_accuracy),
-        None if max_cost is None else float(max_cost),
-        as_count("max_exits", max_exits),
-        None if image_thresholds is None else as_count("image_thresholds", image_thresholds),
+    if min_accuracy is not None:
+        objective = ("minimize-cost", float(min_accuracy))
+    elif max_cost is not None:
+        objective = ("maximize-accuracy", float(max_cost))
+    else:
+        objective = ("front", float(resolution))
+    index, count = part
+    if not 0 <= index < count:
+        raise ValueError(f"part: expected (i, m) with 0 <= i < m, got {part}")
+    thresholds = None if image_thresholds is None else as_count("image_thresholds", image_thresholds)
+    required, forbidden = [
+        [as_count(name, exit_index, least=0) for exit_index in exits]
+        for name, exits in (("required_exits", required_exits), ("forbidden_exits", forbidden_exits))
+    ]
+    floors = [(as_count("min_class_iou", c, least=0), float(floor)) for c, floor in (min_class_iou or {}).items()]
+    status, found, nearest, bound, gap, explored, evaluated, covered, space = native.search(
+        _arrays(table),
+        _scoring(table, setting, horizon, min_final_accuracy, metric, cost_column),
+        objective,
+        (as_count("max_exits", max_exits), thresholds, required, forbidden, float(min_share)),
+        (floors, [_cost_limit(limit) for limit in cost_limits]),
+        [_parts(configuration) for configuration in known],
+        (int(index), int(count)),
+        None if journal is None else fspath(journal),
         None if time_limit is None else float(time_limit),
         as_threads(threads),
-        progress,
+        None if progress is None else lambda *state: progress(_progress(*state)),
     )
-    return Outcome(status, tuple(_found(*entry) for entry in found), evaluated)
+    return Outcome(
+        status=status,
+        found=tuple(_found(*entry) for entry in found),
+        nearest=None if nearest is None else _found(*nearest),
+        bound=bound,
+        gap=gap,
+        explored=explored,
+        evaluated=evaluated,
+        covered=covered,
+        space=space,
+    )
 
 
 def evaluate(
@@ -186,6 +313,8 @@ def evaluate(
     configuration: Configuration,
     *,
     setting: Setting = "input-dependent",
+    metric: Metric = "mean-iou",
+    cost_column: int = 0,
     horizon: float | None = None,
 ) -> Evaluation:
     """Exact cost and accuracy of one configuration, image by image.
@@ -195,7 +324,7 @@ def evaluate(
     table : SearchTable
         Of any split; the configuration's indices must mean the same exits and pixel thresholds in it.
     configuration : Configuration
-    setting, horizon
+    setting, metric, cost_column, horizon
         As in `search`.
 
     Returns
@@ -207,12 +336,47 @@ def evaluate(
     ValueError
         The configuration does not fit the table or the setting.
     """
-    gates = [(gate.pixel_threshold, float(gate.image_threshold)) for gate in configuration.gates]
-    cost, accuracy, stopped, position = native.evaluate(
-        _arrays(table), setting, _horizon(table, horizon), list(configuration.exits), gates
-    )
+    scoring = _scoring(table, setting, horizon, 0.0, metric, cost_column)
+    cost, accuracy, stopped, position = native.evaluate(_arrays(table), scoring, _parts(configuration))
     found = Found(configuration, cost, accuracy, tuple(stopped))
     return Evaluation(found, np.asarray(position, dtype=np.int64))
+
+
+def _scoring(
+    table: SearchTable, setting: str, horizon: float | None, min_final_accuracy: float, metric: str, cost_column: int
+) -> tuple[str, float, float, str, int]:
+    if horizon is None:
+        costs = np.asarray(table.backbone_cost, dtype=np.float64)
+        costs = costs[cost_column] if costs.ndim == 2 and 0 <= cost_column < len(costs) else costs
+        horizon = float(costs.max()) if costs.size else 0.0
+    return setting, float(horizon), float(min_final_accuracy), metric, as_count("cost_column", cost_column, least=0)
+
+
+def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, float]]]:
+    gates = [(gate.pixel_threshold, float(gate.image_threshold)) for gate in configuration.gates]
+    return list(configuration.exits), gates
+
+
+def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
+    column, name = as_count("cost_limits", limit.column, least=0), limit.statistic
+    if name in ("mean", "total"):
+        return column, name, 0.0, float(limit.at_most)
+    digits = "100" if name == "max" else name.removeprefix("p")
+    if not digits.isdigit() or not 0 < int(digits) <= 100 or (name != "max" and not name.startswith("p")):
+        raise ValueError(f"cost_limits: expected the statistic 'mean', 'total', 'max' or 'p1' to 'p100', got {name!r}")
+    return column, "quantile", int(digits) / 100, float(limit.at_most)
+
+
+def _progress(
+    tasks: tuple[int, int],
+    gaps: tuple[float, float],
+    covered: float,
+    best: tuple[float, float] | None,
+    explored: int,
+    evaluated: int,
+) -> Progress:
+    cost, accuracy = best or (None, None)
+    return Progress(*tasks, *gaps, covered, cost, accuracy, explored, evaluated)
 
 
 def _arrays(table: SearchTable) -> tuple[Any, ...]:
@@ -227,23 +391,21 @@ def _arrays(table: SearchTable) -> tuple[Any, ...]:
             raise ValueError(f"{name}: expected counts that fit into int64, got {array.max()}")
         return np.require(array, dtype, ["ALIGNED"])
 
+    def costs(name: str) -> npt.NDArray[Any]:
+        ndim = max(1, min(2, np.ndim(getattr(table, name))))
+        return np.atleast_2d(converted(name, np.float64, ndim))
+
     return (
         converted("intersection", np.int64, 3),
         converted("predicted", np.int64, 3),
         converted("ground_truth", np.int64, 2),
         converted("image_confidence", np.float64, 3),
         converted("points", np.int64, 1),
-        converted("backbone_cost", np.float64, 1),
-        converted("head_cost", np.float64, 1),
-        converted("policy_cost", np.float64, 1),
+        costs("backbone_cost"),
+        costs("head_cost"),
+        costs("policy_cost"),
+        None if table.image_weight is None else converted("image_weight", np.int64, 1),
     )
-
-
-def _horizon(table: SearchTable, horizon: float | None) -> float:
-    if horizon is not None:
-        return float(horizon)
-    costs = np.asarray(table.backbone_cost, dtype=np.float64)
-    return float(costs.max()) if costs.size else 0.0
 
 
 def _found(exits: list[int], gates: list[tuple[int, float]], cost: float, accuracy: float, stopped: list[int]) -> Found:

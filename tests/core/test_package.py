@@ -62,7 +62,7 @@ def test_the_gil_is_released_while_the_core_works():
     assert steps > 1000  # with the GIL held this thread would get a handful of turns
 
 
-TYPES = ("__version__", "ConfidenceKind", "EdgeKind", "Setting", "Status")
+TYPES = ("__version__", "ConfidenceKind", "EdgeKind", "Metric", "Setting", "Status")
 
 
 def test_every_public_name_has_a_docstring():

@@ -200,20 +200,24 @@ def test_time_limit_stops_with_what_is_known():
     table = random_table(1, points=5, heads=8, images=60, pixels=8, levels=1000)
     outcome = mess_core.search(table, max_exits=5, image_thresholds=None, time_limit=0.3)
     assert outcome.status == "stopped"
+    assert outcome.gap > 0
     for found in outcome.found:
         assert mess_core.evaluate(table, found.configuration).found == found
 
 
 def test_progress_is_reported():
-    calls: list[tuple[int, int]] = []
-    mess_core.search(random_table(2), progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1][0] == calls[-1][1] > 0
+    calls: list[mess_core.Progress] = []
+    outcome = mess_core.search(random_table(2), progress=calls.append)
+    last = calls[-1]
+    assert last.done == last.total > 0
+    assert (last.gap, last.covered) == (0.0, pytest.approx(outcome.space))
+    assert (last.cost, last.accuracy) == (outcome.found[-1].cost, outcome.found[-1].accuracy)
 
 
 def test_an_error_in_the_progress_function_stops_the_search():
     table = random_table(1, points=5, heads=8, images=60, pixels=8, levels=1000)
 
-    def fail(done, total):
+    def fail(progress):
         raise RuntimeError("shown to the user")
 
     with pytest.raises(RuntimeError, match="shown to the user"):
@@ -234,6 +238,267 @@ def test_ctrl_c_interrupts():
     assert "KeyboardInterrupt" in errors
 
 
+METRICS = ("mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou")
+
+
+@st.composite
+def weighted_tables(draw):
+    """Tables with image weights and a second cost column."""
+    table = draw(tables)
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    weights = rng.integers(1, 4, table.ground_truth.shape[0]) if draw(st.booleans()) else None
+    other = rng.permutation(table.head_cost) * 2.0
+    columns = {
+        "backbone_cost": np.stack([table.backbone_cost, table.backbone_cost**2]),
+        "head_cost": np.stack([table.head_cost, other]),
+        "policy_cost": np.stack([table.policy_cost, table.policy_cost]),
+    }
+    return replace(table, image_weight=weights, **columns)
+
+
+@given(weighted_tables(), st.sampled_from(METRICS), st.integers(0, 1), st.data())
+def test_every_metric_weight_and_column_equals_brute_force(table, metric, column, data):
+    everything = [(c, oracle.evaluate(table, c, metric, column)) for c in oracle.configurations(table, 3)]
+    chosen, expected = data.draw(st.sampled_from(everything))
+    evaluation = mess_core.evaluate(table, chosen, metric=metric, cost_column=column)
+    assert (evaluation.found.cost, evaluation.found.accuracy) == pytest.approx(expected[:2], rel=TOLERANCE)
+    target = expected[1] - TOLERANCE
+    best = min(cost for _, (cost, accuracy, _) in everything if accuracy >= target)
+    outcome = mess_core.search(table, min_accuracy=target, metric=metric, cost_column=column)
+    assert outcome.best.cost == pytest.approx(best, rel=TOLERANCE)
+    limit = expected[0] * (1 + TOLERANCE)
+    best = max(accuracy for _, (cost, accuracy, _) in everything if cost <= limit)
+    outcome = mess_core.search(table, max_cost=limit, metric=metric, cost_column=column)
+    assert outcome.best.accuracy == pytest.approx(best, rel=TOLERANCE)
+
+
+def worst_cost(table, configuration, share, column):
+    """The least cost that at least `share` of the weighted images does not exceed."""
+    paid, w = np.array(oracle.costs_paid(table, configuration, column)), oracle.weights(table)
+    order = np.argsort(paid, kind="stable")
+    reached = np.cumsum(w[order]) >= share * w.sum()
+    return paid[order][reached.argmax()]
+
+
+def satisfies(table, configuration, options):
+    """The constraints of `search`, by their definition."""
+    w, exits = oracle.weights(table), configuration.exits
+    positions = np.array(oracle.exits_taken(table, configuration))
+    shares = [w[positions == p].sum() / w.sum() for p in range(len(exits))]
+    if min(shares) <= 0 or min(shares) < options["min_share"]:
+        return False
+    if set(options["forbidden_exits"]) & set(exits) or set(options["required_exits"]) - set(exits):
+        return False
+    of_class = oracle.iou(table, [exits[p] for p in positions])
+    if any(of_class[c] < floor for c, floor in options["min_class_iou"].items()):
+        return False
+    for limit in options["cost_limits"]:
+        everything = Configuration(exits, tuple(Gate(0, 2.0) for _ in exits[1:]))  # nobody leaves early
+        value = {
+            "mean": lambda c=limit.column: oracle.evaluate(table, configuration, column=c)[0],
+            "total": lambda c=limit.column, e=everything: oracle.costs_paid(table, e, c)[0],
+            "p50": lambda c=limit.column: worst_cost(table, configuration, 0.5, c),
+            "max": lambda c=limit.column: worst_cost(table, configuration, 1.0, c),
+        }[limit.statistic]()
+        if value > limit.at_most:
+            return False
+    return True
+
+
+@given(weighted_tables(), st.data())
+def test_constraints_equal_brute_force(table, data):
+    everything = list(oracle.configurations(table, 3))
+    some = data.draw(st.sampled_from(everything))  # limits around what some configuration needs, so that they bind
+    exits = range(len(table.points))
+    of_class = oracle.iou(table, [some.exits[p] for p in oracle.exits_taken(table, some)])
+    present = [int(c) for c in np.flatnonzero(~np.isnan(of_class))]
+    floors = data.draw(st.lists(st.sampled_from(present), max_size=2, unique=True))
+    limits = []
+    for statistic in data.draw(st.lists(st.sampled_from(["mean", "total", "p50", "max"]), max_size=2, unique=True)):
+        column = data.draw(st.integers(0, 1))
+        around = {
+            "mean": oracle.evaluate(table, some, column=column)[0],
+            "total": max(oracle.costs_paid(table, some, column)),
+            "p50": worst_cost(table, some, 0.5, column),
+            "max": worst_cost(table, some, 1.0, column),
+        }[statistic]
+        limits.append(mess_core.CostLimit(around * (1 + 1e-9), statistic, column))
+    options = {
+        "min_share": data.draw(st.sampled_from([0.0, 0.2, 0.5])),
+        "required_exits": data.draw(st.sampled_from([[], [some.exits[0]], list(some.exits)])),
+        "forbidden_exits": data.draw(
+            st.lists(st.sampled_from(sorted(set(exits) - set(some.exits)) or [0]), max_size=1)
+        ),
+        "min_class_iou": {c: float(of_class[c]) * (1 - 1e-9) for c in floors},
+        "cost_limits": limits,
+    }
+    if set(options["forbidden_exits"]) & set(options["required_exits"]):
+        options["forbidden_exits"] = []
+    values = [oracle.evaluate(table, c)[:2] for c in everything if satisfies(table, c, options)]
+    outcome = mess_core.search(table, max_cost=1e9, **options)
+    front = mess_core.search(table, **options)
+    if not values:
+        assert outcome.status == front.status == "infeasible"
+        return
+    assert outcome.best.accuracy == pytest.approx(max(a for _, a in values), rel=TOLERANCE)
+    for cost, accuracy in values:
+        assert max(f.accuracy for f in front.found if f.cost <= cost * (1 + TOLERANCE)) >= accuracy - TOLERANCE
+    for found in front.found:
+        assert satisfies(table, found.configuration, options)
+
+
+@given(tables, st.floats(0.001, 1))
+def test_a_coarse_front_has_the_best_for_every_multiple_of_the_resolution(table, share):
+    exact = mess_core.search(table).found
+    resolution = share * exact[-1].cost
+    expected = []
+    for step in range(int(1 / share) + 2):
+        affordable = [f for f in exact if np.ceil(f.cost / resolution) <= step]
+        if affordable and affordable[-1] not in expected:
+            expected.append(affordable[-1])
+    assert mess_core.search(table, resolution=resolution).found == tuple(expected)
+
+
+@given(tables, st.integers(2, 4))
+def test_parts_together_are_the_whole(table, count):
+    whole = mess_core.search(table, max_cost=1e9).best
+    parts = [mess_core.search(table, max_cost=1e9, part=(i, count)) for i in range(count)]
+    assert sum(p.covered - len(table.points) for p in parts) == pytest.approx(parts[0].space - len(table.points))
+    assert max(p.best.accuracy for p in parts) == whole.accuracy
+    assert whole in [p.best for p in parts]
+
+
+@given(tables, st.data())
+def test_what_is_known_changes_nothing(table, data):
+    some = data.draw(st.sampled_from(list(oracle.configurations(table, 3))))
+    target = mess_core.evaluate(table, some).found.accuracy
+    assert mess_core.search(table, min_accuracy=target, known=[some]).found == (
+        mess_core.search(table, min_accuracy=target).found
+    )
+
+
+def test_an_infeasible_search_names_what_comes_nearest():
+    table = random_table(5)
+    outcome = mess_core.search(table, min_accuracy=1.0)
+    assert outcome.status == "infeasible"
+    assert outcome.nearest == mess_core.search(table, max_cost=1e9).best
+    with pytest.raises(LookupError, match=r"infeasible; nearest: cost .*, accuracy 0\."):
+        _ = outcome.best
+    cheapest = mess_core.search(table, max_cost=0.0)
+    assert cheapest.nearest.cost == min(mess_core.search(table).found, key=lambda f: f.cost).cost
+
+
+def test_optimal_means_that_value_and_bound_agree_and_everything_is_covered():
+    table = random_table(6)
+    outcome = mess_core.search(table, min_accuracy=0.3)
+    assert (outcome.bound, outcome.gap, outcome.covered) == (outcome.best.cost, 0.0, outcome.space)
+    size = len(list(oracle.configurations(table, 3)))
+    assert outcome.space == size
+
+
+MIDDLE = {"points": 5, "heads": 8, "images": 120, "pixels": 4, "levels": 1000, "classes": 6}
+
+
+def test_a_certified_gap_holds(tmp_path):
+    table = random_table(11, **MIDDLE)
+    final = mess_core.evaluate(table, Configuration((40,))).found
+    target = final.accuracy * 0.9
+    exact = mess_core.search(table, min_accuracy=target)
+    for limit in (0.0, 0.05, 0.2, 0.5):
+        stopped = mess_core.search(table, min_accuracy=target, time_limit=limit)
+        assert stopped.bound <= exact.best.cost
+        if stopped.found:
+            assert stopped.best.cost >= exact.best.cost
+
+
+def test_a_killed_search_goes_on_from_its_journal(tmp_path):
+    table = random_table(11, **MIDDLE)
+    journal = tmp_path / "search.journal"
+    whole = mess_core.search(table, max_cost=15.0)
+    code = (
+        "import sys; from tests.core.test_search import random_table, MIDDLE; import mess_core;"
+        "table = random_table(11, **MIDDLE); print('ready', flush=True);"
+        "mess_core.search(table, max_cost=15.0, threads=1, journal=sys.argv[1])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(journal)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.is_file() and journal.read_bytes().count(b"done") > 20):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    lines = journal.read_text()
+    done = lines.count("done")
+    assert done > 20
+    with journal.open("a") as file:
+        file.write("done 000")  # killed in the middle of a line
+    resumed = mess_core.search(table, max_cost=15.0, journal=journal)
+    assert (resumed.status, resumed.found) == ("optimal", whole.found)
+    assert journal.read_text().startswith(lines[: lines.rindex("\n") + 1])
+    again = mess_core.search(table, max_cost=15.0, journal=journal)
+    assert again.found == whole.found
+    assert again.explored < whole.explored
+    with pytest.raises(ValueError, match="journal: expected one of this table and search"):
+        mess_core.search(table, max_cost=16.0, journal=journal)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    code = (
+        "import resource, sys; from tests.core.test_search import random_table; import mess_core;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
+        "mess_core.search(random_table(3), max_cost=15.0, journal=sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "journal")]
+    errors = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+    assert "ValueError: journal: expected a file that can be written, got File too large" in errors
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/no/where/journal"])
+def test_a_journal_is_a_file(path):
+    with pytest.raises(ValueError, match="journal: expected a file that can be written, got"):
+        mess_core.search(random_table(3), max_cost=15.0, journal=path)
+
+
+def test_a_memory_mapped_table_is_read_where_it_lies(tmp_path):
+    table = random_table(7)
+    mapped = {}
+    for name in ("intersection", "predicted", "ground_truth", "image_confidence", "points"):
+        path = tmp_path / f"{name}.npy"
+        np.save(path, np.ascontiguousarray(getattr(table, name)))
+        mapped[name] = np.load(path, mmap_mode="r")
+    assert mess_core.search(replace(table, **mapped)).found == mess_core.search(table).found
+
+
+def test_constant_confidences_and_equal_exits():
+    table = random_table(8)
+    constant = replace(table, image_confidence=np.ones_like(table.image_confidence))
+    assert all(len(f.configuration.exits) == 1 for f in mess_core.search(constant).found)
+    twins = replace(table, intersection=table.intersection[[0] * 7], predicted=table.predicted[[0] * 7])
+    accuracies = {f.accuracy for f in mess_core.search(twins).found}
+    assert len(accuracies) == 1
+
+
+def test_one_image_and_one_exit():
+    one = random_table(9, points=1, heads=1, images=1, classes=1)
+    single = replace(
+        one,
+        **{
+            name: getattr(one, name)[:1]
+            for name in (
+                "intersection",
+                "predicted",
+                "image_confidence",
+                "points",
+                "backbone_cost",
+                "head_cost",
+                "policy_cost",
+            )
+        },
+    )
+    assert mess_core.search(single).found[0].configuration == Configuration((0,))
+    assert mess_core.search(one).status == "optimal"
+
+
 TABLE = random_table(0)
 BAD = [
     ({"predicted": TABLE.predicted[:, :2]}, ValueError, r"predicted: expected shape \[7, 6, 3\], got \[7, 2, 3\]"),
@@ -250,6 +515,10 @@ BAD = [
     ({"head_cost": -TABLE.head_cost - 1}, ValueError, r"head_cost: expected finite costs >= 0"),
     ({"backbone_cost": TABLE.backbone_cost[::-1].copy()}, ValueError, r"backbone_cost: expected costs that grow"),
     ({"points": TABLE.points[:-1]}, ValueError, r"points: expected shape \[7\], got \[6\]"),
+    ({"image_weight": np.zeros(6, int)}, ValueError, r"image_weight: expected integers from 1"),
+    ({"image_weight": np.ones(6)}, TypeError, r"image_weight: expected int64, got dtype float64"),
+    ({"head_cost": np.stack([TABLE.head_cost] * 2)}, ValueError, r"head_cost: expected shape \[1, 7\], got \[2, 7\]"),
+    ({"intersection": TABLE.intersection[:, :0], "predicted": TABLE.predicted[:, :0]}, ValueError, "intersection: exp"),
 ]
 
 
@@ -266,10 +535,25 @@ def test_a_table_that_contradicts_itself_is_refused(case):
         ({"min_accuracy": 0.5, "max_cost": 3.0}, "min_accuracy: expected None beside max_cost"),
         ({"setting": "static"}, "setting: expected 'budgeted', 'anytime' or 'input-dependent', got 'static'"),
         ({"max_exits": 0}, "max_exits: expected at least 1, got 0"),
+        ({"max_exits": 32}, "max_exits: expected at most 31, got 32"),
         ({"image_thresholds": 0}, "image_thresholds: expected at least 1, got 0"),
         ({"min_accuracy": float("nan")}, "min_accuracy: expected a number, got NaN"),
         ({"time_limit": -1.0}, "time_limit: expected seconds >= 0"),
         ({"setting": "anytime", "horizon": 0.0}, "horizon: expected a finite cost above 0"),
+        ({"metric": "dice"}, "metric: expected 'mean-iou', 'pixel-accuracy', .* got 'dice'"),
+        ({"cost_column": 1}, "cost_column: expected an index below 1, got 1"),
+        ({"resolution": -1.0}, "resolution: expected a finite cost >= 0"),
+        ({"min_share": 1.5}, r"min_share: expected a share in \[0, 1\]"),
+        ({"required_exits": [7]}, "required_exits: expected indices below 7, got 7"),
+        ({"required_exits": [1], "forbidden_exits": [1]}, "required_exits: expected exits that are not forbidden"),
+        ({"required_exits": [0, 1]}, "required_exits: expected one exit a point"),
+        ({"min_class_iou": {3: 0.5}}, "min_class_iou: expected classes with ground truth, got 3"),
+        ({"min_class_iou": {0: 2.0}}, r"min_class_iou: expected IoU in \[0, 1\]"),
+        ({"cost_limits": [mess_core.CostLimit(1.0, "median")]}, "cost_limits: expected the statistic"),
+        ({"cost_limits": [mess_core.CostLimit(1.0, "max", 3)]}, "cost_limits: expected columns below 1"),
+        ({"part": (2, 2)}, "part: expected"),
+        ({"known": [Configuration((99,))]}, "exits: expected indices"),
+        ({"setting": "anytime", "min_share": 0.1}, "min_share: expected 0 when anytime"),
     ],
 )
 def test_bad_options_are_refused(options, message):

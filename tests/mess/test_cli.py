@@ -65,7 +65,10 @@ def test_profile(tmp_path):
         ),
         (("search", "/no/where"), "run: expected a run folder, got /no/where"),
         (("search", "/no/where", "--min-accuracy", "0.5"), "--min-accuracy: expected percent, such as 60, got 0.5"),
-        (("search", "/no/where", "--max-drop", "1", "--max-cost-ratio", "1"), "expected at most one"),
+        (("search", "/no/where", "--max-drop", "1", "--budget", "1x"), "expected at most one"),
+        (("search", "/no/where", "--min-cost"), "--min-cost: expected --accuracy-drop or --min-accuracy beside it"),
+        (("search", "/no/where", "--budget", "half"), "--budget: expected a share such as 0.5x, or a cost, got 'half'"),
+        (("search", "/no/where", "--class-drop", "car"), "--class-drop: expected CLASS=PERCENTAGE_POINTS, got 'car'"),
         (("run", "/no/where", "x.png"), "run: expected a run folder"),
     ],
 )
@@ -100,10 +103,18 @@ def test_the_whole_job(tmp_path):
     (run / "configurations" / "miou-100.json").write_text("of an earlier search")
     impossible = mess("search", run, "--min-accuracy", 100, check=False)
     assert impossible.returncode == 1
-    assert "nothing satisfies the target (infeasible)" in impossible.stdout
+    assert "nothing satisfies the target; nearest: " in impossible.stdout
+    assert "infeasible: " in impossible.stdout
     assert not (run / "configurations" / "miou-100.json").exists()
-    budgeted = json.loads(mess("search", run, "--setting", "budgeted", "--max-cost-ratio", 0.5, "--json").stdout)
-    assert len(budgeted["best-at-0.5x"][0]["exits"]) == 1
+    budgeted = json.loads(mess("search", run, "--setting", "budgeted", "--budget", "0.5x", "--json").stdout)
+    assert len(budgeted["best-at-0.5x"]["configurations"][0]["exits"]) == 1
+    table = run / "table-val.safetensors"
+    wanted = ("--min-cost", "--accuracy-drop", 5, "--cost", "latency", "--journal", tmp_path / "journal")
+    by_file = mess("search", table, *wanted).stdout
+    assert "drop-5pp: " in by_file
+    assert "greedy: " in by_file
+    assert (tmp_path / "journal").read_text().startswith("mess-search-journal 1 ")
+    assert "front: " in mess("search", run, "--front", "--resolution", 1, "--max-exits", 2).stdout
     assert "original" in mess("evaluate", run, "--clock-images", 2, "--rounds", 1).stdout
     mess("picture", run, "--num-images", 2)
     for name in ("workload", "tradeoff", "predictions"):

@@ -10,32 +10,73 @@ import numpy as np
 from mess_core import Configuration, Gate, SearchTable
 
 
-def mean_iou(table: SearchTable, exit_of_image: list[int]) -> float:
-    """Sum over images, divide once, average over classes with ground truth."""
-    intersection = sum(table.intersection[e, i] for i, e in enumerate(exit_of_image))
-    predicted = sum(table.predicted[e, i] for i, e in enumerate(exit_of_image))
-    truth = table.ground_truth.sum(axis=0)
+def weights(table: SearchTable) -> np.ndarray:
+    """How often each image counts."""
+    images = table.ground_truth.shape[0]
+    return np.ones(images, int) if table.image_weight is None else np.asarray(table.image_weight)
+
+
+def iou(table: SearchTable, exit_of_image: list[int]) -> np.ndarray:
+    """(C,) sum over images, divide once; NaN for classes without ground truth."""
+    w = weights(table)
+    intersection = sum(w[i] * table.intersection[e, i] for i, e in enumerate(exit_of_image))
+    predicted = sum(w[i] * table.predicted[e, i] for i, e in enumerate(exit_of_image))
+    truth = (w[:, None] * table.ground_truth).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.where(truth > 0, intersection / (truth + predicted - intersection), np.nan)
+
+
+def accuracy(table: SearchTable, exit_of_image: list[int], metric: str = "mean-iou") -> float:
+    """One of the four metrics, as the literature defines them."""
+    w = weights(table)
+    truth = (w[:, None] * table.ground_truth).sum(axis=0)
     present = truth > 0
-    return float(np.mean(intersection[present] / (truth + predicted - intersection)[present]))
+    intersection = sum(w[i] * table.intersection[e, i] for i, e in enumerate(exit_of_image))[present]
+    of_class = iou(table, exit_of_image)[present]
+    truth = truth[present]
+    return float(
+        {
+            "mean-iou": np.mean(of_class),
+            "pixel-accuracy": intersection.sum() / truth.sum(),
+            "mean-class-accuracy": np.mean(intersection / truth),
+            "frequency-weighted-iou": (truth * of_class).sum() / truth.sum(),
+        }[metric]
+    )
 
 
-def evaluate(table: SearchTable, configuration: Configuration) -> tuple[float, float, list[int]]:
-    """(mean cost, mean IoU, images per exit) of an input-dependent or static configuration."""
-    cost, taken, stopped = 0.0, [], [0] * len(configuration.exits)
+def exits_taken(table: SearchTable, configuration: Configuration) -> list[int]:
+    """Position in the configuration at which each image stops."""
+    positions = []
     for image in range(table.ground_truth.shape[0]):
-        paid = 0.0
-        for position, exit_index in enumerate(configuration.exits):
-            paid += table.head_cost[exit_index]
-            if position < len(configuration.gates):
-                gate = configuration.gates[position]
-                paid += table.policy_cost[exit_index]
-                if table.image_confidence[exit_index, gate.pixel_threshold, image] < gate.image_threshold:
-                    continue
-            break
-        cost += paid + table.backbone_cost[exit_index]
-        taken.append(exit_index)
-        stopped[position] += 1
-    return cost / len(taken), mean_iou(table, taken), stopped
+        gates = zip(configuration.exits, configuration.gates, strict=False)
+        stops = [table.image_confidence[e, g.pixel_threshold, image] >= g.image_threshold for e, g in gates]
+        positions.append(stops.index(True) if any(stops) else len(configuration.exits) - 1)
+    return positions
+
+
+def costs_paid(table: SearchTable, configuration: Configuration, column: int = 0) -> list[float]:
+    """What each image pays: backbone up to where it stops, every head and policy on the way."""
+    backbone, head, policy = (
+        np.atleast_2d(costs)[column] for costs in (table.backbone_cost, table.head_cost, table.policy_cost)
+    )
+    paid = []
+    for position in exits_taken(table, configuration):
+        passed = configuration.exits[: position + 1]
+        gated = passed[: len(configuration.gates)]
+        paid.append(backbone[passed[-1]] + sum(head[e] for e in passed) + sum(policy[e] for e in gated))
+    return paid
+
+
+def evaluate(
+    table: SearchTable, configuration: Configuration, metric: str = "mean-iou", column: int = 0
+) -> tuple[float, float, list[int]]:
+    """(mean cost, accuracy, images per exit) of an input-dependent or static configuration."""
+    positions = exits_taken(table, configuration)
+    w = weights(table)
+    cost = sum(c * k for c, k in zip(costs_paid(table, configuration, column), w, strict=True)) / w.sum()
+    taken = [configuration.exits[p] for p in positions]
+    stopped = [positions.count(p) for p in range(len(configuration.exits))]
+    return float(cost), accuracy(table, taken, metric), stopped
 
 
 def configurations(table: SearchTable, max_exits: int) -> Iterator[Configuration]:
@@ -63,8 +104,8 @@ def anytime(table: SearchTable, exits: tuple[int, ...], horizon: float) -> tuple
     """(cost to the end, accuracy averaged over a uniform cut-off), by numerical bookkeeping of the ready times."""
     n = table.ground_truth.shape[0]
     ready = [table.backbone_cost[e] + sum(table.head_cost[d] for d in exits[: i + 1]) for i, e in enumerate(exits)]
-    accuracy = 0.0
+    total = 0.0
     for i, e in enumerate(exits):
         until = ready[i + 1] if i + 1 < len(exits) else horizon
-        accuracy += mean_iou(table, [e] * n) * (min(until, horizon) - min(ready[i], horizon)) / horizon
-    return ready[-1], accuracy
+        total += accuracy(table, [e] * n) * (min(until, horizon) - min(ready[i], horizon)) / horizon
+    return ready[-1], total

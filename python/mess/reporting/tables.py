@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
 from mess.calibration.table import CalibrationTable
-from mess.deployment.configuration import Configuration
+from mess.deployment.configuration import Configuration, describe
 from mess.model.network import MultiExitNetwork
-from mess.searching.solve import Report
+from mess.searching.solve import Report, SearchResult
 
 
 def points_table(network: MultiExitNetwork) -> Table:
@@ -31,6 +32,60 @@ def points_table(network: MultiExitNetwork) -> Table:
         )
     table.add_row("final", "(the model itself)", "", "", "", amount(workload.total, workload.by), "100.0%")
     return table
+
+
+def search_text(name: str, result: SearchResult) -> str:
+    """What a search found and what it proves, in two or three lines."""
+    proof = (
+        f"{result.status}: {result.explored:,} sets bounded and {result.evaluated:,} configurations evaluated of "
+        f"{result.space:.3g}"
+    )
+    if result.status == "stopped":
+        proof += f", gap {result.gap:.2%} certified" if result.gap < 1 else ", nothing certified yet"
+    if name == "front":
+        return f"front: {len(result.configurations)} configurations\n  {proof}"
+    if not result.configurations:
+        near = result.nearest
+        nearest = f"; nearest: {describe(near.exits)}, {_values(near, result)}" if near else ""
+        return f"{name}: nothing satisfies the target{nearest}\n  {proof}"
+    best = result.best
+    original = f"original {result.baseline_accuracy:.2%}"
+    return f"{name}: {describe(best.exits)}\n  {_values(best, result)} ({original})\n  {proof}"
+
+
+def baselines_text(result: SearchResult, simpler: Mapping[str, Configuration | None]) -> str:
+    """A line for each simpler way of choosing."""
+    lines = []
+    for name, configuration in simpler.items():
+        said = "nothing satisfies the target" if configuration is None else _values(configuration, result)
+        lines.append(f"  {name}: {said}")
+    return "\n".join(["  simpler ways for the same target:", *(f"  {line}" for line in lines)])
+
+
+def search_json(result: SearchResult) -> dict[str, Any]:
+    """The JSON object that `mess search --json` prints for each target."""
+    return {
+        "status": result.status,
+        "bound": result.bound,
+        "gap": result.gap,
+        "explored": result.explored,
+        "evaluated": result.evaluated,
+        "covered": result.covered,
+        "space": result.space,
+        "original": {"accuracy": result.baseline_accuracy, "cost": result.baseline_cost},
+        "configurations": [configuration.to_json() for configuration in result.configurations],
+        "nearest": None if result.nearest is None else result.nearest.to_json(),
+    }
+
+
+def _values(configuration: Configuration, result: SearchResult) -> str:
+    promise = configuration.promise
+    accuracy = f"accuracy {promise['accuracy']:.2%}"
+    if "last_accuracy" in promise:
+        accuracy = (
+            f"accuracy {promise['last_accuracy']:.2%} at the end, {promise['accuracy']:.2%} on average when cut off"
+        )
+    return f"{accuracy} at {promise['cost'] / result.baseline_cost:.1%} of the cost"
 
 
 def configuration_table(title: str, configuration: Configuration, table: CalibrationTable, report: Report) -> Table:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.network import FINAL_EXIT
-from mess_core import Found, Outcome, Setting, Status
+from mess_core import Found, Metric, Outcome, Progress, Setting, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,21 @@ class SearchResult:
 
     status: `optimal`, `infeasible` or `stopped`, see `mess_core.Outcome`.
     baseline_accuracy, baseline_cost: the final exit alone.
+    nearest: when infeasible, what comes nearest to the target.
+    bound, gap, explored, evaluated, covered, space: the proof, see `mess_core.Outcome`.
     """
 
     status: Status
     configurations: tuple[Configuration, ...]
     baseline_accuracy: float
     baseline_cost: float
+    nearest: Configuration | None
+    bound: float
+    gap: float
+    explored: int
     evaluated: int
+    covered: float
+    space: float
 
     @property
     def best(self) -> Configuration:
@@ -52,12 +61,19 @@ def search(
     min_accuracy: float | None = None,
     max_cost: float | None = None,
     max_cost_ratio: float | None = None,
+    resolution: float = 0.001,
     cost: str = "macs",
+    metric: Metric = "mean-iou",
     max_exits: int = 3,
-    image_thresholds: int | None = 16,
+    image_thresholds: int | None = None,
+    required_exits: Sequence[str] = (),
+    forbidden_exits: Sequence[str] = (),
+    min_share: float = 0.0,
+    max_class_drop: Mapping[str, float] | None = None,
+    journal: str | Path | None = None,
     time_limit: float | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> SearchResult:
     """Find the best configuration for a target, or the whole trade-off when no target is given. Runs no network.
 
@@ -69,9 +85,14 @@ def search(
         min_accuracy: least cost with at least this accuracy.
         max_cost: greatest accuracy at no more than this cost, in the column's unit.
         max_cost_ratio: the same as a share of the final exit's cost.
+        resolution: of a front, as a share of the final exit's cost: of all configurations within a step of this size,
+            the most accurate; 0 for all.
         cost: column of the table, `macs` or `latency_ms`.
+        metric: `mean-iou`, `pixel-accuracy`, `mean-class-accuracy` or `frequency-weighted-iou`.
         max_exits: exits of a configuration, the last one included.
-        image_thresholds, time_limit, threads, progress: see `mess_core.search`.
+        required_exits, forbidden_exits: names of exits that every, or no, configuration has.
+        max_class_drop: by class name, how much its IoU may be below the final exit's (0.01 is 1 percentage point).
+        image_thresholds, min_share, journal, time_limit, threads, progress: see `mess_core.search`.
 
     Returns:
         The result; `result.best` is what `mess.deploy` takes.
@@ -91,7 +112,8 @@ def search(
     final = table.exits.index(FINAL_EXIT)
     arrays = table.search_table(cost)
     # from the same arithmetic as the search, so that the bounds it implies are met exactly
-    baseline = mess_core.evaluate(arrays, mess_core.Configuration((final,)), setting="budgeted").found
+    single = mess_core.Configuration((final,))
+    baseline = mess_core.evaluate(arrays, single, setting="budgeted", metric=metric).found
     baseline_accuracy, baseline_cost = baseline.accuracy, baseline.cost
     if max_cost_ratio is not None:
         max_cost = max_cost_ratio * baseline_cost
@@ -101,21 +123,44 @@ def search(
             min_final_accuracy, max_cost = baseline_accuracy - max_drop, float("inf")
         else:
             min_accuracy = baseline_accuracy - max_drop
+    class_iou = table.iou(final)
+    floors = {
+        _index("class_names", table.class_names, name): max(0.0, float(class_iou[table.class_names.index(name)]) - drop)
+        for name, drop in (max_class_drop or {}).items()
+    }
     outcome: Outcome = mess_core.search(
         arrays,
         setting=setting,
         min_accuracy=min_accuracy,
         max_cost=max_cost,
+        resolution=resolution * baseline_cost,
+        metric=metric,
         max_exits=max_exits,
         image_thresholds=image_thresholds,
+        required_exits=[_index("exits", table.exits, name) for name in required_exits],
+        forbidden_exits=[_index("exits", table.exits, name) for name in forbidden_exits],
+        min_share=min_share,
+        min_class_iou=floors,
         horizon=baseline_cost,
         min_final_accuracy=min_final_accuracy,
+        journal=journal,
         time_limit=time_limit,
         threads=threads,
         progress=progress,
     )
-    configurations = tuple(_configuration(table, found, setting, cost) for found in outcome.found)
-    return SearchResult(outcome.status, configurations, baseline_accuracy, baseline_cost, outcome.evaluated)
+    return SearchResult(
+        status=outcome.status,
+        configurations=tuple(_configuration(table, found, setting, cost) for found in outcome.found),
+        baseline_accuracy=baseline_accuracy,
+        baseline_cost=baseline_cost,
+        nearest=None if outcome.nearest is None else _configuration(table, outcome.nearest, setting, cost),
+        bound=outcome.bound,
+        gap=outcome.gap,
+        explored=outcome.explored,
+        evaluated=outcome.evaluated,
+        covered=outcome.covered,
+        space=outcome.space,
+    )
 
 
 def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str = "macs") -> Report:

@@ -1,5 +1,6 @@
 //! Binding of `mess_core::search`.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,16 +20,17 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// How often a running search looks for Ctrl-C and reports progress.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The arrays of a calibration table, in the order of the Python dataclass.
+/// The arrays of a calibration table, in the order of the Python dataclass; costs are (K, E).
 type TableArrays<'py> = (
     PyReadonlyArray3<'py, i64>,
     PyReadonlyArray3<'py, i64>,
     PyReadonlyArray2<'py, i64>,
     PyReadonlyArray3<'py, f64>,
     PyReadonlyArray1<'py, i64>,
-    PyReadonlyArray1<'py, f64>,
-    PyReadonlyArray1<'py, f64>,
-    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray2<'py, f64>,
+    PyReadonlyArray2<'py, f64>,
+    PyReadonlyArray2<'py, f64>,
+    Option<PyReadonlyArray1<'py, i64>>,
 );
 
 fn table<'a>(arrays: &'a TableArrays<'_>) -> core::Table<'a> {
@@ -41,21 +43,73 @@ fn table<'a>(arrays: &'a TableArrays<'_>) -> core::Table<'a> {
         backbone_cost: arrays.5.as_array(),
         head_cost: arrays.6.as_array(),
         policy_cost: arrays.7.as_array(),
+        image_weight: arrays.8.as_ref().map(|weights| weights.as_array()),
     }
 }
 
-fn setting(name: &str, horizon: f64, min_final_accuracy: f64) -> PyResult<core::Setting> {
+/// (setting, horizon, least accuracy of the last prediction, metric, cost column)
+type ScoringArguments<'a> = (&'a str, f64, f64, &'a str, usize);
+
+fn scoring((setting, horizon, min_final_accuracy, metric, column): ScoringArguments<'_>) -> PyResult<core::Scoring> {
+    let setting = match setting {
+        "budgeted" => core::Setting::Budgeted,
+        "anytime" => core::Setting::Anytime { horizon, min_final_accuracy },
+        "input-dependent" => core::Setting::InputDependent,
+        _ => return Err(unknown("setting", "'budgeted', 'anytime' or 'input-dependent'", setting)),
+    };
+    let metric = match metric {
+        "mean-iou" => core::Metric::MeanIou,
+        "pixel-accuracy" => core::Metric::PixelAccuracy,
+        "mean-class-accuracy" => core::Metric::MeanClassAccuracy,
+        "frequency-weighted-iou" => core::Metric::FrequencyWeightedIou,
+        _ => {
+            let known = "'mean-iou', 'pixel-accuracy', 'mean-class-accuracy' or 'frequency-weighted-iou'";
+            return Err(unknown("metric", known, metric));
+        }
+    };
+    Ok(core::Scoring { setting, metric, column })
+}
+
+fn unknown(argument: &str, expected: &str, got: &str) -> PyErr {
+    PyValueError::new_err(format!("{argument}: expected {expected}, got '{got}'"))
+}
+
+/// ("minimize-cost" | "maximize-accuracy" | "front", least accuracy | greatest cost | resolution)
+fn objective((name, value): (&str, f64)) -> core::Objective {
     match name {
-        "budgeted" => Ok(core::Setting::Budgeted),
-        "anytime" => Ok(core::Setting::Anytime { horizon, min_final_accuracy }),
-        "input-dependent" => Ok(core::Setting::InputDependent),
-        _ => Err(PyValueError::new_err(format!(
-            "setting: expected 'budgeted', 'anytime' or 'input-dependent', got '{name}'"
-        ))),
+        "minimize-cost" => core::Objective::MinimizeCost { min_accuracy: value },
+        "maximize-accuracy" => core::Objective::MaximizeAccuracy { max_cost: value },
+        _ => core::Objective::ParetoFront { resolution: value },
     }
 }
 
-/// (exits, [(pixel threshold index, image threshold)], cost, accuracy, stopped)
+/// (most exits, image thresholds, required exits, forbidden exits, least share)
+type SpaceArguments = (usize, Option<usize>, Vec<usize>, Vec<usize>, f64);
+/// ([(class, least IoU)], [(column, "mean" | "total" | "quantile", quantile, limit)])
+type LimitArguments = (Vec<(usize, f64)>, Vec<(usize, String, f64, f64)>);
+
+fn limits((class_iou, costs): LimitArguments) -> core::Limits {
+    let limit = |(column, statistic, quantile, at_most): (usize, String, f64, f64)| core::CostLimit {
+        column,
+        statistic: match &statistic[..] {
+            "mean" => core::Statistic::Mean,
+            "total" => core::Statistic::Total,
+            _ => core::Statistic::Quantile(quantile),
+        },
+        at_most,
+    };
+    core::Limits { class_iou, costs: costs.into_iter().map(limit).collect() }
+}
+
+/// (exits, [(pixel threshold index, image threshold)])
+type ConfigurationParts = (Vec<usize>, Vec<(usize, f64)>);
+
+fn configuration((exits, gates): ConfigurationParts) -> core::Configuration {
+    let gate = |(pixel_threshold, image_threshold)| core::Gate { pixel_threshold, image_threshold };
+    core::Configuration { exits, gates: gates.into_iter().map(gate).collect() }
+}
+
+/// (exits, gates, cost, accuracy, stopped)
 type Found = (Vec<usize>, Vec<(usize, f64)>, f64, f64, Vec<u64>);
 
 fn found(found: core::Found) -> Found {
@@ -63,47 +117,51 @@ fn found(found: core::Found) -> Found {
     (found.configuration.exits, gates, found.cost, found.accuracy, found.stopped)
 }
 
-/// (status, found, evaluated)
+/// (status, found, nearest, bound, gap, explored, evaluated, covered, space)
+type Outcome = (&'static str, Vec<Found>, Option<Found>, f64, f64, u64, u64, f64, f64);
+
 #[pyfunction]
 #[pyo3(signature = (
-    arrays, setting_name, horizon, min_final_accuracy, min_accuracy, max_cost, max_exits, image_thresholds,
-    time_limit, threads, progress
+    arrays, scoring_arguments, objective_arguments, space, limit_arguments, known, part, journal, time_limit, threads,
+    progress
 ))]
 #[allow(clippy::too_many_arguments)]
 fn search<'py>(
     py: Python<'py>,
     arrays: TableArrays<'py>,
-    setting_name: &str,
-    horizon: f64,
-    min_final_accuracy: f64,
-    min_accuracy: Option<f64>,
-    max_cost: Option<f64>,
-    max_exits: usize,
-    image_thresholds: Option<usize>,
+    scoring_arguments: ScoringArguments<'_>,
+    objective_arguments: (&str, f64),
+    space: SpaceArguments,
+    limit_arguments: LimitArguments,
+    known: Vec<ConfigurationParts>,
+    part: (usize, usize),
+    journal: Option<PathBuf>,
     time_limit: Option<f64>,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
-) -> PyResult<(&'static str, Vec<Found>, u64)> {
-    let setting = setting(setting_name, horizon, min_final_accuracy)?;
-    let objective = match (min_accuracy, max_cost) {
-        (Some(min_accuracy), None) => core::Objective::MinimizeCost { min_accuracy },
-        (None, Some(max_cost)) => core::Objective::MaximizeAccuracy { max_cost },
-        (None, None) => core::Objective::ParetoFront,
-        _ => return Err(PyValueError::new_err("min_accuracy: expected None beside max_cost, got both")),
+) -> PyResult<Outcome> {
+    let (max_exits, image_thresholds, required, forbidden, min_share) = space;
+    let query = core::Query {
+        scoring: scoring(scoring_arguments)?,
+        objective: objective(objective_arguments),
+        space: core::Space { max_exits, image_thresholds, required, forbidden, min_share },
+        limits: limits(limit_arguments),
     };
-    let deadline = match time_limit.map(Duration::try_from_secs_f64) {
+    let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
+    let mut control = core::Control::default();
+    control.part = part;
+    control.deadline = match time_limit.map(Duration::try_from_secs_f64) {
         None => None,
         Some(Ok(limit)) => Instant::now().checked_add(limit),
         Some(Err(_)) => return Err(PyValueError::new_err("time_limit: expected seconds >= 0")),
     };
-    let space = core::Space { max_exits, image_thresholds };
-    let control = core::Control { deadline, ..core::Control::default() };
     let table = table(&arrays);
     let pool = pool(threads)?;
 
     // The search runs on its own thread; this one comes back to Python to look for Ctrl-C and to report progress.
     let outcome = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| pool.install(|| core::search(&table, setting, objective, &space, &control)));
+        let work = || core::search(&table, &query, &control, &known, journal.as_deref());
+        let worker = scope.spawn(move || pool.install(work));
         let mut interruption = Ok(());
         while !worker.is_finished() {
             py.detach(|| wait(&worker));
@@ -123,7 +181,9 @@ fn search<'py>(
         core::Status::Infeasible => "infeasible",
         core::Status::Stopped => "stopped",
     };
-    Ok((status, outcome.found.into_iter().map(found).collect(), outcome.evaluated))
+    let all = outcome.found.into_iter().map(found).collect();
+    let core::Outcome { bound, gap, explored, evaluated, covered, space, .. } = outcome;
+    Ok((status, all, outcome.nearest.map(found), bound, gap, explored, evaluated, covered, space))
 }
 
 /// Sleep until the next look, or less when the search ends.
@@ -136,27 +196,23 @@ fn wait<T>(worker: &std::thread::ScopedJoinHandle<'_, T>) {
 
 fn report(progress: Option<&Bound<'_, PyAny>>, control: &core::Control) -> PyResult<()> {
     if let Some(progress) = progress {
-        progress.call1((control.done.load(Ordering::Relaxed), control.total.load(Ordering::Relaxed)))?;
+        let core::Progress { tasks, gaps, covered, best, explored, evaluated } = control.progress();
+        progress.call1((tasks, gaps, covered, best, explored, evaluated))?;
     }
     Ok(())
 }
 
 /// (cost, accuracy, stopped, position of each image)
 #[pyfunction]
-#[pyo3(signature = (arrays, setting_name, horizon, exits, gates))]
 fn evaluate<'py>(
     py: Python<'py>,
     arrays: TableArrays<'py>,
-    setting_name: &str,
-    horizon: f64,
-    exits: Vec<usize>,
-    gates: Vec<(usize, f64)>,
+    scoring_arguments: ScoringArguments<'_>,
+    parts: ConfigurationParts,
 ) -> PyResult<(f64, f64, Vec<u64>, Vec<usize>)> {
-    let setting = setting(setting_name, horizon, 0.0)?;
+    let scoring = scoring(scoring_arguments)?;
     let table = table(&arrays);
-    let gates =
-        gates.into_iter().map(|(pixel_threshold, image_threshold)| core::Gate { pixel_threshold, image_threshold });
-    let configuration = core::Configuration { exits, gates: gates.collect() };
-    let evaluation = on_this_thread(py, || core::evaluate(&table, setting, &configuration))?;
+    let configuration = configuration(parts);
+    let evaluation = on_this_thread(py, || core::evaluate(&table, scoring, &configuration))?;
     Ok((evaluation.found.cost, evaluation.found.accuracy, evaluation.found.stopped, evaluation.position))
 }

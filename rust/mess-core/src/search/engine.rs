@@ -1,414 +1,548 @@
-//! Exhaustive search with incremental evaluation.
+//! The exact search: prove that nothing better exists.
 //!
-//! Input-dependent setting: a depth-first walk over gates. At a node some images have left and the others remain. For
-//! each next gate (exit, pixel threshold) the remaining images are put in order of confidence; a falling image threshold
-//! lets them go one by one, and the class counts follow by one exchange an image, so a configuration costs O(classes)
-//! instead of O(images x classes). Counts are integers: the value is exact and does not depend on the order of work.
+//! Input-dependent setting, in order:
 //!
-//! Pruning, only when the least cost is wanted: an image that remains pays at least the cheapest way on, so
-//! (cost of the images that left + that) / n is a lower bound on the cost of every configuration below the node. Nodes
-//! whose bound exceeds the best known cost hold nothing better. Equal bounds are kept, so ties are broken by the
-//! objective's total order alone, and the answer is the same for any number of threads.
+//! 1. `ascent` finds good configurations, and with them the multiplier and the anchor of the bounds;
+//! 2. their chains of exits are searched exactly (`regions`), which makes the incumbents nearly always optimal;
+//! 3. passes over the whole space: each looks for anything better than the incumbents by more than a gap, and the last
+//!    one, with gap 0, for anything better at all. Each pass is cut into tasks, one for each first gate (`tails`), which
+//!    share the incumbents only. A finished pass certifies its gap.
 //!
-//! Thresholds that let none or all of the remaining images go are left out: the first is the configuration without that
-//! exit at a higher cost, the second the configuration that ends there.
+//! What is found does not depend on the order of work: a configuration is only ever given up for one that is strictly
+//! better in the objective's total order, or with a set whose bound shows that it holds nothing that is equal or better.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::evaluate::{Counts, anytime, exit_accuracy, mean_cost};
-use super::objective::{Objective, Setting};
-use super::outcome::{Configuration, Found, Gate, Outcome, Status};
-use super::space::{Order, Space, orders};
+use super::anytime;
+use super::ascent::{Family, Valued, ascend, hull, interesting_costs, multiplier_at};
+use super::bound::Anchor;
+use super::compact::Compact;
+use super::evaluate::{Evaluation, evaluate, exit_accuracy, total_cost};
+use super::field::Field;
+use super::incumbent::{Incumbents, Targets};
+use super::journal::Journal;
+use super::objective::{Objective, Query, Setting};
+use super::outcome::{Configuration, Found, Outcome, Status};
+use super::regions::{Chain, GateRange, Regions};
+use super::spread::Steps;
 use super::table::Table;
-use crate::error::{Error, Result};
+use super::tails::Task;
+use crate::error::Result;
+use crate::isa::Isa;
+
+/// Gaps of the passes over a space of more chains than `FEW_CHAINS`; the last pass has none.
+const GAPS: [f64; 3] = [0.1, 0.01, 0.001];
+/// The same for a front, of any size: accuracies.
+const FRONT_GAPS: [f64; 4] = [0.01, 0.003, 0.001, 0.0003];
+/// First gates and chains behind them up to which one pass is made.
+const FEW_CHAINS: f64 = 2e7;
+/// Chains of good configurations that are searched before the passes.
+const POLISHED: usize = 24;
 
 /// Lets another thread watch and stop a search.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Control {
     /// Set to stop as soon as possible.
     pub cancel: AtomicBool,
-    /// Work items finished.
-    pub done: AtomicUsize,
-    /// Work items in all.
-    pub total: AtomicUsize,
     /// When to stop by itself.
     pub deadline: Option<Instant>,
+    /// Only every `count`-th task of each pass, from number `index` on; the rest is for others.
+    pub part: (usize, usize),
+    progress: Mutex<Progress>,
+    explored: AtomicU64,
+    evaluated: AtomicU64,
+}
+
+/// How far a search is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Tasks of this pass, finished and in all.
+    pub tasks: (usize, usize),
+    /// Gap that this pass will certify, and that the one before certified (infinite before the first).
+    pub gaps: (f64, f64),
+    /// Configurations that this pass examined or excluded.
+    pub covered: f64,
+    /// Cost and accuracy of the best configuration, of the most accurate one of a front.
+    pub best: Option<(f64, f64)>,
+    /// Sets of configurations whose bound was computed.
+    pub explored: u64,
+    /// Configurations whose exact value was computed.
+    pub evaluated: u64,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        let gaps = (f64::INFINITY, f64::INFINITY);
+        let progress = Progress { tasks: (0, 0), gaps, covered: 0.0, best: None, explored: 0, evaluated: 0 };
+        Self {
+            cancel: AtomicBool::new(false),
+            deadline: None,
+            part: (0, 1),
+            progress: Mutex::new(progress),
+            explored: AtomicU64::new(0),
+            evaluated: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Control {
-    fn stopped(&self) -> bool {
+    /// How far the search is.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            explored: self.explored.load(Ordering::Relaxed),
+            evaluated: self.evaluated.load(Ordering::Relaxed),
+            ..*self.lock()
+        }
+    }
+
+    /// Whether to stop.
+    pub(crate) fn stopped(&self) -> bool {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.cancel.store(true, Ordering::Relaxed);
         }
         self.cancel.load(Ordering::Relaxed)
     }
-}
 
-/// Examine every configuration of `space` on `table`.
-///
-/// # Errors
-/// [`Error::Value`] when table, space, setting or objective is invalid.
-pub fn search(
-    table: &Table<'_>,
-    setting: Setting,
-    objective: Objective,
-    space: &Space,
-    control: &Control,
-) -> Result<Outcome> {
-    table.validate()?;
-    space.validate()?;
-    objective.validate()?;
-    if let Setting::Anytime { horizon, .. } = setting
-        && !(horizon > 0.0 && horizon.is_finite())
-    {
-        return Err(Error::value("horizon", "a finite cost above 0", horizon));
+    /// Begin a pass; `covered` of its configurations are known already.
+    pub(crate) fn begin(&self, tasks: usize, gap: f64, covered: f64) {
+        let mut progress = self.lock();
+        (progress.tasks, progress.gaps.0, progress.covered) = ((0, tasks), gap, covered);
     }
-    let shared = Shared {
-        table,
-        setting,
-        objective,
-        space,
-        control,
-        accuracies: (0..table.num_exits()).map(|exit| exit_accuracy(table, exit)).collect(),
-        orders: if setting == Setting::InputDependent { orders(table, space) } else { Vec::new() },
-        least_cost: AtomicU64::new(f64::INFINITY.to_bits()),
-    };
-    Ok(shared.run())
+
+    pub(crate) fn finish_task(&self, covered: f64, best: Option<(f64, f64)>) {
+        let mut progress = self.lock();
+        progress.tasks.0 += 1;
+        progress.covered += covered;
+        progress.best = best;
+    }
+
+    fn certify(&self, gap: f64) {
+        self.lock().gaps.1 = gap;
+    }
+
+    pub(crate) fn count(&self, explored: u64, evaluated: u64) {
+        self.explored.fetch_add(explored, Ordering::Relaxed);
+        self.evaluated.fetch_add(evaluated, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
 }
 
 /// One search, shared by its threads.
-struct Shared<'a, 't> {
-    table: &'a Table<'t>,
-    setting: Setting,
-    objective: Objective,
-    space: &'a Space,
-    control: &'a Control,
-    /// Mean IoU of each exit alone.
-    accuracies: Vec<f64>,
-    orders: Vec<Vec<Order>>,
-    /// Bits of the least feasible cost so far (non-negative floats order like their bits).
-    least_cost: AtomicU64,
+pub(crate) struct Shared<'a, 't> {
+    pub table: &'a Table<'t>,
+    pub query: &'a Query,
+    pub compact: &'a Compact,
+    pub steps: &'a Steps,
+    pub incumbents: &'a Incumbents,
+    pub control: &'a Control,
+    pub isa: Isa,
+    /// A cost that no configuration exceeds.
+    pub ceiling: f64,
+    /// (present class, least IoU)
+    pub class_floors: Vec<(usize, f64)>,
+    /// Whether each exit may be chosen.
+    pub allowed: Vec<bool>,
+    pub points: Vec<i64>,
+}
+
+/// Find the best configuration, or the whole front, and prove it.
+///
+/// `known` are configurations of any origin, to begin with; a search that has a journal goes on where it ends.
+///
+/// # Errors
+/// [`crate::Error::Value`] when table, query or a known configuration is invalid, or the journal cannot be written.
+pub fn search(
+    table: &Table<'_>,
+    query: &Query,
+    control: &Control,
+    known: &[Configuration],
+    journal: Option<&Path>,
+) -> Result<Outcome> {
+    table.validate()?;
+    query.validate(table)?;
+    let journal = journal.map(|path| Journal::open(path, table, query)).transpose()?;
+    let is_gated = query.scoring.setting == Setting::InputDependent && query.space.max_exits > 1;
+    let prepared = Prepared {
+        compact: Compact::new(table, query.space.image_thresholds, is_gated),
+        allowed: (0..table.num_exits()).map(|exit| query.space.allows(exit)).collect(),
+        ceiling: ceiling(table, query),
+    };
+    let steps = if is_gated { Steps::new(&prepared.compact, &prepared.allowed) } else { Steps::default() };
+    let mut outcome = prepared.search(table, query, control, &steps, known, journal.as_ref())?;
+    // nothing satisfies the objective's bound: what comes nearest to it?
+    let nearest = match query.objective {
+        Objective::MinimizeCost { .. } => Objective::MaximizeAccuracy { max_cost: f64::INFINITY },
+        Objective::MaximizeAccuracy { .. } => Objective::MinimizeCost { min_accuracy: f64::NEG_INFINITY },
+        Objective::ParetoFront { .. } => return Ok(outcome),
+    };
+    if outcome.status == Status::Infeasible {
+        let query = Query { objective: nearest, ..query.clone() };
+        outcome.nearest = prepared.search(table, &query, control, &steps, &[], None)?.found.pop();
+    }
+    Ok(outcome)
+}
+
+/// What searches of one table share.
+struct Prepared {
+    compact: Compact,
+    allowed: Vec<bool>,
+    ceiling: f64,
+}
+
+impl Prepared {
+    fn search(
+        &self,
+        table: &Table<'_>,
+        query: &Query,
+        control: &Control,
+        steps: &Steps,
+        known: &[Configuration],
+        journal: Option<&Journal>,
+    ) -> Result<Outcome> {
+        let compact = &self.compact;
+        let class_floors = (query.limits.class_iou.iter())
+            .filter_map(|(class, floor)| compact.classes.iter().position(|c| c == class).map(|at| (at, *floor)))
+            .collect();
+        let incumbents = Incumbents::new(query.objective, self.ceiling);
+        let shared = Shared {
+            table,
+            query,
+            compact,
+            steps,
+            incumbents: &incumbents,
+            control,
+            isa: Isa::best(),
+            ceiling: self.ceiling,
+            class_floors,
+            allowed: self.allowed.clone(),
+            points: table.points.to_vec(),
+        };
+        for configuration in known.iter().chain(journal.iter().flat_map(|journal| &journal.known)) {
+            shared.offer_known(configuration)?;
+        }
+        let outcome = shared.run(journal);
+        journal.map_or(Ok(()), Journal::check)?;
+        Ok(outcome)
+    }
 }
 
 impl Shared<'_, '_> {
-    fn run(&self) -> Outcome {
-        let num_exits = self.table.num_exits();
-        let num_pixels = if self.setting == Setting::InputDependent { self.table.num_pixel_thresholds() } else { 0 };
-        // items 0..E close at once with one exit; the others begin with one gate, or with one exit when anytime
-        let items: Vec<(usize, Option<usize>)> = (0..num_exits)
-            .map(|exit| (exit, None))
-            .chain((0..num_exits).flat_map(|exit| (0..num_pixels).map(move |pixel| (exit, Some(pixel)))))
+    fn run(&self, journal: Option<&Journal>) -> Outcome {
+        let mut gap = f64::INFINITY;
+        match self.query.scoring.setting {
+            Setting::Anytime { horizon, min_final_accuracy } => {
+                anytime::search(self, horizon, min_final_accuracy);
+                gap = if self.control.stopped() { gap } else { 0.0 };
+            }
+            _ => {
+                (0..self.table.num_exits()).into_par_iter().for_each(|exit| self.static_exit(exit));
+                if self.query.scoring.setting == Setting::Budgeted
+                    || self.query.space.max_exits == 1
+                    || self.compact.num_pixels == 0
+                {
+                    gap = 0.0;
+                } else {
+                    self.passes(&mut gap, journal);
+                }
+            }
+        }
+        self.outcome(gap)
+    }
+
+    fn passes(&self, gap: &mut f64, journal: Option<&Journal>) {
+        let fields = self.fields(ascend(self));
+        let tasks: Vec<(&Field, usize, usize)> = (fields.iter())
+            .flat_map(|field| field.exits[0].iter().map(move |exit| (field, *exit)))
+            .flat_map(|(field, exit)| (0..self.compact.num_pixels).map(move |pixel| (field, exit, pixel)))
+            .skip(self.control.part.0)
+            .step_by(self.control.part.1.max(1))
             .collect();
-        self.control.total.store(items.len(), Ordering::Relaxed);
-        let merged = items
-            .par_iter()
-            .map(|&(exit, pixel)| {
-                let mut best = Best::new(self.objective);
-                if !self.control.stopped() {
-                    match (self.setting, pixel) {
-                        (Setting::Anytime { horizon, min_final_accuracy }, _) => {
-                            self.refinements(&mut vec![exit], horizon, min_final_accuracy, &mut best);
-                        }
-                        (_, None) => self.static_exit(exit, &mut best),
-                        (_, Some(pixel)) => Walk { shared: self, best: &mut best }.begin(exit, pixel),
+        let chains = |field: &Field| field.exits.iter().map(|exits| exits.len() as f64).product::<f64>();
+        let num_chains = fields.iter().map(chains).sum::<f64>() * self.compact.num_pixels as f64;
+        let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
+        let gaps = match self.query.objective {
+            Objective::ParetoFront { .. } => &FRONT_GAPS[..],
+            _ if num_chains > FEW_CHAINS => &GAPS[..],
+            _ => &[],
+        };
+        for &wanted in gaps.iter().chain(&[0.0]) {
+            self.incumbents.set_gap(wanted);
+            self.control.begin(tasks.len(), wanted, singles);
+            tasks.par_iter().with_max_len(1).for_each(|&(field, exit, pixel)| {
+                if self.control.stopped() {
+                    return;
+                }
+                let name = self.task_name(field, exit, pixel);
+                if !journal.is_some_and(|journal| journal.is_done(wanted, &name)) {
+                    Task::new(self, field, exit, pixel).run();
+                    if self.control.stopped() {
+                        return;
+                    }
+                    if let Some(journal) = journal {
+                        journal.finish(wanted, &name, &self.incumbents.found());
                     }
                 }
-                self.control.done.fetch_add(1, Ordering::Relaxed);
-                best
-            })
-            .reduce(|| Best::new(self.objective), Best::merge);
-        let status = match (self.control.cancel.load(Ordering::Relaxed), merged.found.is_empty()) {
-            (true, _) => Status::Stopped,
-            (false, true) => Status::Infeasible,
-            (false, false) => Status::Optimal,
+                let best = self.incumbents.found().last().map(|best| (best.cost, best.accuracy));
+                self.control.finish_task(self.task_size(field, exit, pixel), best);
+            });
+            if self.control.stopped() {
+                return;
+            }
+            *gap = wanted;
+            self.control.certify(wanted);
+        }
+    }
+
+    /// What a task is about, for the journal.
+    fn task_name(&self, field: &Field, exit: usize, pixel: usize) -> String {
+        let points: Vec<String> = field.exits.iter().map(|exits| self.points[exits[0]].to_string()).collect();
+        let (from, until) = field.band;
+        format!("points {} exit {exit} pixel {pixel} costs {from:e} {until:e}", points.join("-"))
+    }
+
+    /// Configurations of a task; those of a front are shared by its bands.
+    fn task_size(&self, field: &Field, exit: usize, pixel: usize) -> f64 {
+        let gates = |exit: &usize| -> f64 {
+            (0..self.compact.num_pixels).map(|pixel| self.compact.gate(*exit, pixel).thresholds.len() as f64).sum()
         };
-        Outcome { status, found: merged.found, evaluated: merged.evaluated }
+        let (last, inner) = field.exits[1..].split_last().map_or((0, &[][..]), |(last, inner)| (last.len(), inner));
+        let behind: f64 = inner.iter().map(|exits| exits.iter().map(gates).sum::<f64>()).product();
+        self.compact.gate(exit, pixel).thresholds.len() as f64 * behind * last as f64 / field.num_bands as f64
     }
 
-    fn static_exit(&self, exit: usize, best: &mut Best) {
-        let mut stopped = vec![self.table.num_images() as u64];
-        best.offer(
-            mean_cost(self.table, &[exit], &stopped),
-            self.accuracies[exit],
-            || Configuration { exits: vec![exit], gates: vec![] },
-            || std::mem::take(&mut stopped),
-        );
-        self.publish(best);
+    /// Take a configuration into account that somebody else found, if space and limits allow it.
+    fn offer_known(&self, configuration: &Configuration) -> Result<()> {
+        let Evaluation { found, position } = evaluate(self.table, self.query.scoring, configuration)?;
+        let exits = &configuration.exits;
+        let space = &self.query.space;
+        let is_wanted = exits.len() <= space.max_exits && self.is_wanted(exits);
+        let is_within = match self.query.scoring.setting {
+            Setting::InputDependent => {
+                let size = self.compact.padded();
+                let (mut t, mut f) = (vec![0.0; size], vec![0.0; size]);
+                let mut weights = vec![0.0; exits.len()];
+                for (image, &at) in position.iter().enumerate() {
+                    self.compact.add(exits[at], image, &mut t, &mut f);
+                    weights[at] += self.compact.weight[image];
+                }
+                let is_offered = (exits.iter().zip(&configuration.gates)).all(|(exit, gate)| {
+                    let thresholds = &self.compact.gate(*exit, gate.pixel_threshold).thresholds;
+                    thresholds.contains(&gate.image_threshold)
+                });
+                is_offered && self.is_within_limits(exits, &found.stopped, &weights, &t, &f)
+            }
+            Setting::Budgeted => self.is_static_within_limits(exits),
+            Setting::Anytime { .. } => false, // found again at once
+        };
+        if is_wanted && is_within {
+            self.incumbents.offer(found.cost, found.accuracy, || found.clone());
+        }
+        Ok(())
     }
 
-    /// Every anytime configuration that begins with `exits`.
-    fn refinements(&self, exits: &mut Vec<usize>, horizon: f64, min_final_accuracy: f64, best: &mut Best) {
-        if self.control.stopped() {
-            return;
+    /// An anchor and a multiplier for each family of chains and each band of costs, from what the ascents found; the
+    /// chains of the best configurations are searched on the way.
+    fn fields(&self, families: Vec<Family>) -> Vec<Field> {
+        let everything: Vec<&Valued> = families.iter().flat_map(|family| &family.pool).collect();
+        if everything.is_empty() {
+            return Vec::new(); // stopped, or no chain
         }
-        let last = exits[exits.len() - 1];
-        if self.accuracies[last] >= min_final_accuracy {
-            let (cost, accuracy) = anytime(self.table, exits, horizon, |exit| self.accuracies[exit]);
-            let configuration = || Configuration { exits: exits.clone(), gates: vec![] };
-            let stopped = || {
-                let mut stopped = vec![0; exits.len()];
-                stopped[exits.len() - 1] = self.table.num_images() as u64;
-                stopped
-            };
-            best.offer(cost, accuracy, configuration, stopped);
-        }
-        if exits.len() < self.space.max_exits {
-            for next in 0..self.table.num_exits() {
-                if self.table.points[next] > self.table.points[last] {
-                    exits.push(next);
-                    self.refinements(exits, horizon, min_final_accuracy, best);
-                    exits.pop();
+        let outline = hull(&everything);
+        let costs = interesting_costs(self, &families);
+        let edge = |number: usize| (costs[number - 1] + costs[number]) / 2.0;
+        let bands: Vec<((f64, f64), f64)> = (0..costs.len())
+            .map(|i| {
+                let from = if i == 0 { f64::NEG_INFINITY } else { edge(i) };
+                let until = if i + 1 == costs.len() { f64::INFINITY } else { edge(i + 1) };
+                ((from, until), costs[i])
+            })
+            .collect();
+        for &(band, at) in &bands {
+            let multiplier = multiplier_at(&everything, &outline, at).0;
+            let height = |v: &Valued| v.accuracy - multiplier * v.cost;
+            let mut best = everything.clone();
+            best.sort_by(|a, b| height(b).total_cmp(&height(a)).then(a.choice.cmp(&b.choice)));
+            let mut chains: Vec<&[usize]> = Vec::new();
+            for exits in best.iter().map(|v| &v.choice.exits[..]) {
+                if !chains.contains(&exits) && chains.len() < POLISHED {
+                    chains.push(exits);
                 }
             }
+            chains.par_iter().with_max_len(1).for_each(|exits| {
+                if let Some(chain) = self.is_wanted(exits).then(|| Chain::new(self, exits)).flatten() {
+                    let mut regions = Regions::new(self, &chain, band);
+                    regions.search(vec![GateRange::Open; exits.len() - 1], multiplier);
+                    self.control.count(regions.explored, regions.evaluated);
+                }
+            });
         }
-    }
-
-    /// Let the other threads know of this thread's best cost, and learn theirs.
-    fn publish(&self, best: &mut Best) {
-        if let Objective::MinimizeCost { .. } = self.objective {
-            let own = best.found.first().map_or(f64::INFINITY, |f| f.cost);
-            let before = self.least_cost.fetch_min(own.to_bits(), Ordering::Relaxed);
-            best.cost_limit = own.min(f64::from_bits(before));
+        let mut wanted: Vec<(&Family, (f64, f64), f64)> = Vec::new();
+        for family in families.iter().filter(|family| !family.pool.is_empty()) {
+            wanted.extend(bands.iter().map(|&(band, at)| (family, band, at)));
         }
-    }
-}
-
-/// The best configuration or the front, of one thread.
-struct Best {
-    objective: Objective,
-    found: Vec<Found>,
-    evaluated: u64,
-    /// A configuration that costs more than this is not wanted.
-    cost_limit: f64,
-}
-
-impl Best {
-    fn new(objective: Objective) -> Self {
-        let cost_limit = match objective {
-            Objective::MaximizeAccuracy { max_cost } => max_cost,
-            _ => f64::INFINITY,
+        let field = |(family, band, at): (&Family, (f64, f64), f64)| {
+            let pool: Vec<&Valued> = family.pool.iter().collect();
+            let (multiplier, nearest) = multiplier_at(&pool, &hull(&pool), at);
+            let anchor = Anchor::new(self.query.scoring.metric, self.compact, &nearest.t, &nearest.f);
+            Field::new(self, family.exits.clone(), anchor, multiplier, band, bands.len())
         };
-        Self { objective, found: Vec::new(), evaluated: 0, cost_limit }
+        wanted.into_par_iter().map(field).collect()
     }
 
-    /// Take a configuration into account; it is built only when it is kept.
-    fn offer(
-        &mut self,
-        cost: f64,
-        accuracy: f64,
-        configuration: impl FnOnce() -> Configuration,
-        stopped: impl FnOnce() -> Vec<u64>,
-    ) {
-        self.evaluated += 1;
-        if !self.objective.allows(cost, accuracy) || self.is_beaten(cost, accuracy) {
+    fn static_exit(&self, exit: usize) {
+        if !self.is_wanted(&[exit]) || !self.is_static_within_limits(&[exit]) {
             return;
         }
-        self.insert(Found { configuration: configuration(), cost, accuracy, stopped: stopped() });
+        self.control.count(0, 1);
+        let costs = self.table.costs(self.query.scoring.column);
+        let cost = total_cost(costs, self.query.scoring.setting, &[exit]);
+        // the same arithmetic as of a mixture, so that the bits are those of `evaluate`
+        let total = self.compact.total_weight;
+        let cost = super::limits::mean(&[cost], &[total], total);
+        let accuracy = exit_accuracy(self.table, self.query.scoring.metric, exit);
+        let stopped = vec![self.table.num_images() as u64];
+        let configuration = Configuration::single(exit);
+        self.incumbents.offer(cost, accuracy, || Found { configuration, cost, accuracy, stopped });
     }
 
-    /// Whether a known configuration is strictly better, so that no tie-break could matter.
-    fn is_beaten(&self, cost: f64, accuracy: f64) -> bool {
-        match (self.objective, self.found.first()) {
-            (_, None) => false,
+    /// Whether the space has a chain.
+    fn is_wanted(&self, exits: &[usize]) -> bool {
+        exits.iter().all(|exit| self.allowed[*exit]) && self.query.space.is_complete(exits)
+    }
+
+    /// Limits of a configuration whose images all end at the last exit.
+    pub(crate) fn is_static_within_limits(&self, exits: &[usize]) -> bool {
+        let classes = self.compact.padded();
+        let (mut t, mut f) = (vec![0.0; classes], vec![0.0; classes]);
+        let last = exits[exits.len() - 1];
+        if !self.class_floors.is_empty() {
+            (0..self.compact.num_images).for_each(|image| self.compact.add(last, image, &mut t, &mut f));
+        }
+        let mut weights = vec![0.0; exits.len()];
+        weights[exits.len() - 1] = self.compact.total_weight;
+        self.has_class_floors(&t, &f) && self.is_within_cost_limits(exits, &weights)
+    }
+
+    /// Everything that space and limits ask of a mixture.
+    pub(crate) fn is_within_limits(
+        &self,
+        exits: &[usize],
+        stopped: &[u64],
+        weights: &[f64],
+        t: &[f64],
+        f: &[f64],
+    ) -> bool {
+        let share = self.query.space.min_share * self.compact.total_weight;
+        self.is_wanted(exits)
+            && stopped.iter().all(|images| *images > 0)
+            && weights.iter().all(|weight| *weight >= share)
+            && self.has_class_floors(t, f)
+            && self.is_within_cost_limits(exits, weights)
+    }
+
+    fn has_class_floors(&self, t: &[f64], f: &[f64]) -> bool {
+        let has_floor = |&(class, floor): &(usize, f64)| t[class] / (self.compact.truth[class] + f[class]) >= floor;
+        self.class_floors.iter().all(has_floor)
+    }
+
+    fn is_within_cost_limits(&self, exits: &[usize], weights: &[f64]) -> bool {
+        let (limits, setting) = (&self.query.limits, self.query.scoring.setting);
+        limits.costs.is_empty() || limits.allow_costs(self.table, setting, exits, weights, self.compact.total_weight)
+    }
+
+    /// The targets of a band of costs, and their version. A target stands for costs from the one before it to its own;
+    /// those that reach into the band are cut to it, so that the bands together look for everything.
+    pub(crate) fn targets(&self, (from, until): (f64, f64)) -> (u64, Arc<Targets>) {
+        let version = self.incumbents.version();
+        let all = self.incumbents.targets();
+        if from == f64::NEG_INFINITY && until == f64::INFINITY {
+            return (version, all);
+        }
+        let mut before = f64::NEG_INFINITY;
+        let mut corners = Vec::new();
+        for &(cost, accuracy) in &all.corners {
+            if cost > from && before < until {
+                corners.push((cost.min(until), accuracy));
+            }
+            before = cost;
+        }
+        (version, Arc::new(Targets { corners }))
+    }
+
+    fn outcome(&self, gap: f64) -> Outcome {
+        let found = self.incumbents.found();
+        let status = match (gap == 0.0, found.is_empty()) {
+            (false, _) => Status::Stopped,
+            (true, true) => Status::Infeasible,
+            (true, false) => Status::Optimal,
+        };
+        let Progress { explored, evaluated, covered, .. } = self.control.progress();
+        let space = space_size(self);
+        let covered = if gap == 0.0 && self.control.part.1 <= 1 { space } else { covered.min(space) };
+        let (bound, gap) = self.certificate(&found, gap);
+        Outcome { status, found, nearest: None, bound, gap, explored, evaluated, covered, space }
+    }
+
+    /// (bound, gap) after a pass with this gap.
+    fn certificate(&self, found: &[Found], gap: f64) -> (f64, f64) {
+        let costs = self.table.costs(self.query.scoring.column);
+        let singles = (0..self.table.num_exits()).filter(|exit| self.allowed[*exit]);
+        let cheapest = singles.map(|e| costs.backbone[e] + costs.head[e]).fold(f64::INFINITY, f64::min);
+        match (self.query.objective, found.first()) {
             (Objective::MinimizeCost { .. }, Some(best)) => {
-                cost > best.cost || (cost == best.cost && accuracy < best.accuracy)
+                let bound = (best.cost * (1.0 - gap)).max(cheapest.min(best.cost));
+                (bound, if best.cost > 0.0 { (best.cost - bound) / best.cost } else { 0.0 })
             }
             (Objective::MaximizeAccuracy { .. }, Some(best)) => {
-                accuracy < best.accuracy || (accuracy == best.accuracy && cost > best.cost)
+                let bound = (best.accuracy * (1.0 + gap)).min(1.0);
+                (bound, if best.accuracy > 0.0 { (bound - best.accuracy) / best.accuracy } else { 0.0 })
             }
-            (Objective::ParetoFront, Some(_)) => {
-                // the front rises in cost and accuracy, so the last one that costs no more is the most accurate of them
-                let affordable = self.found.partition_point(|f| f.cost <= cost);
-                affordable > 0 && {
-                    let rival = &self.found[affordable - 1];
-                    rival.accuracy > accuracy || (rival.accuracy == accuracy && rival.cost < cost)
-                }
-            }
+            (Objective::ParetoFront { .. }, _) => (gap.min(1.0), gap.min(1.0)),
+            (Objective::MinimizeCost { .. }, None) => (if gap == 0.0 { f64::INFINITY } else { cheapest }, gap),
+            (Objective::MaximizeAccuracy { .. }, None) => (if gap == 0.0 { 0.0 } else { 1.0 }, gap),
         }
-    }
-
-    fn insert(&mut self, new: Found) {
-        if self.objective != Objective::ParetoFront {
-            match self.found.first_mut() {
-                None => self.found.push(new),
-                Some(best) if self.objective.compare(&new, best).is_lt() => *best = new,
-                Some(_) => {}
-            }
-            return;
-        }
-        if self.is_beaten(new.cost, new.accuracy) {
-            return;
-        }
-        let equal = self.found.iter().position(|f| f.cost == new.cost && f.accuracy == new.accuracy);
-        if let Some(at) = equal {
-            if self.objective.compare(&new, &self.found[at]).is_lt() {
-                self.found[at] = new;
-            }
-            return;
-        }
-        self.found.retain(|f| f.cost < new.cost || f.accuracy > new.accuracy);
-        let at = self.found.partition_point(|f| f.cost < new.cost);
-        self.found.insert(at, new);
-    }
-
-    fn merge(mut self, other: Self) -> Self {
-        self.evaluated += other.evaluated;
-        other.found.into_iter().for_each(|found| self.insert(found));
-        self
     }
 }
 
-/// The depth-first walk of one thread.
-struct Walk<'w, 'a, 't> {
-    shared: &'w Shared<'a, 't>,
-    best: &'w mut Best,
+/// A cost that no configuration exceeds: the dearest backbone, and the dearest head and policy at each point.
+fn ceiling(table: &Table<'_>, query: &Query) -> f64 {
+    let costs = table.costs(query.scoring.column);
+    let points: std::collections::BTreeSet<i64> = table.points.iter().copied().collect();
+    let dearest = |point: i64| {
+        let here = (0..table.num_exits()).filter(|exit| table.points[*exit] == point);
+        here.map(|exit| costs.head[exit] + costs.policy[exit]).fold(0.0, f64::max)
+    };
+    let backbone = costs.backbone.iter().copied().fold(0.0, f64::max);
+    (backbone + points.into_iter().map(dearest).sum::<f64>()) * (1.0 + 1e-9)
 }
 
-/// Where the walk stands: gates passed, images that remain.
-#[derive(Clone)]
-struct Node {
-    exits: Vec<usize>,
-    gates: Vec<Gate>,
-    stopped: Vec<u64>,
-    /// Heads and policies of the exits so far: every remaining image has paid them.
-    on_the_way: f64,
-    /// Cost of the images that left.
-    left_cost: f64,
-    /// Class counts of the images that left.
-    counts: Counts,
-    remains: Vec<bool>,
-    num_remaining: usize,
-}
-
-impl Walk<'_, '_, '_> {
-    fn begin(&mut self, exit: usize, pixel: usize) {
-        let table = self.shared.table;
-        let root = Node {
-            exits: vec![],
-            gates: vec![],
-            stopped: vec![],
-            on_the_way: 0.0,
-            left_cost: 0.0,
-            counts: Counts::new(table),
-            remains: vec![true; table.num_images()],
-            num_remaining: table.num_images(),
-        };
-        self.gate(&root, exit, pixel);
-    }
-
-    /// All configurations whose next gate after `node` is (exit, pixel threshold).
-    fn gate(&mut self, node: &Node, exit: usize, pixel: usize) {
-        let table = self.shared.table;
-        let depth = node.exits.len();
-        if self.shared.control.stopped() || depth + 2 > self.shared.space.max_exits {
-            return;
-        }
-        let on_the_way = node.on_the_way + (table.head_cost[exit] + table.policy_cost[exit]);
-        let stop_cost = table.backbone_cost[exit] + on_the_way;
-        if self.bound(node.left_cost, node.num_remaining, stop_cost) > self.best.cost_limit {
-            return;
-        }
-        let order = &self.shared.orders[exit][pixel];
-        let remaining: Vec<(u32, f64)> =
-            order.images.iter().filter(|(image, _)| node.remains[*image as usize]).copied().collect();
-        let stops = stops(&remaining, &order.thresholds);
-        let deeper = || (0..table.num_exits()).filter(|next| table.points[*next] > table.points[exit]);
-        for last in deeper() {
-            self.close(node, exit, pixel, last, &remaining, &stops, on_the_way);
-        }
-        self.shared.publish(self.best);
-        if depth + 3 > self.shared.space.max_exits {
-            return;
-        }
-        let mut child = node.clone();
-        child.exits.push(exit);
-        child.gates.push(Gate { pixel_threshold: pixel, image_threshold: 0.0 });
-        child.stopped.push(0);
-        child.on_the_way = on_the_way;
-        let mut left = 0;
-        for &(count, threshold) in &stops {
-            for &(image, _) in &remaining[left..count] {
-                child.counts.add(table, exit, image as usize);
-                child.remains[image as usize] = false;
-            }
-            left = count;
-            child.num_remaining = node.num_remaining - count;
-            child.left_cost = node.left_cost + stop_cost * count as f64;
-            child.gates[depth].image_threshold = threshold;
-            child.stopped[depth] = count as u64;
-            for next in deeper() {
-                for next_pixel in 0..table.num_pixel_thresholds() {
-                    self.gate(&child, next, next_pixel);
-                }
-            }
+/// Configurations of the space, required exits and limits aside.
+fn space_size(shared: &Shared<'_, '_>) -> f64 {
+    let (compact, max_exits) = (shared.compact, shared.query.space.max_exits);
+    let exits: Vec<usize> = (0..shared.points.len()).filter(|exit| shared.allowed[*exit]).collect();
+    let is_budgeted = shared.query.scoring.setting == Setting::Budgeted;
+    let length = if is_budgeted { 0 } else { max_exits.min(shared.points.len()) - 1 };
+    let is_gated = shared.query.scoring.setting == Setting::InputDependent;
+    let options = |exit: usize| -> f64 {
+        let thresholds = |pixel: usize| compact.gate(exit, pixel).thresholds.len() as f64;
+        if is_gated { (0..compact.num_pixels).map(thresholds).sum() } else { 1.0 }
+    };
+    // of each exit: the configurations of up to so many exits behind it
+    let mut behind = vec![0.0f64; shared.points.len()];
+    for _ in 0..length {
+        let before = behind.clone();
+        for &exit in &exits {
+            let deeper = exits.iter().filter(|next| shared.points[**next] > shared.points[exit]);
+            behind[exit] = deeper.map(|next| 1.0 + options(*next) * before[*next]).sum();
         }
     }
-
-    /// All configurations that go on from (exit, pixel threshold) to the unconditional `last` exit.
-    #[allow(clippy::too_many_arguments)]
-    fn close(
-        &mut self,
-        node: &Node,
-        exit: usize,
-        pixel: usize,
-        last: usize,
-        remaining: &[(u32, f64)],
-        stops: &[(usize, f64)],
-        on_the_way: f64,
-    ) {
-        let table = self.shared.table;
-        let stop_cost = table.backbone_cost[exit] + on_the_way;
-        let last_cost = table.backbone_cost[last] + (on_the_way + table.head_cost[last]);
-        let num_images = table.num_images() as f64;
-        let mut counts = node.counts.clone();
-        for &(image, _) in remaining {
-            counts.add(table, last, image as usize);
-        }
-        let mut left = 0;
-        for &(count, threshold) in stops {
-            for &(image, _) in &remaining[left..count] {
-                counts.exchange(table, image as usize, last, exit);
-            }
-            left = count;
-            let rest = (node.num_remaining - count) as f64;
-            let cost = ((node.left_cost + stop_cost * count as f64) + last_cost * rest) / num_images;
-            if cost > self.best.cost_limit {
-                continue;
-            }
-            let configuration = || Configuration {
-                exits: node.exits.iter().copied().chain([exit, last]).collect(),
-                gates: (node.gates.iter().copied())
-                    .chain([Gate { pixel_threshold: pixel, image_threshold: threshold }])
-                    .collect(),
-            };
-            let stopped = || {
-                let here = [count as u64, (node.num_remaining - count) as u64];
-                node.stopped.iter().copied().chain(here).collect()
-            };
-            self.best.offer(cost, counts.mean_iou(), configuration, stopped);
-        }
-    }
-
-    /// Lower bound on the mean cost when each of the remaining images pays at least `cheapest`. The factor takes up the
-    /// rounding of the sums, so that a bound never exceeds a cost that it should equal.
-    fn bound(&self, left_cost: f64, num_remaining: usize, cheapest: f64) -> f64 {
-        (left_cost + cheapest * num_remaining as f64) / self.shared.table.num_images() as f64 * (1.0 - 1e-12)
-    }
-}
-
-/// (images that leave, threshold) for each threshold that lets some but not all of `remaining` go; of several that let
-/// the same images go, the largest.
-fn stops(remaining: &[(u32, f64)], thresholds: &[f64]) -> Vec<(usize, f64)> {
-    let mut stops: Vec<(usize, f64)> = Vec::with_capacity(thresholds.len());
-    for &threshold in thresholds {
-        let count = remaining.partition_point(|(_, confidence)| *confidence >= threshold);
-        let is_new = stops.last().is_none_or(|(before, _)| *before < count);
-        if count > 0 && count < remaining.len() && is_new {
-            stops.push((count, threshold));
-        }
-    }
-    stops
+    exits.iter().map(|exit| 1.0 + options(*exit) * behind[*exit]).sum()
 }

@@ -4,19 +4,35 @@
 //! the last has a gate: a pixel threshold and an image threshold; an image stops at the first exit whose image
 //! confidence reaches the image threshold, and at the last one unconditionally.
 //!
-//! Reading order: `table` (what was measured) -> `space` (what may be chosen) -> `objective` (what is wanted) ->
-//! `evaluate` (exact value of one configuration) -> `engine` (all of them, in order) -> `outcome`.
+//! Reading order: `table` (what was measured) -> `space` (what may be chosen) -> `objective` and `limits` (what is wanted)
+//! -> `evaluate` (exact value of one configuration) -> `engine` (the search) -> `outcome`. Behind the engine: `compact`
+//! (the table in its own form), `bound` (why a set of configurations may be given up), `ascent` (good ones to begin
+//! with), `field`, `tails`, `spread`, `envelope` (chains of exits), `regions` (their thresholds), `incumbent` (the best so
+//! far), `journal`, `anytime`.
 
+mod anytime;
+mod ascent;
+mod bound;
+mod compact;
 pub mod engine;
+mod envelope;
 pub mod evaluate;
+mod field;
+mod incumbent;
+pub mod journal;
+pub mod limits;
 pub mod objective;
 pub mod outcome;
+mod regions;
 pub mod space;
+mod spread;
 pub mod table;
+mod tails;
 
-pub use engine::{Control, search};
+pub use engine::{Control, Progress, search};
 pub use evaluate::{Evaluation, evaluate};
-pub use objective::{Objective, Setting};
+pub use limits::{CostLimit, Limits, Statistic};
+pub use objective::{Metric, Objective, Query, Scoring, Setting};
 pub use outcome::{Configuration, Found, Gate, Outcome, Status};
 pub use space::Space;
-pub use table::Table;
+pub use table::{Costs, Table};

@@ -21,6 +21,11 @@ pub struct Configuration {
 }
 
 impl Configuration {
+    /// One exit, no gate.
+    pub fn single(exit: usize) -> Self {
+        Self { exits: vec![exit], gates: vec![] }
+    }
+
     /// Fewer exits first, then smaller exits, then smaller pixel thresholds, then larger image thresholds.
     pub(crate) fn cmp_choices(&self, other: &Self) -> Ordering {
         let pixels = |c: &Self| c.gates.iter().map(|g| g.pixel_threshold).collect::<Vec<_>>();
@@ -46,7 +51,7 @@ pub struct Found {
     pub configuration: Configuration,
     /// Mean cost of an image (budgeted and anytime: the cost of every image).
     pub cost: f64,
-    /// See [`super::Objective`] and, for the anytime setting, [`super::Setting`].
+    /// See [`super::Metric`] and, for the anytime setting, [`super::Setting`].
     pub accuracy: f64,
     /// Images that stop at each exit (anytime: all at the last).
     pub stopped: Vec<u64>,
@@ -55,11 +60,12 @@ pub struct Found {
 /// What is known about the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// The whole space was examined: `found` is the optimum (or the complete front).
+    /// No configuration of the space is better than `found`; the front is complete.
     Optimal,
-    /// The whole space was examined and nothing in it satisfies the constraint.
+    /// No configuration of the space satisfies objective and limits.
     Infeasible,
-    /// Interrupted or out of time: `found` is the best known, which may be nothing.
+    /// Interrupted or out of time: `found` is the best known, which may be nothing, and `bound` limits what better ones
+    /// there can be.
     Stopped,
 }
 
@@ -70,6 +76,19 @@ pub struct Outcome {
     pub status: Status,
     /// The best configuration, or the front by rising cost.
     pub found: Vec<Found>,
-    /// Configurations whose accuracy was computed.
+    /// When infeasible: the configuration within the limits that comes nearest to the objective's bound, if there is one.
+    pub nearest: Option<Found>,
+    /// Proven: no configuration costs less than this (minimising cost), or is more accurate (maximising accuracy). For a
+    /// front: no configuration exceeds the accuracy of the front at its own cost by more than this.
+    pub bound: f64,
+    /// How far `found` may be from the optimum: |bound - value| / |value|; for a front `bound` itself. 0 when optimal.
+    pub gap: f64,
+    /// Boxes whose bound was computed.
+    pub explored: u64,
+    /// Configurations whose exact value was computed.
     pub evaluated: u64,
+    /// Configurations of the space that the last pass examined or excluded.
+    pub covered: f64,
+    /// Configurations of the space.
+    pub space: f64,
 }

@@ -1,13 +1,13 @@
 //! The calibration table: exact per-image counts of every candidate exit, confidences, costs.
 
-use ndarray::{ArrayView1, ArrayView2, ArrayView3};
+use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 
 use crate::error::{Error, Result};
 
-/// Views of a calibration table with E candidate exits, n images, C classes, T pixel thresholds.
+/// Views of a calibration table with E candidate exits, n images, C classes, T pixel thresholds, K cost columns.
 ///
 /// Exits are indexed 0..E; `points[e]` orders them along the backbone, and a configuration visits strictly increasing
-/// points. The original final exit is one of the candidates. Costs are for one image, in any one unit.
+/// points. The original final exit is one of the candidates. Costs are for one image; each column has one unit.
 #[derive(Debug, Clone, Copy)]
 pub struct Table<'a> {
     /// (E, n, C) pixels whose prediction and ground truth are both the class.
@@ -20,15 +20,33 @@ pub struct Table<'a> {
     pub image_confidence: ArrayView3<'a, f64>,
     /// (E,) index of the exit point.
     pub points: ArrayView1<'a, i64>,
-    /// (E,) cost of the backbone up to the exit point.
-    pub backbone_cost: ArrayView1<'a, f64>,
-    /// (E,) cost of the head.
-    pub head_cost: ArrayView1<'a, f64>,
-    /// (E,) cost of deciding whether to stop there.
-    pub policy_cost: ArrayView1<'a, f64>,
+    /// (K, E) cost of the backbone up to the exit point.
+    pub backbone_cost: ArrayView2<'a, f64>,
+    /// (K, E) cost of the head.
+    pub head_cost: ArrayView2<'a, f64>,
+    /// (K, E) cost of deciding whether to stop there.
+    pub policy_cost: ArrayView2<'a, f64>,
+    /// (n,) how often each image counts, at least 1; every image once when absent.
+    pub image_weight: Option<ArrayView1<'a, i64>>,
 }
 
-impl Table<'_> {
+/// One cost column: what each exit adds, (E,) each.
+#[derive(Debug, Clone, Copy)]
+pub struct Costs<'a> {
+    /// Backbone up to the exit point.
+    pub backbone: ArrayView1<'a, f64>,
+    /// Head.
+    pub head: ArrayView1<'a, f64>,
+    /// Deciding.
+    pub policy: ArrayView1<'a, f64>,
+}
+
+/// Largest count of pixels in one entry of the table: the engine keeps them in 32 bits.
+const MAX_COUNT: i64 = u32::MAX as i64;
+/// Largest sum of weighted counts over images: up to here, float64 holds every integer.
+const MAX_SUM: i64 = 1 << 53;
+
+impl<'a> Table<'a> {
     /// Number of candidate exits E.
     pub fn num_exits(&self) -> usize {
         self.intersection.dim().0
@@ -49,6 +67,32 @@ impl Table<'_> {
         self.image_confidence.dim().1
     }
 
+    /// Number of cost columns K.
+    pub fn num_columns(&self) -> usize {
+        self.backbone_cost.dim().0
+    }
+
+    /// One cost column.
+    pub fn costs(&self, column: usize) -> Costs<'a> {
+        let row = |costs: ArrayView2<'a, f64>| costs.index_axis_move(Axis(0), column);
+        Costs { backbone: row(self.backbone_cost), head: row(self.head_cost), policy: row(self.policy_cost) }
+    }
+
+    /// How often an image counts.
+    pub fn weight(&self, image: usize) -> i64 {
+        self.image_weight.map_or(1, |weights| weights[image])
+    }
+
+    /// Sum of all weights.
+    pub fn total_weight(&self) -> i64 {
+        (0..self.num_images()).map(|image| self.weight(image)).sum()
+    }
+
+    /// Classes with ground truth: the only ones that any metric looks at.
+    pub fn present_classes(&self) -> Vec<usize> {
+        (0..self.num_classes()).filter(|class| self.ground_truth.column(*class).iter().any(|v| *v > 0)).collect()
+    }
+
     /// Check shapes and domains once; everything behind relies on it.
     ///
     /// # Errors
@@ -65,8 +109,11 @@ impl Table<'_> {
         shape("ground_truth", self.ground_truth.shape(), &[n, c])?;
         shape("image_confidence", self.image_confidence.shape(), &[e, t, n])?;
         shape("points", self.points.shape(), &[e])?;
-        for (name, cost) in self.costs() {
-            shape(name, cost.shape(), &[e])?;
+        let columns = self.num_columns().max(1);
+        for (name, cost) in
+            [("backbone_cost", self.backbone_cost), ("head_cost", self.head_cost), ("policy_cost", self.policy_cost)]
+        {
+            shape(name, cost.shape(), &[columns, e])?;
             if let Some(bad) = cost.iter().find(|v| !v.is_finite() || **v < 0.0) {
                 return Err(Error::value(name, "finite costs >= 0", bad));
             }
@@ -74,7 +121,13 @@ impl Table<'_> {
         if let Some(bad) = self.image_confidence.iter().find(|v| !(0.0..=1.0).contains(*v)) {
             return Err(Error::value("image_confidence", "numbers in [0, 1]", bad));
         }
-        let most = i64::MAX / 4 / n as i64; // so that no sum over images overflows
+        if let Some(weights) = self.image_weight {
+            shape("image_weight", weights.shape(), &[n])?;
+            if let Some(bad) = weights.iter().find(|w| !(1..=MAX_COUNT).contains(*w)) {
+                return Err(Error::value("image_weight", format!("integers from 1 to {MAX_COUNT}"), bad));
+            }
+        }
+        let most = (MAX_SUM / self.total_weight()).min(MAX_COUNT); // so that no sum over images is rounded
         for (name, largest) in
             [("predicted", self.predicted.iter().max()), ("ground_truth", self.ground_truth.iter().max())]
         {
@@ -92,22 +145,15 @@ impl Table<'_> {
         if self.ground_truth.iter().all(|v| *v == 0) {
             return Err(Error::value("ground_truth", "at least one pixel with a class", "none"));
         }
-        for a in 0..e {
-            for b in 0..e {
-                if self.points[a] < self.points[b] && self.backbone_cost[a] > self.backbone_cost[b] {
-                    let got = format!(
-                        "{} at exit {a}, {} at the deeper exit {b}",
-                        self.backbone_cost[a], self.backbone_cost[b]
-                    );
+        for backbone in self.backbone_cost.rows() {
+            for (a, b) in (0..e).flat_map(|a| (0..e).map(move |b| (a, b))) {
+                if self.points[a] < self.points[b] && backbone[a] > backbone[b] {
+                    let got = format!("{} at exit {a}, {} at the deeper exit {b}", backbone[a], backbone[b]);
                     return Err(Error::value("backbone_cost", "costs that grow with the points", got));
                 }
             }
         }
         Ok(())
-    }
-
-    fn costs(&self) -> [(&'static str, ArrayView1<'_, f64>); 3] {
-        [("backbone_cost", self.backbone_cost), ("head_cost", self.head_cost), ("policy_cost", self.policy_cost)]
     }
 }
 

@@ -1,0 +1,305 @@
+"""The exact search against brute force, Optuna and pymoo, on one table in one run.
+
+    python benches/python/search.py [--seconds 60] [--rounds 3] [--table runs/camvid/table-val.safetensors] [--record]
+
+Prints a Markdown table; `--record` writes it to benches/record/search.md. Optuna and pymoo are taken when installed
+(`pip install optuna pymoo`); they need not be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import mess_core
+from mess_core import Configuration, SearchTable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from search_table import synthetic_table
+
+from machine import facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60, help="for each heuristic, and for the larger searches")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--table", type=Path, help="a calibration table file besides the synthetic one")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    lines = [
+        "# The configuration search",
+        "",
+        f"`python {' '.join(sys.argv)}`; medians of {options.rounds} rounds.",
+        "",
+    ]
+    lines += [f"- {name}: {value}" for name, value in facts("mess", "numpy", "optuna", "pymoo").items()]
+    table = synthetic_table()
+    lines += ["", "## Synthetic table: 1,449 images, 21 classes, 6 points x 24 heads, 10 pixel thresholds", ""]
+    lines += searches(table, options.rounds, options.seconds)
+    lines += ["", "## Against brute force in NumPy", "", *brute_force(options.rounds)]
+    lines += ["", f"## Heuristics, {options.seconds:g} s each, at most 3 exits, least cost at 1 pp", ""]
+    lines += heuristics(table, options.seconds)
+    lines += ["", "## Growth: at most 2 exits, one thread, least cost at 1 pp", "", *growth()]
+    if options.table is not None:
+        from mess.calibration import CalibrationTable
+
+        real = CalibrationTable.load(options.table).search_table("macs")
+        shape = f"{real.intersection.shape[1]} images, {real.intersection.shape[0]} exits"
+        lines += ["", f"## {options.table}: {shape}", "", *searches(real, options.rounds, options.seconds)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.record:
+        (Path(__file__).resolve().parents[1] / "record" / "search.md").write_text(text)
+
+
+def searches(table: SearchTable, rounds: int, seconds: float) -> list[str]:
+    """Wall time, threads, and what is proven."""
+    final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
+    drop, half = {"min_accuracy": final.accuracy - 0.01}, {"max_cost": 0.7 * final.cost}
+    front = {"resolution": 0.001 * final.cost}
+    lines = [
+        "| exits | objective | threads | seconds | status | gap | configurations | cost | accuracy |",
+        "|" + "---|" * 9,
+    ]
+    for exits, name, goal, threads in [
+        (2, "least cost, 1 pp", drop, 1),
+        (2, "front, 0.1 %", front, 2),
+        (3, "least cost, 1 pp", drop, 1),
+        (3, "least cost, 1 pp", drop, 2),
+        (3, "best at 0.7 x", half, 1),
+        (3, "best at 0.7 x", half, 2),
+        (3, "front, 0.1 %", front, 2),
+        (4, "least cost, 1 pp", drop, 2),
+    ]:
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            outcome = mess_core.search(table, max_exits=exits, threads=threads, time_limit=seconds, **goal)
+            times.append(time.perf_counter() - start)
+            if outcome.status == "stopped":
+                break
+        best = outcome.found[-1]
+        lines.append(
+            f"| {exits} | {name} | {threads} | {statistics.median(times):.2f} | {outcome.status} | {outcome.gap:.2%} "
+            f"| {outcome.space:.2g} | {best.cost / final.cost:.4f} | {best.accuracy:.4f} |"
+        )
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def brute_force(rounds: int) -> list[str]:
+    """Configurations a second: NumPy over all pairs of exits and thresholds, and the exact search."""
+    table = synthetic_table(images=200, points=3, heads=4, pixels=3)
+    start = time.perf_counter()
+    count, best = numpy_pairs(table)
+    numpy_rate = count / (time.perf_counter() - start)
+    full = synthetic_table()
+    final = mess_core.evaluate(full, Configuration((len(full.points) - 1,))).found
+    target = final.accuracy - 0.01
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        outcome = mess_core.search(full, min_accuracy=target, threads=1)
+        times.append(time.perf_counter() - start)
+    rate = outcome.space / statistics.median(times)
+    small = mess_core.search(table, max_cost=1e9, max_exits=2).best
+    return [
+        f"NumPy, all pairs at once for each gate: {numpy_rate:.3g} configurations a second (best accuracy {best:.6f}, "
+        f"the search's {small.accuracy:.6f}). Exact search of 3 exits, one thread: {rate:.3g} configurations covered a "
+        f"second, {rate / numpy_rate:.2g} times as many."
+    ]
+
+
+def numpy_pairs(table: SearchTable) -> tuple[int, float]:
+    """(configurations, best accuracy) of all chains of two exits: running sums over images in order of confidence."""
+    intersection, wrong = table.intersection, table.predicted - table.intersection
+    truth = table.ground_truth.sum(0)
+    present = truth > 0
+    count, best = 0, 0.0
+    for first in range(len(table.points)):
+        for pixel in range(table.image_confidence.shape[1]):
+            order = np.argsort(-table.image_confidence[first, pixel], kind="stable")
+            for last in np.flatnonzero(table.points > table.points[first]):
+                t = intersection[last].sum(0) + np.cumsum((intersection[first] - intersection[last])[order], axis=0)
+                f = wrong[last].sum(0) + np.cumsum((wrong[first] - wrong[last])[order], axis=0)
+                values = (t[:-1, present] / (truth + f)[:-1, present]).mean(1)
+                count, best = count + len(values), max(best, float(values.max()))
+    return count, best
+
+
+def heuristics(table: SearchTable, seconds: float) -> list[str]:
+    """Least cost that Optuna and pymoo find in the same wall time, each evaluating exactly."""
+    final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
+    target = final.accuracy - 0.01
+    start = time.perf_counter()
+    exact = mess_core.search(table, min_accuracy=target)
+    lines = ["| method | seconds | evaluations | least cost |", "|---|---|---|---|"]
+    lines.append(f"| exact search, proven | {time.perf_counter() - start:.1f} | | {exact.best.cost / final.cost:.4f} |")
+    evaluator = Evaluator(table)
+    for name, run in (
+        ("Optuna TPE", optuna_tpe),
+        ("Optuna NSGA-II", optuna_nsga),
+        ("pymoo NSGA-II", pymoo_nsga2),
+        ("pymoo NSGA-III", pymoo_nsga3),
+    ):
+        try:
+            cost, count = run(evaluator, target, seconds)
+        except ImportError:
+            lines.append(f"| {name} | | | not installed |")
+            continue
+        lines.append(f"| {name} | {seconds:g} | {count:,} | {cost / final.cost:.4f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+class Evaluator:
+    """Cost and accuracy of a vector in [0, 1]^9: 3 exits, 2 gates (pixel threshold, rank), 2 switches."""
+
+    def __init__(self, table: SearchTable) -> None:
+        self.table = table
+        self.wrong = table.predicted - table.intersection
+        self.truth = table.ground_truth.sum(0)
+        self.order = np.sort(table.image_confidence, axis=2)[..., ::-1]
+        self.exits = [np.flatnonzero(table.points == point) for point in np.unique(table.points)]
+
+    def __call__(self, x: np.ndarray) -> tuple[float, float]:
+        table = self.table
+        num_exits, num_pixels, images = table.image_confidence.shape
+        chosen = sorted(
+            {
+                int(min(v, 1 - 1e-9) * num_exits)
+                for v, on in zip(x[:3], (True, x[7] > 0.3, x[8] > 0.3), strict=True)
+                if on
+            }
+        )
+        chain: list[int] = []
+        for exit_index in chosen:
+            if not chain or table.points[exit_index] > table.points[chain[-1]]:
+                chain.append(exit_index)
+        remains = np.ones(images, bool)
+        t, f, cost, way = np.zeros(len(self.truth)), np.zeros(len(self.truth)), 0.0, 0.0
+        for at, exit_index in enumerate(chain):
+            is_last = at + 1 == len(chain)
+            way += table.head_cost[exit_index] + (0.0 if is_last else table.policy_cost[exit_index])
+            leaves = remains
+            if not is_last:
+                pixel = int(min(x[3 + 2 * at], 1 - 1e-9) * num_pixels)
+                threshold = self.order[exit_index, pixel, int(min(x[4 + 2 * at], 1 - 1e-9) * images)]
+                leaves = remains & (table.image_confidence[exit_index, pixel] >= threshold)
+            t += table.intersection[exit_index, leaves].sum(0)
+            f += self.wrong[exit_index, leaves].sum(0)
+            cost += leaves.sum() * (table.backbone_cost[exit_index] + way)
+            remains = remains & ~leaves
+        present = self.truth > 0
+        return cost / images, float((t[present] / (self.truth + f)[present]).mean())
+
+
+def optuna_tpe(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    import optuna
+
+    return _optuna(optuna.samplers.TPESampler(seed=0), evaluator, target, seconds)
+
+
+def optuna_nsga(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    import optuna
+
+    return _optuna(optuna.samplers.NSGAIISampler(seed=0), evaluator, target, seconds)
+
+
+def _optuna(sampler: object, evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    best = [np.inf]
+
+    def objective(trial: optuna.Trial) -> float:
+        cost, accuracy = evaluator(np.array([trial.suggest_float(str(i), 0, 1) for i in range(9)]))
+        if accuracy >= target:
+            best[0] = min(best[0], cost)
+        return cost + 20 * max(0.0, target - accuracy)
+
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, timeout=seconds)
+    return best[0], len(study.trials)
+
+
+def pymoo_nsga2(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+
+    return _pymoo(NSGA2(pop_size=200), evaluator, target, seconds)
+
+
+def pymoo_nsga3(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    from pymoo.algorithms.moo.nsga3 import NSGA3
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    directions = get_reference_directions("das-dennis", 2, n_partitions=99)
+    return _pymoo(NSGA3(ref_dirs=directions, pop_size=200), evaluator, target, seconds)
+
+
+def _pymoo(algorithm: object, evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    from pymoo.core.problem import ElementwiseProblem
+    from pymoo.optimize import minimize
+
+    best, count = [np.inf], [0]
+
+    class Trade(ElementwiseProblem):
+        def __init__(self) -> None:
+            super().__init__(n_var=9, n_obj=2, xl=0, xu=1)
+
+        def _evaluate(self, x: np.ndarray, out: dict, *_: object, **__: object) -> None:
+            cost, accuracy = evaluator(x)
+            count[0] += 1
+            if accuracy >= target:
+                best[0] = min(best[0], cost)
+            out["F"] = [cost, max(0.0, target - accuracy)]
+
+    minutes, rest = divmod(int(seconds), 60)
+    minimize(Trade(), algorithm, ("time", f"00:{minutes:02d}:{rest:02d}"), seed=0)
+    return best[0], count[0]
+
+
+def growth() -> list[str]:
+    """Seconds as one size doubles, and the slope of a line through the logarithms."""
+    base = {"images": 400, "classes": 12, "points": 4, "heads": 8, "pixels": 5}
+    lines = ["| what doubles | sizes | seconds | exponent |", "|---|---|---|---|"]
+    for what, sizes in {
+        "images": (400, 800, 1600, 3200),
+        "classes": (12, 24, 48, 96),
+        "heads": (8, 16, 32),
+        "pixels": (5, 10, 20),
+    }.items():
+        times = [_seconds(synthetic_table(**{**base, what: size})) for size in sizes]
+        slope = np.polyfit(np.log(sizes), np.log(times), 1)[0]
+        shown = ", ".join(f"{seconds:.3f}" for seconds in times)
+        lines.append(f"| {what} | {', '.join(map(str, sizes))} | {shown} | {slope:.2f} |")
+    table = synthetic_table(**base)
+    shown = [(count, _seconds(table, count)) for count in (2, 3, 4)]
+    lines.append(f"| exits | {', '.join(str(c) for c, _ in shown)} | {', '.join(f'{s:.3f}' for _, s in shown)} | |")
+    return lines
+
+
+def _seconds(table: SearchTable, exits: int = 2) -> float:
+    final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
+    run: Callable[[], object] = lambda: mess_core.search(  # noqa: E731
+        table, min_accuracy=final.accuracy - 0.01, max_exits=exits, threads=1, time_limit=60
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

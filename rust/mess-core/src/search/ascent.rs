@@ -1,0 +1,377 @@
+//! Good configurations, quickly: coordinate ascent on the Lagrangian.
+//!
+//! For a multiplier m, accuracy - m cost with the accuracy made affine at an anchor (`bound.rs`) is a sum over images.
+//! With all gates but one fixed, the best exit, pixel threshold and image threshold of that one follow from one pass over
+//! its gate orders, all image thresholds at once, as running sums. All exits and gates are improved in turn until nothing
+//! changes; then the anchor moves to what was found. A multiplier leads to one point near the convex hull of the
+//! trade-off, several to a chain of them. Each family of chains, with one exit at each of some points, has its own.
+//!
+//! Nothing is proven here; the search only becomes faster when its first incumbents are good.
+
+use rayon::prelude::*;
+
+use super::bound::{Anchor, Values};
+use super::compact::{Compact, NEVER};
+use super::engine::Shared;
+use super::evaluate::stop_costs;
+use super::limits::mean;
+use super::objective::{Objective, Setting};
+use super::outcome::{Configuration, Found, Gate};
+use super::table::Costs;
+use crate::isa::Isa;
+
+/// Multipliers tried first, a factor of 4 apart, and rounds of bisection towards the target.
+const MULTIPLIERS: i32 = 5;
+const ROUNDS: usize = 3;
+/// Costs of a front around which there are fields of their own.
+pub(crate) const BANDS: usize = 12;
+/// Rounds of improvement before an ascent is left as it is.
+const SWEEPS: usize = 8;
+
+/// A configuration on the way, by numbers: `gates[j]` is (pixel threshold, number of the image threshold).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Choice {
+    pub exits: Vec<usize>,
+    pub gates: Vec<(usize, u32)>,
+}
+
+/// A choice with its exact value and the sums it comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Valued {
+    pub choice: Choice,
+    pub cost: f64,
+    pub accuracy: f64,
+    pub t: Vec<f64>,
+    pub f: Vec<f64>,
+}
+
+/// Chains with one exit at each of some points, and what the ascents found among them.
+pub(crate) struct Family {
+    /// Exits at each of the points.
+    pub exits: Vec<Vec<usize>>,
+    pub pool: Vec<Valued>,
+}
+
+/// Configurations of every family of chains near the convex hull of its trade-off, around the objective's target; all
+/// of them are offered.
+pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
+    let singles: Vec<Valued> = (0..shared.compact.num_exits)
+        .filter(|exit| shared.allowed[*exit])
+        .map(|exit| valued(shared, Choice { exits: vec![exit], gates: vec![] }))
+        .collect();
+    let range = |of: fn(&Valued) -> f64| {
+        let (low, high) = singles.iter().map(of).fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
+        (high - low).max(1e-9 * high).max(f64::MIN_POSITIVE)
+    };
+    let middle = range(|v| v.accuracy) / range(|v| v.cost);
+    let mut families: Vec<Family> =
+        point_chains(shared).into_iter().map(|exits| Family { exits, pool: Vec::new() }).collect();
+    let climb = |family: &mut Family, multiplier: f64| {
+        if !shared.control.stopped() {
+            Ascent { shared, multiplier, exits: &family.exits }.climb(&mut family.pool);
+        }
+    };
+    families.par_iter_mut().with_max_len(1).for_each(|family| {
+        (0..MULTIPLIERS).for_each(|i| climb(family, middle * 4f64.powi(i - MULTIPLIERS / 2)));
+    });
+    for _ in 0..ROUNDS {
+        let costs = interesting_costs(shared, &families);
+        families.par_iter_mut().with_max_len(1).for_each(|family| {
+            for &cost in &costs {
+                let pool: Vec<&Valued> = family.pool.iter().collect();
+                let multiplier = multiplier_at(&pool, &hull(&pool), cost).0;
+                climb(family, multiplier);
+            }
+        });
+    }
+    families
+}
+
+/// The slope of a hull at a cost, and the member nearest to it; beyond its ends, a multiplier that favours the end.
+pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) -> (f64, &'v Valued) {
+    let slopes: Vec<f64> = hull.windows(2).map(|pair| slope(pool, pair)).collect();
+    let distance = |at: &usize| (pool[*at].cost - cost).abs();
+    let nearest = hull.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let nearest = pool[nearest.copied().unwrap_or(0)];
+    let at = hull.iter().position(|at| pool[*at].cost >= cost).unwrap_or(hull.len());
+    let multiplier = match (at, slopes.len()) {
+        (_, 0) => nearest.accuracy / nearest.cost.max(f64::MIN_POSITIVE),
+        (0, _) => 2.0 * slopes[0],
+        (at, edges) if at > edges => slopes[edges - 1] / 4.0,
+        (at, _) => slopes[at - 1],
+    };
+    (multiplier, nearest)
+}
+
+/// Costs around which the search will have to prove something.
+pub(crate) fn interesting_costs(shared: &Shared<'_, '_>, families: &[Family]) -> Vec<f64> {
+    let everything: Vec<&Valued> = families.iter().flat_map(|family| &family.pool).collect();
+    let outline = hull(&everything);
+    let (Some(first), Some(last)) = (outline.first(), outline.last()) else { return Vec::new() };
+    match shared.query.objective {
+        Objective::MaximizeAccuracy { max_cost } => vec![max_cost.min(shared.ceiling)],
+        Objective::MinimizeCost { .. } => {
+            vec![shared.incumbents.found().first().map_or(everything[*last].cost, |best| best.cost)]
+        }
+        Objective::ParetoFront { .. } => {
+            let (low, high) = (everything[*first].cost, everything[*last].cost);
+            (0..BANDS).map(|i| low + (high - low) * (i as f64 + 0.5) / BANDS as f64).collect()
+        }
+    }
+}
+
+/// For every increasing sequence of 2 to `max_exits` points, the exits that may be chosen at each.
+fn point_chains(shared: &Shared<'_, '_>) -> Vec<Vec<Vec<usize>>> {
+    let points: std::collections::BTreeSet<i64> = shared.points.iter().copied().collect();
+    let required = &shared.query.space.required;
+    let exits_at = |point: i64| -> Vec<usize> {
+        let here = (0..shared.points.len()).filter(|exit| shared.points[*exit] == point && shared.allowed[*exit]);
+        let demanded = required.iter().find(|exit| shared.points[**exit] == point);
+        here.filter(|exit| demanded.is_none_or(|demanded| demanded == exit)).collect()
+    };
+    let mut chains: Vec<Vec<i64>> = vec![vec![]];
+    for point in points.into_iter().filter(|point| !exits_at(*point).is_empty()) {
+        let is_demanded = required.iter().any(|exit| shared.points[*exit] == point);
+        let longer: Vec<Vec<i64>> = chains
+            .iter()
+            .filter(|chain| chain.len() < shared.query.space.max_exits)
+            .map(|chain| chain.iter().copied().chain([point]).collect())
+            .collect();
+        if is_demanded {
+            chains = longer;
+        } else {
+            chains.extend(longer);
+        }
+    }
+    chains.retain(|chain| chain.len() > 1);
+    chains.into_iter().map(|chain| chain.into_iter().map(exits_at).collect()).collect()
+}
+
+/// Indices of the upper left convex hull, by rising cost, from the cheapest to the most accurate.
+pub(crate) fn hull(pool: &[&Valued]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..pool.len()).collect();
+    order.sort_by(|a, b| {
+        let (a, b) = (pool[*a], pool[*b]);
+        a.cost.total_cmp(&b.cost).then(b.accuracy.total_cmp(&a.accuracy)).then(a.choice.cmp(&b.choice))
+    });
+    let mut hull: Vec<usize> = Vec::new();
+    for at in order {
+        if hull.last().is_some_and(|last| pool[*last].accuracy >= pool[at].accuracy) {
+            continue;
+        }
+        while hull.len() >= 2 && slope(pool, &hull[hull.len() - 2..]) <= slope(pool, &[hull[hull.len() - 1], at]) {
+            hull.pop();
+        }
+        hull.push(at);
+    }
+    hull
+}
+
+/// Accuracy per cost from the first to the second.
+pub(crate) fn slope(pool: &[&Valued], pair: &[usize]) -> f64 {
+    let (a, b) = (pool[pair[0]], pool[pair[1]]);
+    (b.accuracy - a.accuracy) / (b.cost - a.cost).max(f64::MIN_POSITIVE)
+}
+
+/// Exact value of a choice, which is offered when space and limits allow it.
+fn valued(shared: &Shared<'_, '_>, choice: Choice) -> Valued {
+    let (compact, query) = (shared.compact, &shared.query);
+    let classes = compact.padded();
+    let (mut t, mut f) = (vec![0.0; classes], vec![0.0; classes]);
+    let mut stopped = vec![0u64; choice.exits.len()];
+    let mut weights = vec![0.0; choice.exits.len()];
+    let levels: Vec<(&[u32], u32)> = (choice.exits.iter().zip(&choice.gates))
+        .map(|(exit, (pixel, number))| (&compact.gate(*exit, *pixel).levels[..], *number))
+        .collect();
+    for image in 0..compact.num_images {
+        let at = levels.iter().position(|(levels, number)| levels[image] <= *number).unwrap_or(levels.len());
+        compact.add(choice.exits[at], image, &mut t, &mut f);
+        stopped[at] += 1;
+        weights[at] += compact.weight[image];
+    }
+    let costs = shared.table.costs(query.scoring.column);
+    let cost = mean(&stop_costs(costs, Setting::InputDependent, &choice.exits), &weights, compact.total_weight);
+    let accuracy = compact.metric(query.scoring.metric, &t, &f);
+    if shared.is_within_limits(&choice.exits, &stopped, &weights, &t, &f) {
+        shared.incumbents.offer(cost, accuracy, || Found {
+            configuration: Configuration {
+                gates: (choice.exits.iter().zip(&choice.gates))
+                    .map(|(exit, &(pixel, number))| Gate {
+                        pixel_threshold: pixel,
+                        image_threshold: compact.gate(*exit, pixel).thresholds[number as usize],
+                    })
+                    .collect(),
+                exits: choice.exits.clone(),
+            },
+            cost,
+            accuracy,
+            stopped,
+        });
+    }
+    Valued { choice, cost, accuracy, t, f }
+}
+
+/// Ascents in one family at one multiplier.
+struct Ascent<'s, 'a, 't> {
+    shared: &'s Shared<'a, 't>,
+    multiplier: f64,
+    exits: &'s [Vec<usize>],
+}
+
+/// Values less costs at an anchor.
+struct Worth<'s, 't> {
+    compact: &'s Compact,
+    costs: Costs<'t>,
+    /// Multiplier times each image's part of the whole.
+    shares: Vec<f32>,
+    row_of: Vec<usize>,
+    /// (rows, n)
+    values: Vec<f32>,
+}
+
+impl Worth<'_, '_> {
+    fn row(&self, exit: usize) -> &[f32] {
+        &self.values[self.row_of[exit] * self.compact.num_images..][..self.compact.num_images]
+    }
+}
+
+impl<'t> Ascent<'_, '_, 't> {
+    /// From the best known member of the family, or the middle of all its ranges.
+    fn climb(&self, pool: &mut Vec<Valued>) {
+        let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
+        let best = pool.iter().max_by(|a, b| height(a).total_cmp(&height(b)).then(b.choice.cmp(&a.choice)));
+        let start = best.cloned().unwrap_or_else(|| {
+            let compact = self.shared.compact;
+            let exits: Vec<usize> = self.exits.iter().map(|exits| exits[exits.len() / 2]).collect();
+            let half = |exit: &usize| (0, (compact.gate(*exit, 0).thresholds.len() / 2) as u32);
+            let gates = exits[..exits.len() - 1].iter().map(half).collect();
+            valued(self.shared, Choice { exits, gates })
+        });
+        let reached = self.improve(start);
+        if pool.iter().all(|known| known.choice != reached.choice) {
+            pool.push(reached);
+        }
+    }
+
+    /// Change one exit and its gate at a time until nothing is gained.
+    fn improve(&self, start: Valued) -> Valued {
+        let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
+        let mut best = start;
+        for _ in 0..SWEEPS {
+            let worth = self.worth(&best);
+            let mut choice = best.choice.clone();
+            for at in 0..choice.exits.len() {
+                self.replace(&worth, &mut choice, at);
+            }
+            if choice == best.choice || self.shared.control.stopped() {
+                break;
+            }
+            let next = valued(self.shared, choice);
+            if height(&next) <= height(&best) {
+                break;
+            }
+            best = next;
+        }
+        best
+    }
+
+    fn worth(&self, at: &Valued) -> Worth<'_, 't> {
+        let compact = self.shared.compact;
+        let anchor = Anchor::new(self.shared.query.scoring.metric, compact, &at.t, &at.f);
+        let chosen: Vec<usize> = self.exits.iter().flatten().copied().collect();
+        let mut row_of = vec![usize::MAX; compact.num_exits];
+        chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
+        let values = Isa::best().run(Values { anchor: &anchor, compact, exits: &chosen });
+        let values = values.into_iter().map(|value| value as f32).collect();
+        let share = |weight: &f64| (self.multiplier * weight / compact.total_weight) as f32;
+        let costs = self.shared.table.costs(self.shared.query.scoring.column);
+        Worth { compact, costs, shares: compact.weight.iter().map(share).collect(), row_of, values }
+    }
+
+    /// Put the best exit and gate in the place of the one at `at`.
+    fn replace(&self, worth: &Worth<'_, '_>, choice: &mut Choice, at: usize) {
+        if at + 1 < choice.exits.len() {
+            if let Some((_, exit, gate)) = self.best_gate(worth, choice, at) {
+                choice.exits[at] = exit;
+                choice.gates[at] = gate;
+            }
+            return;
+        }
+        let compact = worth.compact;
+        let reaching = reaching(compact, choice, at);
+        let images: Vec<usize> = (0..compact.num_images).filter(|image| reaching[*image]).collect();
+        let total = |exit: usize| {
+            let row = worth.row(exit);
+            let cost = (worth.costs.backbone[exit] + worth.costs.head[exit]) as f32;
+            images.iter().fold(0.0, |sum, image| sum + (row[*image] - cost * worth.shares[*image]))
+        };
+        let candidates = self.exits[at].iter();
+        let best = candidates.map(|exit| (total(*exit), *exit)).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        if let Some((_, exit)) = best {
+            choice.exits[at] = exit;
+        }
+    }
+
+    /// The exit between its neighbours and the gate that suit best at position `at`, with all else as in `choice`; and
+    /// what it is worth.
+    fn best_gate(&self, worth: &Worth<'_, '_>, choice: &Choice, at: usize) -> Option<(f32, usize, (usize, u32))> {
+        let compact = worth.compact;
+        let num_images = compact.num_images;
+        let reaching = reaching(compact, choice, at);
+        let mask: Vec<f32> = reaching.iter().map(|reaches| f32::from(u8::from(*reaches))).collect();
+        // what an image is worth that goes on
+        let mut going_on = vec![0.0f32; num_images];
+        for (image, worth_of) in going_on.iter_mut().enumerate().filter(|(image, _)| reaching[*image]) {
+            let mut on_the_way = 0.0;
+            for (position, &exit) in choice.exits.iter().enumerate().skip(at + 1) {
+                let gate = choice.gates.get(position);
+                on_the_way += worth.costs.head[exit] + gate.map_or(0.0, |_| worth.costs.policy[exit]);
+                let stops = gate.is_none_or(|&(pixel, number)| compact.gate(exit, pixel).levels[image] <= number);
+                if stops {
+                    let cost = (worth.costs.backbone[exit] + on_the_way) as f32;
+                    *worth_of = worth.row(exit)[image] - cost * worth.shares[image];
+                    break;
+                }
+            }
+        }
+        let passing: f32 = going_on.iter().sum();
+        let everyone: f32 = worth.shares.iter().zip(&mask).map(|(share, mask)| share * mask).sum();
+        let mut best: Option<(f32, usize, (usize, u32))> = None;
+        let mut gains = vec![0.0f32; num_images];
+        for &exit in &self.exits[at] {
+            let values = worth.row(exit);
+            let backbone = worth.costs.backbone[exit] as f32;
+            let numbers = values.iter().zip(&worth.shares).zip(going_on.iter().zip(&mask));
+            for (gain, ((value, share), (going_on, mask))) in gains.iter_mut().zip(numbers) {
+                *gain = mask * (value - backbone * share - going_on);
+            }
+            let fixed = passing - (worth.costs.head[exit] + worth.costs.policy[exit]) as f32 * everyone;
+            for pixel in 0..compact.num_pixels {
+                let order = compact.gate(exit, pixel);
+                let (mut sum, mut from) = (0.0, 0);
+                let (mut top, mut top_at) = (f32::NEG_INFINITY, NEVER);
+                for (number, &until) in order.leaving.iter().enumerate() {
+                    for &image in &order.images[from..until as usize] {
+                        sum += gains[image as usize];
+                    }
+                    from = until as usize;
+                    if sum > top && (until as usize) < num_images {
+                        (top, top_at) = (sum, number as u32);
+                    }
+                }
+                if top_at != NEVER && best.is_none_or(|(known, ..)| fixed + top > known) {
+                    best = Some((fixed + top, exit, (pixel, top_at)));
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Whether each image gets to position `at`.
+fn reaching(compact: &Compact, choice: &Choice, at: usize) -> Vec<bool> {
+    let gates: Vec<(&[u32], u32)> = (choice.exits.iter().zip(&choice.gates).take(at))
+        .map(|(exit, (pixel, number))| (&compact.gate(*exit, *pixel).levels[..], *number))
+        .collect();
+    (0..compact.num_images).map(|image| gates.iter().all(|(levels, number)| levels[image] > *number)).collect()
+}

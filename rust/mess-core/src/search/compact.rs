@@ -1,0 +1,216 @@
+//! The table as the engine reads it: counts of the classes that matter, images in order of confidence, integer levels
+//! instead of thresholds.
+//!
+//! Made once from the table and shared by all threads. Sizes for E exits, n images, T pixel thresholds and P classes with
+//! ground truth (rounded up to a multiple of `PAD`): 16 E n P bytes of counts, as much as the table takes, and 10 E T n
+//! bytes of orders. Nothing else grows with n but a few vectors a thread.
+//!
+//! Arrays over classes are padded for vectors: padding classes have no counts, a ground truth of 1 and no weight.
+
+use rayon::prelude::*;
+
+use super::objective::Metric;
+use super::table::Table;
+
+/// Images of `columns` are padded to a multiple of this.
+pub(crate) const LANES: usize = 64;
+
+/// Classes are padded to a multiple of this, for vectors.
+pub(crate) const PAD: usize = 8;
+
+/// Level of an image that no threshold lets go.
+pub(crate) const NEVER: u32 = u32::MAX;
+
+/// Counts and confidences in the engine's form. Classes are those with ground truth.
+#[derive(Debug)]
+pub(crate) struct Compact {
+    pub num_images: usize,
+    pub num_exits: usize,
+    pub num_pixels: usize,
+    /// (padded P,) weighted ground truth of each present class.
+    pub truth: Vec<f64>,
+    /// Table class of each present class, (P,).
+    pub classes: Vec<usize>,
+    /// (n,) how often each image counts.
+    pub weight: Vec<f64>,
+    pub total_weight: f64,
+    pub points: Vec<i64>,
+    /// (E, n, 2, padded P): intersection, wrongly predicted.
+    counts: Vec<u32>,
+    /// (E, 2, P, padded n): the same, times the image's weight, with images innermost.
+    columns: Vec<f32>,
+    gates: Vec<GateOrder>,
+}
+
+/// One gate (exit, pixel threshold): the order in which a falling image threshold lets images go.
+///
+/// Its image thresholds are numbered from the largest; with threshold number q, an image leaves when its level is <= q.
+#[derive(Debug, Default)]
+pub(crate) struct GateOrder {
+    /// (n,) images, most confident first, ties by image.
+    pub images: Vec<u32>,
+    /// (n,) level of each image.
+    pub levels: Vec<u32>,
+    /// Image thresholds that may be chosen, largest first.
+    pub thresholds: Vec<f64>,
+    /// Images that each of them lets go.
+    pub leaving: Vec<u32>,
+    /// (n,) which of `RUNS` runs of equal length each image is in.
+    pub runs: Vec<u8>,
+    /// (n,) which of `GROUPS` groups of neighbouring runs.
+    pub groups: Vec<u8>,
+}
+
+/// Runs that the order of a gate is cut into.
+pub(crate) const RUNS: usize = 32;
+/// Groups of runs that have ranges of their own.
+pub(crate) const GROUPS: usize = 8;
+
+impl Compact {
+    /// `image_thresholds` as in [`super::Space`]; without gates there are no pixel thresholds.
+    pub fn new(table: &Table<'_>, image_thresholds: Option<usize>, has_gates: bool) -> Self {
+        let classes = table.present_classes();
+        let (num_exits, num_images) = (table.num_exits(), table.num_images());
+        let num_pixels = if has_gates { table.num_pixel_thresholds() } else { 0 };
+        let padded = classes.len().next_multiple_of(PAD);
+        let counts: Vec<u32> = (0..num_exits)
+            .into_par_iter()
+            .flat_map_iter(|exit| {
+                let mut of_exit = vec![0; num_images * 2 * padded];
+                for (image, row) in of_exit.chunks_exact_mut(2 * padded).enumerate() {
+                    for (at, &class) in classes.iter().enumerate() {
+                        let both = table.intersection[[exit, image, class]];
+                        row[at] = both as u32;
+                        row[padded + at] = (table.predicted[[exit, image, class]] - both) as u32;
+                    }
+                }
+                of_exit
+            })
+            .collect();
+        let weight: Vec<f64> = (0..num_images).map(|image| table.weight(image) as f64).collect();
+        let length = (num_images + 1).next_multiple_of(LANES);
+        let num_gated = if has_gates { num_exits } else { 0 };
+        let columns: Vec<f32> = (0..num_gated)
+            .into_par_iter()
+            .flat_map_iter(|exit| {
+                let mut columns = vec![0.0; 2 * classes.len() * length];
+                for image in 0..num_images {
+                    let row = &counts[(exit * num_images + image) * 2 * padded..][..2 * padded];
+                    for at in 0..classes.len() {
+                        columns[at * length + image] = (weight[image] * f64::from(row[at])) as f32;
+                        columns[(classes.len() + at) * length + image] =
+                            (weight[image] * f64::from(row[padded + at])) as f32;
+                    }
+                }
+                columns
+            })
+            .collect();
+        let truth = |class: &usize| -> f64 {
+            table.ground_truth.column(*class).iter().zip(&weight).map(|(pixels, weight)| *pixels as f64 * weight).sum()
+        };
+        Self {
+            num_images,
+            num_exits,
+            num_pixels,
+            truth: classes.iter().map(truth).chain(std::iter::repeat(1.0)).take(padded).collect(),
+            classes,
+            total_weight: weight.iter().sum(),
+            weight,
+            points: table.points.to_vec(),
+            counts,
+            columns,
+            gates: (0..num_exits * num_pixels)
+                .into_par_iter()
+                .map(|gate| GateOrder::new(table, gate / num_pixels, gate % num_pixels, image_thresholds))
+                .collect(),
+        }
+    }
+
+    /// One gate.
+    pub fn gate(&self, exit: usize, pixel: usize) -> &GateOrder {
+        &self.gates[exit * self.num_pixels + pixel]
+    }
+
+    /// Classes after padding.
+    pub fn padded(&self) -> usize {
+        self.truth.len()
+    }
+
+    /// Images after padding; there is at least one of padding.
+    pub fn padded_images(&self) -> usize {
+        (self.num_images + 1).next_multiple_of(LANES)
+    }
+
+    /// (2, P, padded n): intersections and wrongly predicted pixels of one exit.
+    pub fn columns(&self, exit: usize) -> &[f32] {
+        let size = 2 * self.classes.len() * self.padded_images();
+        &self.columns[exit * size..][..size]
+    }
+
+    /// The same two, one after the other, (2 padded P,).
+    #[inline(always)]
+    pub fn both_counts(&self, exit: usize, image: usize) -> &[u32] {
+        let padded = self.truth.len();
+        &self.counts[(exit * self.num_images + image) * 2 * padded..][..2 * padded]
+    }
+
+    /// (intersection, wrongly predicted) of each class of one image, by one exit.
+    #[inline(always)]
+    pub fn counts(&self, exit: usize, image: usize) -> (&[u32], &[u32]) {
+        self.both_counts(exit, image).split_at(self.truth.len())
+    }
+
+    /// Add the counts of `image` at `exit` to the sums T and F.
+    #[inline(always)]
+    pub fn add(&self, exit: usize, image: usize, t: &mut [f64], f: &mut [f64]) {
+        let weight = self.weight[image];
+        let (both, wrong) = self.counts(exit, image);
+        t.iter_mut().zip(both).for_each(|(sum, count)| *sum += weight * f64::from(*count));
+        f.iter_mut().zip(wrong).for_each(|(sum, count)| *sum += weight * f64::from(*count));
+    }
+
+    /// The metric of sums T and F.
+    pub fn metric(&self, metric: Metric, t: &[f64], f: &[f64]) -> f64 {
+        let classes = self.classes.len();
+        metric.value(&t[..classes], &f[..classes], &self.truth[..classes])
+    }
+}
+
+impl GateOrder {
+    /// Numbers of the image thresholds that let go more images than the runs before `first`, and at most those up to
+    /// `last`: `low..=high`, or nothing.
+    pub fn thresholds_within(&self, first: usize, last: usize) -> Option<(u32, u32)> {
+        let length = self.images.len().div_ceil(RUNS);
+        let up_to = |count: usize| self.leaving.partition_point(|leaving| *leaving as usize <= count) as u32;
+        let (low, end) = (up_to(first * length), up_to((last + 1) * length));
+        (low < end).then(|| (low, end - 1))
+    }
+
+    fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
+        let num_images = table.num_images();
+        let confidence = |image: u32| table.image_confidence[[exit, pixel, image as usize]];
+        let mut images: Vec<u32> = (0..num_images as u32).collect();
+        images.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a)).then(a.cmp(b)));
+        let mut thresholds: Vec<f64> = images.iter().map(|image| confidence(*image)).collect();
+        thresholds.dedup();
+        if let Some(count) = image_thresholds.filter(|count| *count < thresholds.len()) {
+            thresholds = (1..=count).map(|i| confidence(images[i * num_images / (count + 1)])).collect();
+            thresholds.dedup();
+        }
+        let leaving: Vec<u32> = (thresholds.iter())
+            .map(|threshold| images.partition_point(|image| confidence(*image) >= *threshold) as u32)
+            .collect();
+        let mut levels = vec![NEVER; num_images];
+        let mut from = 0;
+        for (level, &until) in leaving.iter().enumerate() {
+            images[from..until as usize].iter().for_each(|image| levels[*image as usize] = level as u32);
+            from = until as usize;
+        }
+        let mut runs = vec![0; num_images];
+        for (run, members) in images.chunks(num_images.div_ceil(RUNS)).enumerate() {
+            members.iter().for_each(|image| runs[*image as usize] = run as u8);
+        }
+        let groups = runs.iter().map(|run| run / (RUNS / GROUPS) as u8).collect();
+        Self { images, levels, thresholds, leaving, runs, groups }
+    }
+}

@@ -1,0 +1,153 @@
+//! A file that lets a search go on where another one was killed.
+//!
+//! One line a fact, appended and flushed as it becomes known:
+//!
+//! ```text
+//! mess-search-journal 1 <key>                      what is searched: a hash of table and query
+//! found <exit>,<exit> <pixel>:<bits of the image threshold> ...
+//! done <bits of the gap> <task>                    nothing better than what was found so far is in there
+//! ```
+//!
+//! A task that is done says something about the configurations found before it, so these are written first. A last line
+//! without its end is ignored: it was being written when the process died.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use super::objective::Query;
+use super::outcome::{Configuration, Found, Gate};
+use super::table::Table;
+use crate::error::{Error, Result};
+
+const HEADER: &str = "mess-search-journal 1";
+
+/// An open journal.
+#[derive(Debug)]
+pub struct Journal {
+    /// Configurations found by those who wrote before.
+    pub known: Vec<Configuration>,
+    done: HashSet<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    written: Vec<Configuration>,
+    failed: Option<String>,
+}
+
+impl Journal {
+    /// Open or create the journal of this search.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the file cannot be read or written, or belongs to another search.
+    pub fn open(path: &Path, table: &Table<'_>, query: &Query) -> Result<Self> {
+        let fails = |error: std::io::Error| Error::value("journal", "a file that can be written", error);
+        let key = format!("{HEADER} {:016x}", key(table, query));
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(fails)?;
+        if !file.metadata().map_err(fails)?.is_file() {
+            return Err(Error::value("journal", "a file that can be written", path.display()));
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(fails)?;
+        if text.is_empty() {
+            file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
+        }
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        if whole.len() < text.len() {
+            file.set_len(whole.len() as u64).map_err(fails)?;
+        }
+        let mut lines = whole.lines();
+        if let Some(first) = lines.next().filter(|first| *first != key) {
+            return Err(Error::value("journal", format!("one of this table and search ({key})"), first));
+        }
+        let (mut known, mut done) = (Vec::new(), HashSet::new());
+        for line in lines {
+            match line.split_once(' ') {
+                Some(("found", rest)) => known.extend(parsed(rest)),
+                Some(("done", rest)) => {
+                    done.insert(rest.to_string());
+                }
+                _ => {}
+            }
+        }
+        if text.is_empty() || whole.is_empty() {
+            file.set_len(0).map_err(fails)?;
+            file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
+        }
+        let state = State { file, written: known.clone(), failed: None };
+        Ok(Self { known, done, state: Mutex::new(state) })
+    }
+
+    /// Whether a task was finished before with this gap.
+    pub(crate) fn is_done(&self, gap: f64, task: &str) -> bool {
+        self.done.contains(&format!("{:016x} {task}", gap.to_bits()))
+    }
+
+    /// Write that a task is finished, after what was found up to then.
+    pub(crate) fn finish(&self, gap: f64, task: &str, found: &[Found]) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = String::new();
+        for found in found {
+            if !state.written.contains(&found.configuration) {
+                lines.push_str(&format!("found {}\n", written(&found.configuration)));
+                state.written.push(found.configuration.clone());
+            }
+        }
+        lines.push_str(&format!("done {:016x} {task}\n", gap.to_bits()));
+        if let Err(error) = state.file.write_all(lines.as_bytes()) {
+            state.failed.get_or_insert(error.to_string());
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Value`] when something could not be written: a full disk, for example.
+    pub(crate) fn check(&self) -> Result<()> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &state.failed {
+            Some(error) => Err(Error::value("journal", "a file that can be written", error)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn written(configuration: &Configuration) -> String {
+    let exits: Vec<String> = configuration.exits.iter().map(usize::to_string).collect();
+    let gate = |gate: &Gate| format!(" {}:{:016x}", gate.pixel_threshold, gate.image_threshold.to_bits());
+    exits.join(",") + &configuration.gates.iter().map(gate).collect::<String>()
+}
+
+fn parsed(text: &str) -> Option<Configuration> {
+    let mut parts = text.split(' ');
+    let exits = parts.next()?.split(',').map(|exit| exit.parse().ok()).collect::<Option<Vec<usize>>>()?;
+    let gate = |part: &str| {
+        let (pixel, bits) = part.split_once(':')?;
+        let image_threshold = f64::from_bits(u64::from_str_radix(bits, 16).ok()?);
+        Some(Gate { pixel_threshold: pixel.parse().ok()?, image_threshold })
+    };
+    Some(Configuration { exits, gates: parts.map(gate).collect::<Option<Vec<Gate>>>()? })
+}
+
+/// A hash of everything that the answer depends on.
+fn key(table: &Table<'_>, query: &Query) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for counts in [&table.intersection, &table.predicted] {
+        counts.shape().hash(&mut hasher);
+        counts.iter().for_each(|count| count.hash(&mut hasher));
+    }
+    table.ground_truth.iter().for_each(|count| count.hash(&mut hasher));
+    table.points.iter().for_each(|point| point.hash(&mut hasher));
+    table.image_confidence.shape().hash(&mut hasher);
+    table.image_confidence.iter().for_each(|confidence| confidence.to_bits().hash(&mut hasher));
+    for costs in [&table.backbone_cost, &table.head_cost, &table.policy_cost] {
+        costs.iter().for_each(|cost| cost.to_bits().hash(&mut hasher));
+    }
+    (0..table.num_images()).for_each(|image| table.weight(image).hash(&mut hasher));
+    format!("{query:?}").hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,607 @@
+//! Branch and bound over the gates of one chain of exits.
+//!
+//! A *region* is a chain of exits and, for each gate, either nothing decided or one pixel threshold and an interval of image
+//! thresholds. With an interval, images above it certainly stop there if they get that far, images below it certainly go
+//! on, and only those between are uncertain; so a region says for each image which exits it can reach. Most can reach one
+//! only, and are summed up once; the rest are carried along in `free`.
+//!
+//! A region is bounded by `bound.rs` with its own anchor, the middle of its sums, and a few multipliers. What survives is
+//! split: `pieces` bounds all parts of a gate's interval in one pass over the free images. What has few combinations
+//! left is evaluated exactly, one by one.
+
+use super::bound::{Anchor, MARGIN, Ranges};
+use super::compact::Compact;
+use super::engine::Shared;
+use super::evaluate::stop_costs;
+use super::incumbent::Targets;
+use super::limits::{Statistic, mean};
+use super::objective::Setting;
+use super::outcome::{Configuration, Found, Gate};
+use crate::isa::Kernel;
+
+/// Intervals into which a gate that nothing is decided about is split, and later ones.
+const FIRST_PIECES: usize = 24;
+const PIECES: usize = 8;
+/// Combinations of image thresholds that are evaluated one by one instead of bounded.
+const FEW: usize = 48;
+/// Multipliers tried on one box.
+const MULTIPLIERS: usize = 6;
+
+/// What is decided about one gate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum GateRange {
+    /// Any pixel threshold, any image threshold.
+    Open,
+    /// This pixel threshold, image thresholds number `low..=high` of its gate order.
+    Within { pixel: usize, low: u32, high: u32 },
+}
+
+/// A chain of exits with its costs.
+pub(crate) struct Chain<'a> {
+    pub exits: &'a [usize],
+    /// Mean cost of an image that stops at each exit.
+    stop_costs: Vec<f64>,
+    /// The same in the columns of the mean limits, with the limit.
+    mean_limits: Vec<(Vec<f64>, f64)>,
+    /// (exits whose images stay within the limit, least share of images there).
+    quantiles: Vec<(usize, f64)>,
+}
+
+/// A set of configurations of one chain.
+#[derive(Debug, Clone)]
+struct Region {
+    gates: Vec<GateRange>,
+    /// Sums over the images that can reach one exit only.
+    t: Vec<f64>,
+    f: Vec<f64>,
+    /// Images and weight that certainly stop at each exit.
+    images: Vec<u32>,
+    weight: Vec<f64>,
+    /// The others.
+    free: Vec<Free>,
+}
+
+/// An image that can reach several exits.
+#[derive(Debug, Clone, Copy)]
+struct Free {
+    image: u32,
+    /// Bit j: can stop at the j-th exit.
+    reach: u32,
+}
+
+/// A box with its bound worked out.
+struct Bounded {
+    /// (free, exits): value of each image at each exit.
+    values: Vec<f64>,
+    /// constant + remainder + certain images.
+    base: f64,
+    /// Mean cost of the certain images, in parts of the whole mean.
+    base_cost: f64,
+    multiplier: f64,
+}
+
+impl<'a> Chain<'a> {
+    /// `None` when no configuration of the chain is within the limits.
+    pub fn new(shared: &Shared<'_, '_>, exits: &'a [usize]) -> Option<Self> {
+        let (table, limits) = (shared.table, &shared.query.limits);
+        let costs_in = |column: usize| stop_costs(table.costs(column), Setting::InputDependent, exits);
+        let (mut mean_limits, mut quantiles) = (Vec::new(), Vec::new());
+        for limit in &limits.costs {
+            let costs = costs_in(limit.column);
+            match limit.statistic {
+                Statistic::Total if costs[exits.len() - 1] > limit.at_most => return None,
+                Statistic::Total => {}
+                Statistic::Mean => mean_limits.push((costs, limit.at_most)),
+                Statistic::Quantile(share) => {
+                    quantiles.push((costs.partition_point(|cost| *cost <= limit.at_most), share));
+                }
+            }
+        }
+        Some(Self { exits, stop_costs: costs_in(shared.query.scoring.column), mean_limits, quantiles })
+    }
+}
+
+/// Depth-first search of the regions of one chain.
+pub(crate) struct Regions<'s, 'a, 't> {
+    shared: &'s Shared<'a, 't>,
+    chain: &'s Chain<'s>,
+    targets: std::sync::Arc<Targets>,
+    version: u64,
+    /// Costs for which this search is responsible: targets elsewhere are left to others.
+    band: (f64, f64),
+    pub explored: u64,
+    pub evaluated: u64,
+}
+
+impl<'s, 'a, 't> Regions<'s, 'a, 't> {
+    pub fn new(shared: &'s Shared<'a, 't>, chain: &'s Chain<'s>, band: (f64, f64)) -> Self {
+        let (version, targets) = shared.targets(band);
+        Self { shared, chain, targets, version, band, explored: 0, evaluated: 0 }
+    }
+
+    /// Find everything in these ranges that is better than what is known.
+    pub fn search(&mut self, gates: Vec<GateRange>, multiplier: f64) {
+        let compact = self.shared.compact;
+        let exits = self.chain.exits.len();
+        let all = Region {
+            gates,
+            t: vec![0.0; compact.padded()],
+            f: vec![0.0; compact.padded()],
+            images: vec![0; exits],
+            weight: vec![0.0; exits],
+            free: (0..compact.num_images as u32).map(|image| Free { image, reach: (1 << exits) - 1 }).collect(),
+        };
+        let root = self.refined(&all, None);
+        self.visit(&root, multiplier);
+    }
+
+    fn visit(&mut self, of: &Region, multiplier: f64) {
+        if self.shared.control.stopped() || !self.is_admissible(of) {
+            return;
+        }
+        self.explored += 1;
+        if self.shared.incumbents.version() != self.version {
+            (self.version, self.targets) = self.shared.targets(self.band);
+        }
+        if self.num_combinations(of) <= FEW {
+            self.enumerate(of);
+            return;
+        }
+        let Some(bounded) = self.bounded(of, multiplier) else { return };
+        let open = of.gates.iter().position(|gate| *gate == GateRange::Open);
+        let mut parts: Vec<(f64, usize, GateRange)> = Vec::new();
+        if let Some(gate) = open {
+            for pixel in 0..self.shared.compact.num_pixels {
+                let thresholds = self.shared.compact.gate(self.chain.exits[gate], pixel).thresholds.len();
+                let whole = GateRange::Within { pixel, low: 0, high: thresholds as u32 - 1 };
+                self.pieces(of, &bounded, gate, whole, FIRST_PIECES, &mut parts);
+            }
+        } else {
+            let gate = self.most_undecided(of);
+            self.pieces(of, &bounded, gate, of.gates[gate], PIECES, &mut parts);
+        }
+        parts.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: the order of work is the same in every run
+        for (_, gate, range) in parts {
+            let part = self.refined(of, Some((gate, range)));
+            self.visit(&part, bounded.multiplier);
+        }
+    }
+
+    /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
+    fn refined(&self, of: &Region, narrowed: Option<(usize, GateRange)>) -> Region {
+        let compact = self.shared.compact;
+        let mut part = Region { free: Vec::with_capacity(of.free.len()), ..of.clone_sums() };
+        if let Some((gate, range)) = narrowed {
+            part.gates[gate] = range;
+        }
+        let orders: Vec<Option<(&[u32], u32, u32)>> = (part.gates.iter().zip(self.chain.exits))
+            .map(|(gate, exit)| match *gate {
+                GateRange::Open => None,
+                GateRange::Within { pixel, low, high } => Some((&compact.gate(*exit, pixel).levels[..], low, high)),
+            })
+            .collect();
+        let last = orders.len();
+        for free in &of.free {
+            let image = free.image as usize;
+            let mut reach = 0u32;
+            let mut goes_on = true;
+            for (at, order) in orders.iter().enumerate() {
+                let Some((levels, low, high)) = order else {
+                    reach |= 1 << at;
+                    continue;
+                };
+                let level = levels[image];
+                if level <= *high {
+                    reach |= 1 << at;
+                    if level <= *low {
+                        goes_on = false;
+                        break;
+                    }
+                }
+            }
+            if goes_on {
+                reach |= 1 << last;
+            }
+            if reach & (reach - 1) == 0 {
+                let at = reach.trailing_zeros() as usize;
+                compact.add(self.chain.exits[at], image, &mut part.t, &mut part.f);
+                part.images[at] += 1;
+                part.weight[at] += compact.weight[image];
+            } else {
+                part.free.push(Free { image: free.image, reach });
+            }
+        }
+        part
+    }
+
+    /// Necessary conditions of space and limits that the bounds do not know.
+    fn is_admissible(&self, of: &Region) -> bool {
+        let compact = self.shared.compact;
+        let share = self.shared.query.space.min_share * compact.total_weight;
+        for at in 0..self.chain.exits.len() {
+            let can = of.free.iter().filter(|free| free.reach >> at & 1 == 1);
+            let (images, weight) = can.fold((of.images[at], of.weight[at]), |(images, weight), free| {
+                (images + 1, weight + compact.weight[free.image as usize])
+            });
+            if images == 0 || weight < share {
+                return false;
+            }
+        }
+        let cheapest = |costs: &[f64]| -> f64 {
+            let free = of
+                .free
+                .iter()
+                .map(|free| costs[free.reach.trailing_zeros() as usize] * compact.weight[free.image as usize]);
+            (mean(costs, &of.weight, 1.0) + free.sum::<f64>()) / compact.total_weight
+        };
+        let within = |(costs, limit): &(Vec<f64>, f64)| cheapest(costs) * (1.0 - MARGIN) <= *limit;
+        let reaches = |(exits, share): &(usize, f64)| {
+            let certain: f64 = of.weight[..*exits].iter().sum();
+            let free = of.free.iter().filter(|free| (free.reach.trailing_zeros() as usize) < *exits);
+            let weight: f64 = certain + free.map(|free| compact.weight[free.image as usize]).sum::<f64>();
+            weight >= share * compact.total_weight
+        };
+        self.chain.mean_limits.iter().all(within) && self.chain.quantiles.iter().all(reaches)
+    }
+
+    /// The box's bound, or nothing when no target is within reach.
+    fn bounded(&self, of: &Region, multiplier: f64) -> Option<Bounded> {
+        let compact = self.shared.compact;
+        let truth = &compact.truth;
+        let ranges = self.shared.isa.run(FreeRanges { compact, exits: self.chain.exits, of });
+        for &(class, floor) in &self.shared.class_floors {
+            // IoU is largest where T is and F is not
+            if ranges.t_high[class] < floor * (truth[class] + ranges.f_low[class]) * (1.0 - MARGIN) {
+                return None;
+            }
+        }
+        let middle = |low: &[f64], high: &[f64]| low.iter().zip(high).map(|(a, b)| (a + b) / 2.0).collect::<Vec<f64>>();
+        let (t, f) = (middle(&ranges.t_low, &ranges.t_high), middle(&ranges.f_low, &ranges.f_high));
+        let anchor = Anchor::new(self.shared.query.scoring.metric, compact, &t, &f);
+        let values = self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, anchor: &anchor });
+        let union = |f: &[f64]| truth.iter().zip(f).map(|(truth, f)| truth + f).collect::<Vec<f64>>();
+        let (u_low, u_high) = (union(&ranges.f_low), union(&ranges.f_high));
+        let remainder = anchor.remainder(&ranges.t_low, &ranges.t_high, &u_low, &u_high);
+        let mut bounded = Bounded {
+            values,
+            base: anchor.constant + remainder + anchor.value_of_sums(&of.t, &of.f),
+            base_cost: mean(&self.chain.stop_costs, &of.weight, compact.total_weight),
+            multiplier,
+        };
+        self.is_within_reach(of, &mut bounded).then_some(bounded)
+    }
+
+    /// Whether some target may be reached in the box, as far as a few multipliers can tell; leaves the best one.
+    fn is_within_reach(&self, of: &Region, bounded: &mut Bounded) -> bool {
+        let mut corners = &self.targets.corners[..];
+        // (multiplier, accuracy, cost) of the best points on both sides of the budget
+        let [mut low, mut high]: [Option<(f64, f64, f64)>; 2] = [None; 2];
+        let mut multiplier = bounded.multiplier;
+        let mut closest = f64::INFINITY;
+        for _ in 0..MULTIPLIERS {
+            let (accuracy, cost) = self.relaxed(of, bounded, multiplier);
+            let height = accuracy - multiplier * cost;
+            let margin = MARGIN * (1.0 + multiplier * cost.abs());
+            // targets at both ends that this multiplier excludes need no other one
+            let is_out = |&(b, a): &(f64, f64)| height + multiplier * b - a < -margin;
+            while let Some((_, rest)) = corners.split_first().filter(|(first, _)| is_out(first)) {
+                corners = rest;
+            }
+            while let Some((_, rest)) = corners.split_last().filter(|(last, _)| is_out(last)) {
+                corners = rest;
+            }
+            let over = |&(b, a): &(f64, f64)| height + multiplier * b - a;
+            let Some(&(budget, aim)) = corners.iter().max_by(|x, y| over(x).total_cmp(&over(y))) else {
+                return false;
+            };
+            let excess = over(&(budget, aim));
+            if excess < closest {
+                (closest, bounded.multiplier) = (excess, multiplier);
+            }
+            if cost <= budget && accuracy >= aim {
+                return true; // the relaxation reaches it, so no multiplier excludes it
+            }
+            let point = (multiplier, accuracy, cost);
+            if cost > budget {
+                low = Some(point)
+            } else {
+                high = Some(point)
+            }
+            multiplier = match (low, high) {
+                // where the lines through both maximisers cross
+                (Some((_, a, c)), Some((_, b, d))) if c > d => (a - b) / (c - d),
+                (Some((m, ..)), None) => (2.0 * m).max(1e-12 / self.shared.ceiling),
+                (None, Some((m, ..))) if m > 0.0 => {
+                    if m > 1e-9 / self.shared.ceiling {
+                        m / 2.0
+                    } else {
+                        0.0
+                    }
+                }
+                _ => return true,
+            };
+            let is_between = low.is_none_or(|(m, ..)| multiplier > m) && high.is_none_or(|(m, ..)| multiplier < m);
+            if !is_between {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// (accuracy bound, mean cost) when every free image takes its best exit at this multiplier.
+    fn relaxed(&self, of: &Region, bounded: &Bounded, multiplier: f64) -> (f64, f64) {
+        let compact = self.shared.compact;
+        let exits = self.chain.exits.len();
+        let (mut accuracy, mut cost) = (0.0, 0.0);
+        for (free, values) in of.free.iter().zip(bounded.values.chunks_exact(exits)) {
+            let share = compact.weight[free.image as usize] / compact.total_weight;
+            let (mut best, mut best_at) = (f64::NEG_INFINITY, 0);
+            for (at, value) in values.iter().enumerate() {
+                let value = value - multiplier * share * self.chain.stop_costs[at];
+                if value > best {
+                    (best, best_at) = (value, at);
+                }
+            }
+            accuracy += values[best_at];
+            cost += share * self.chain.stop_costs[best_at];
+        }
+        (bounded.base + accuracy, bounded.base_cost + cost)
+    }
+
+    /// Split a gate's range into at most `count` intervals and keep those whose bound reaches a target, with the bound.
+    fn pieces(
+        &self,
+        of: &Region,
+        bounded: &Bounded,
+        gate: usize,
+        range: GateRange,
+        count: usize,
+        parts: &mut Vec<(f64, usize, GateRange)>,
+    ) {
+        let GateRange::Within { pixel, low, high } = range else { return };
+        let compact = self.shared.compact;
+        let exits = self.chain.exits.len();
+        let levels = &compact.gate(self.chain.exits[gate], pixel).levels;
+        let width = (high - low + 1).div_ceil(count as u32);
+        let num = (high - low + 1).div_ceil(width) as usize;
+        // For piece p: images that stop in pieces >= p, go on in pieces < p, or are free in p.
+        let (mut stop_from, mut on_before) = ([0.0; FIRST_PIECES + 1], [0.0; FIRST_PIECES + 1]);
+        let mut free_in = [0.0; FIRST_PIECES];
+        let mut constant = 0.0;
+        for (free, values) in of.free.iter().zip(bounded.values.chunks_exact(exits)) {
+            let share = bounded.multiplier * compact.weight[free.image as usize] / compact.total_weight;
+            let best = |range: std::ops::Range<usize>| {
+                range.fold(f64::NEG_INFINITY, |best, at| best.max(values[at] - share * self.chain.stop_costs[at]))
+            };
+            let before = best(0..gate);
+            let behind = best(gate + 1..exits);
+            let here = best(gate..gate + 1);
+            if here == f64::NEG_INFINITY || behind == f64::NEG_INFINITY {
+                constant += before.max(here).max(behind); // nothing to decide here
+                continue;
+            }
+            let (stops, goes_on) = (before.max(here), before.max(behind));
+            let level = levels[free.image as usize];
+            if level <= low {
+                constant += stops;
+            } else if level > high {
+                constant += goes_on;
+            } else {
+                let (piece, rest) = ((level - low) / width, (level - low) % width);
+                let piece = piece as usize;
+                on_before[piece] += goes_on;
+                if rest == 0 {
+                    stop_from[piece] += stops;
+                } else {
+                    free_in[piece] += stops.max(goes_on);
+                    stop_from[piece + 1] += stops;
+                }
+            }
+        }
+        let slack = self.targets.slack(bounded.multiplier);
+        let base = bounded.base - bounded.multiplier * bounded.base_cost + constant;
+        let margin = MARGIN * (1.0 + bounded.multiplier * self.shared.ceiling);
+        let mut stopping = 0.0;
+        let mut going_on: f64 = on_before[1..=num].iter().sum();
+        for piece in 0..num {
+            stopping += stop_from[piece];
+            let height = base + stopping + free_in[piece] + going_on;
+            if height + slack >= -margin {
+                let from = low + piece as u32 * width;
+                let range = GateRange::Within { pixel, low: from, high: (from + width - 1).min(high) };
+                parts.push((height, gate, range));
+            }
+            going_on -= on_before[piece + 1];
+        }
+    }
+
+    /// The gate at which most images are undecided.
+    fn most_undecided(&self, of: &Region) -> usize {
+        let mut undecided = vec![0; of.gates.len()];
+        for free in &of.free {
+            for (at, count) in undecided.iter_mut().enumerate() {
+                *count += u32::from(free.reach >> at & 1 == 1 && free.reach >> (at + 1) != 0);
+            }
+        }
+        let is_wide = |at: &usize| matches!(of.gates[*at], GateRange::Within { low, high, .. } if low < high);
+        (0..of.gates.len()).filter(is_wide).max_by_key(|at| (undecided[*at], std::cmp::Reverse(*at))).unwrap_or(0)
+    }
+
+    /// Thresholds of a gate that tell the free images apart, the largest of each kind: `low`, and each level within.
+    fn distinct(&self, of: &Region, gate: usize) -> Option<Vec<u32>> {
+        let GateRange::Within { pixel, low, high } = of.gates[gate] else { return None };
+        let levels = &self.shared.compact.gate(self.chain.exits[gate], pixel).levels;
+        let undecided = of.free.iter().filter(|free| free.reach >> gate & 1 == 1);
+        let within = undecided.map(|free| levels[free.image as usize]).filter(|level| low < *level && *level <= high);
+        let mut distinct: Vec<u32> = std::iter::once(low).chain(within).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        Some(distinct)
+    }
+
+    fn num_combinations(&self, of: &Region) -> usize {
+        let mut product = 1usize;
+        for gate in 0..of.gates.len() {
+            let Some(distinct) = self.distinct(of, gate) else { return usize::MAX };
+            product = product.saturating_mul(distinct.len());
+            if product > FEW {
+                return usize::MAX;
+            }
+        }
+        product
+    }
+
+    /// Every combination of a small box, exactly.
+    fn enumerate(&mut self, of: &Region) {
+        let compact = self.shared.compact;
+        let choices: Vec<Vec<u32>> = (0..of.gates.len()).filter_map(|gate| self.distinct(of, gate)).collect();
+        let total: usize = choices.iter().map(Vec::len).product();
+        let levels: Vec<&[u32]> = (of.gates.iter().zip(self.chain.exits))
+            .filter_map(|(gate, exit)| match gate {
+                GateRange::Open => None,
+                GateRange::Within { pixel, .. } => Some(&compact.gate(*exit, *pixel).levels[..]),
+            })
+            .collect();
+        let (mut t, mut f) = (of.t.clone(), of.f.clone());
+        let (mut images, mut weight) = (of.images.clone(), of.weight.clone());
+        for number in 0..total {
+            let mut rest = number;
+            let thresholds: Vec<u32> = (choices.iter())
+                .map(|choices| {
+                    let chosen = choices[rest % choices.len()];
+                    rest /= choices.len();
+                    chosen
+                })
+                .collect();
+            t.copy_from_slice(&of.t);
+            f.copy_from_slice(&of.f);
+            images.copy_from_slice(&of.images);
+            weight.copy_from_slice(&of.weight);
+            for free in &of.free {
+                let image = free.image as usize;
+                let stops = |at: &usize| levels[*at][image] <= thresholds[*at];
+                let at = (0..levels.len()).find(stops).unwrap_or(levels.len());
+                compact.add(self.chain.exits[at], image, &mut t, &mut f);
+                images[at] += 1;
+                weight[at] += compact.weight[image];
+            }
+            self.evaluated += 1;
+            self.offer(of, &thresholds, &t, &f, &images, &weight);
+        }
+    }
+
+    fn offer(&self, of: &Region, thresholds: &[u32], t: &[f64], f: &[f64], images: &[u32], weight: &[f64]) {
+        let (compact, query) = (self.shared.compact, &self.shared.query);
+        let exits = self.chain.exits;
+        let stopped: Vec<u64> = images.iter().map(|images| u64::from(*images)).collect();
+        if !self.shared.is_within_limits(exits, &stopped, weight, t, f) {
+            return;
+        }
+        let cost = mean(&self.chain.stop_costs, weight, compact.total_weight);
+        let accuracy = compact.metric(query.scoring.metric, t, f);
+        self.shared.incumbents.offer(cost, accuracy, || Found {
+            configuration: Configuration {
+                exits: exits.to_vec(),
+                gates: (of.gates.iter().zip(exits).zip(thresholds))
+                    .filter_map(|((gate, exit), number)| match *gate {
+                        GateRange::Open => None,
+                        GateRange::Within { pixel, .. } => Some(Gate {
+                            pixel_threshold: pixel,
+                            image_threshold: compact.gate(*exit, pixel).thresholds[*number as usize],
+                        }),
+                    })
+                    .collect(),
+            },
+            cost,
+            accuracy,
+            stopped,
+        });
+    }
+}
+
+impl Region {
+    fn clone_sums(&self) -> Self {
+        Self {
+            gates: self.gates.clone(),
+            t: self.t.clone(),
+            f: self.f.clone(),
+            images: self.images.clone(),
+            weight: self.weight.clone(),
+            free: Vec::new(),
+        }
+    }
+}
+
+/// Ranges of the sums T and F of a region.
+struct FreeRanges<'k> {
+    compact: &'k Compact,
+    exits: &'k [usize],
+    of: &'k Region,
+}
+
+impl Kernel for FreeRanges<'_> {
+    type Output = Ranges;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let n = self.compact.padded();
+        let of = self.of;
+        let mut ranges =
+            Ranges { t_low: of.t.clone(), t_high: of.t.clone(), f_low: of.f.clone(), f_high: of.f.clone() };
+        let (mut lows, mut highs) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
+        for free in &of.free {
+            let image = free.image as usize;
+            let weight = self.compact.weight[image];
+            let first = self.exits[free.reach.trailing_zeros() as usize];
+            let (both, wrong) = self.compact.counts(first, image);
+            lows[..n].copy_from_slice(both);
+            lows[n..].copy_from_slice(wrong);
+            highs.copy_from_slice(&lows);
+            let mut rest = free.reach & (free.reach - 1);
+            while rest != 0 {
+                let exit = self.exits[rest.trailing_zeros() as usize];
+                rest &= rest - 1;
+                let (both, wrong) = self.compact.counts(exit, image);
+                for (from, counts) in [(0, both), (n, wrong)] {
+                    let (lows, highs, counts) = (&mut lows[from..][..n], &mut highs[from..][..n], &counts[..n]);
+                    for class in 0..n {
+                        lows[class] = lows[class].min(counts[class]);
+                        highs[class] = highs[class].max(counts[class]);
+                    }
+                }
+            }
+            for class in 0..n {
+                ranges.t_low[class] += weight * f64::from(lows[class]);
+                ranges.f_low[class] += weight * f64::from(lows[n + class]);
+                ranges.t_high[class] += weight * f64::from(highs[class]);
+                ranges.f_high[class] += weight * f64::from(highs[n + class]);
+            }
+        }
+        ranges
+    }
+}
+
+/// (free, exits) value of each free image at each exit that it can reach, minus infinity elsewhere.
+struct FreeValues<'k> {
+    compact: &'k Compact,
+    exits: &'k [usize],
+    of: &'k Region,
+    anchor: &'k Anchor,
+}
+
+impl Kernel for FreeValues<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let num = self.exits.len();
+        let mut values = vec![f64::NEG_INFINITY; self.of.free.len() * num];
+        for (free, values) in self.of.free.iter().zip(values.chunks_exact_mut(num)) {
+            let image = free.image as usize;
+            for (at, value) in values.iter_mut().enumerate().filter(|(at, _)| free.reach >> at & 1 == 1) {
+                *value = self.compact.weight[image] * self.anchor.value(self.compact.counts(self.exits[at], image));
+            }
+        }
+        values
+    }
+}

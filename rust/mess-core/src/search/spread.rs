@@ -1,0 +1,304 @@
+//! How far the sums T and U of the configurations of one chain can lie apart: the remainder of the affine bound.
+//!
+//! The images of a first gate, in order of confidence, are cut into `GROUPS` groups of runs. With the image threshold in
+//! group g, images of earlier groups take exit 1, those of later groups one of the tail 2..m, those of g any exit. For
+//! counts x_1..x_m of an image
+//!
+//! ```text
+//! max(x_1..x_m) <= max(x_1, x_2) + sum over j >= 2 of (x_{j+1} - x_j)+     max(x_2..x_m) <= x_2 + the same sum
+//! min(x_1..x_m) >= min(x_1, x_2) - sum over j >= 2 of (x_j - x_{j+1})+     min(x_2..x_m) >= x_2 - the same sum
+//! ```
+//!
+//! (*Proof.* x_k = x_2 + the sum of the steps from 2 to k, and dropping steps that go down only adds; x_1 <= max(x_1,
+//! x_2). The second line is the first for -x. ∎) Summed over images, the sums of steps are at most those over all images,
+//! which depend on pairs of exits only and are worked out once for all (`Steps`). So the ranges of a chain with the
+//! threshold in g are those of (1, 2), worked out once for each first gate and second exit (`Start`), widened by the
+//! steps of the chain: a few additions a class. The remainder follows from the ranges by `bound.rs`.
+
+use rayon::prelude::*;
+
+use super::bound::{Anchor, larger, smaller};
+use super::compact::{Compact, GROUPS, PAD};
+use crate::isa::{Isa, Kernel};
+
+/// Lanes of a pair of padded arrays.
+const WIDE: usize = 2 * PAD;
+
+/// Numbers of one chain for each class: how far T may rise, T fall, F rise, F fall. (4, padded classes)
+pub(crate) type Widths = Vec<f64>;
+
+/// Sums over images of the steps between each two exits.
+#[derive(Default)]
+pub(crate) struct Steps {
+    num_exits: usize,
+    num_padded: usize,
+    /// Where the widths of a pair begin.
+    starts: Vec<usize>,
+    widths: Vec<f64>,
+    /// (E, 2, padded P): T and F of each exit.
+    sums: Vec<f64>,
+}
+
+impl Steps {
+    pub fn new(compact: &Compact, allowed: &[bool]) -> Self {
+        let (num_exits, num_padded) = (compact.num_exits, compact.padded());
+        let pairs: Vec<(usize, usize)> = (0..num_exits)
+            .flat_map(|a| (0..num_exits).map(move |b| (a, b)))
+            .filter(|&(a, b)| allowed[a] && allowed[b] && compact.points[a] < compact.points[b])
+            .collect();
+        let mut starts = vec![usize::MAX; num_exits * num_exits];
+        for (number, &(a, b)) in pairs.iter().enumerate() {
+            starts[a * num_exits + b] = number * 4 * num_padded;
+        }
+        let of_pair = |&(a, b): &(usize, usize)| Isa::best().run(PairSteps { compact, a, b });
+        let widths = pairs.par_iter().flat_map_iter(of_pair).collect();
+        let mut sums = vec![0.0; num_exits * 2 * num_padded];
+        sums.par_chunks_mut(2 * num_padded).enumerate().for_each(|(exit, sums)| {
+            let (t, f) = sums.split_at_mut(num_padded);
+            (0..compact.num_images).for_each(|image| compact.add(exit, image, t, f));
+        });
+        Self { num_exits, num_padded, starts, widths, sums }
+    }
+
+    /// (2, padded P): T and F of one exit.
+    pub fn sums_of(&self, exit: usize) -> &[f64] {
+        &self.sums[exit * 2 * self.num_padded..][..2 * self.num_padded]
+    }
+
+    /// Widths of a chain with no step.
+    pub fn none(&self) -> Widths {
+        vec![0.0; 4 * self.num_padded]
+    }
+
+    /// Widths of a chain that ends with `last` when `next` follows.
+    pub fn extend(&self, before: &[f64], last: usize, next: usize, widths: &mut Widths) {
+        let start = self.starts[last * self.num_exits + next];
+        let step = &self.widths[start..start + 4 * self.num_padded];
+        widths.clear();
+        widths.extend(before.iter().zip(step).map(|(a, b)| a + b));
+    }
+}
+
+/// Ranges of the chain (first exit, second exit) with the image threshold in each group, (GROUPS, 4, padded classes):
+/// greatest T, least T, greatest U, least U.
+pub(crate) struct Start {
+    num_padded: usize,
+    ranges: Vec<f64>,
+}
+
+impl Start {
+    /// `group_of[image]` is the image's group in the order of the first gate.
+    pub fn new(compact: &Compact, first: usize, second: usize, group_of: &[u8]) -> Self {
+        let num_padded = compact.padded();
+        let sums = Isa::best().run(GroupSums { compact, first, second, group_of });
+        // sums of float32 terms are off by at most this part of themselves; what is smaller is both less what is larger
+        let off = (compact.num_images + 2) as f64 * f64::from(f32::EPSILON) / 2.0;
+        let sum = |group: usize, of: usize, which: usize, class: usize| {
+            f64::from(sums[(group * 6 + 2 * of + which) * num_padded + class])
+        };
+        let mut ranges = vec![0.0; GROUPS * 4 * num_padded];
+        for class in 0..num_padded {
+            for which in 0..2 {
+                let base = if which == 0 { 0.0 } else { compact.truth[class] };
+                let mut behind: f64 = (0..GROUPS).map(|group| sum(group, 1, which, class)).sum();
+                let mut before = 0.0;
+                for group in 0..GROUPS {
+                    behind -= sum(group, 1, which, class);
+                    let [one, two, high] = [0, 1, 2].map(|of| sum(group, of, which, class));
+                    let sure = before + behind.max(0.0);
+                    let slack = 2.0 * off * (sure + one + two + high);
+                    ranges[(group * 4 + 2 * which) * num_padded + class] = base + sure + high + slack;
+                    ranges[(group * 4 + 2 * which + 1) * num_padded + class] = base + sure + one + two - high - slack;
+                    before += sum(group, 0, which, class);
+                }
+            }
+        }
+        Self { num_padded, ranges }
+    }
+
+    /// Ranges of T and of U with the threshold in a group, for a chain that goes on with these steps.
+    #[inline(always)]
+    pub fn widened(
+        &self,
+        group: usize,
+        widths: &[f64],
+        truth: &[f64],
+        [t_low, t_high, u_low, u_high]: [&mut [f64]; 4],
+    ) {
+        let n = self.num_padded;
+        let start = &self.ranges[group * 4 * n..][..4 * n];
+        let (of_both, of_wrong) = widths.split_at(2 * n);
+        let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
+        for class in 0..n {
+            t_high[class] = smaller(start[class] + t_rise[class], truth[class]);
+            t_low[class] = larger(start[n + class] - t_fall[class], 0.0);
+            u_high[class] = start[2 * n + class] + f_rise[class];
+            u_low[class] = larger(start[3 * n + class] - f_fall[class], truth[class]);
+        }
+    }
+}
+
+/// Widths of one step.
+struct PairSteps<'k> {
+    compact: &'k Compact,
+    a: usize,
+    b: usize,
+}
+
+impl Kernel for PairSteps<'_> {
+    type Output = Widths;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let n = self.compact.padded();
+        let mut widths = vec![0.0; 4 * n];
+        let (of_both, of_wrong) = widths.split_at_mut(2 * n);
+        for image in 0..self.compact.num_images {
+            let weight = self.compact.weight[image];
+            let (both_a, wrong_a) = self.compact.counts(self.a, image);
+            let (both_b, wrong_b) = self.compact.counts(self.b, image);
+            for (widths, a, b) in [(&mut *of_both, both_a, both_b), (&mut *of_wrong, wrong_a, wrong_b)] {
+                let (rise, fall) = widths.split_at_mut(n);
+                let (rise, fall, a, b) = (&mut rise[..n], &mut fall[..n], &a[..n], &b[..n]);
+                for class in 0..n {
+                    rise[class] += weight * f64::from(b[class].saturating_sub(a[class]));
+                    fall[class] += weight * f64::from(a[class].saturating_sub(b[class]));
+                }
+            }
+        }
+        widths
+    }
+}
+
+/// (GROUPS, 6, padded P): T and F of the first exit, of the second, of the larger.
+struct GroupSums<'k> {
+    compact: &'k Compact,
+    first: usize,
+    second: usize,
+    group_of: &'k [u8],
+}
+
+impl Kernel for GroupSums<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let n = self.compact.padded();
+        let mut sums = vec![0.0f32; GROUPS * 6 * n];
+        for image in 0..self.compact.num_images {
+            let weight = self.compact.weight[image] as f32;
+            let sums = &mut sums[usize::from(self.group_of[image]) * 6 * n..][..6 * n];
+            let (ones, rest) = sums.split_at_mut(2 * n);
+            let (twos, highs) = rest.split_at_mut(2 * n);
+            let a = wide(self.compact.both_counts(self.first, image));
+            let b = wide(self.compact.both_counts(self.second, image));
+            for (chunk, (a, b)) in a.iter().zip(b).enumerate() {
+                let (x, y) = (scaled(a, weight), scaled(b, weight));
+                add(&mut wide_mut(ones)[chunk], &x);
+                add(&mut wide_mut(twos)[chunk], &y);
+                add(&mut wide_mut(highs)[chunk], &larger_of(&x, &y));
+            }
+        }
+        sums
+    }
+}
+
+/// Arrays of `WIDE` numbers, which become one vector each.
+#[inline(always)]
+fn wide(counts: &[u32]) -> &[[u32; WIDE]] {
+    counts.as_chunks().0
+}
+
+#[inline(always)]
+fn wide_mut(sums: &mut [f32]) -> &mut [[f32; WIDE]] {
+    sums.as_chunks_mut().0
+}
+
+#[inline(always)]
+fn scaled(counts: &[u32; WIDE], weight: f32) -> [f32; WIDE] {
+    let mut scaled = [0.0; WIDE];
+    scaled.iter_mut().zip(counts).for_each(|(value, count)| *value = weight * *count as f32);
+    scaled
+}
+
+#[inline(always)]
+fn add(sums: &mut [f32; WIDE], values: &[f32; WIDE]) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+}
+
+#[inline(always)]
+fn larger_of(a: &[f32; WIDE], b: &[f32; WIDE]) -> [f32; WIDE] {
+    let mut larger = *a;
+    larger.iter_mut().zip(b).for_each(|(a, b)| *a = if *a > *b { *a } else { *b });
+    larger
+}
+
+/// What is known of a group of configurations besides the affine part.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spread {
+    pub remainder: f64,
+    pub greatest: f64,
+}
+
+/// Two upper bounds on the metric for a chain with the image threshold in each group: the remainder of the affine bound,
+/// which is tight near the anchor, and the sum of w Th / Ul, which holds anywhere.
+pub(crate) struct Remainders<'k> {
+    pub anchor: &'k Anchor,
+    pub truth: &'k [f64],
+    pub start: &'k Start,
+    pub widths: &'k [f64],
+}
+
+impl Kernel for Remainders<'_> {
+    type Output = [Spread; GROUPS];
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let n = self.start.num_padded;
+        let truth = &self.truth[..n];
+        let mut spreads = [Spread::default(); GROUPS];
+        let mut ranges = vec![0.0; 4 * n];
+        let (of_t, of_u) = ranges.split_at_mut(2 * n);
+        let ((t_low, t_high), (u_low, u_high)) = (of_t.split_at_mut(n), of_u.split_at_mut(n));
+        for (group, spread) in spreads.iter_mut().enumerate() {
+            self.start.widened(group, self.widths, truth, [&mut *t_low, &mut *t_high, &mut *u_low, &mut *u_high]);
+            spread.remainder = self.anchor.remainder(t_low, t_high, u_low, u_high);
+            spread.greatest = self.anchor.greatest(t_high, u_low);
+        }
+        spreads
+    }
+}
+
+/// The same two bounds for a chain with its first image threshold anywhere: `alone` are the sums of its first exit, and
+/// `widths` has all steps of the chain.
+pub(crate) struct Whole<'k> {
+    pub anchor: &'k Anchor,
+    pub truth: &'k [f64],
+    pub alone: &'k [f64],
+    pub widths: &'k [f64],
+}
+
+impl Kernel for Whole<'_> {
+    type Output = Spread;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let n = self.truth.len();
+        let mut ranges = vec![0.0; 4 * n];
+        let (of_t, of_u) = ranges.split_at_mut(2 * n);
+        let ((t_low, t_high), (u_low, u_high)) = (of_t.split_at_mut(n), of_u.split_at_mut(n));
+        let (t, f) = self.alone.split_at(n);
+        let (of_both, of_wrong) = self.widths.split_at(2 * n);
+        let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
+        for class in 0..n {
+            t_high[class] = smaller(t[class] + t_rise[class], self.truth[class]);
+            t_low[class] = larger(t[class] - t_fall[class], 0.0);
+            u_high[class] = self.truth[class] + f[class] + f_rise[class];
+            u_low[class] = self.truth[class] + larger(f[class] - f_fall[class], 0.0);
+        }
+        Spread {
+            remainder: self.anchor.remainder(t_low, t_high, u_low, u_high),
+            greatest: self.anchor.greatest(t_high, u_low),
+        }
+    }
+}
