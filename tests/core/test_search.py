@@ -377,6 +377,19 @@ def test_what_is_known_changes_nothing(table, data):
     )
 
 
+def test_what_is_known_may_be_outside_the_space():
+    table = random_table(4)
+    known = mess_core.search(table, max_cost=1e9).best.configuration
+    assert len(known.exits) > 1
+    assert mess_core.search(table, max_cost=1e9, max_exits=1, known=[known]).found == (
+        mess_core.search(table, max_cost=1e9, max_exits=1).found
+    )
+    forbidden = {"forbidden_exits": known.exits[:1]}
+    assert mess_core.search(table, max_cost=1e9, known=[known], **forbidden).found == (
+        mess_core.search(table, max_cost=1e9, **forbidden).found
+    )
+
+
 def test_an_infeasible_search_names_what_comes_nearest():
     table = random_table(5)
     outcome = mess_core.search(table, min_accuracy=1.0)

@@ -323,7 +323,9 @@ impl Shared<'_, '_> {
         let Evaluation { found, position } = evaluate(self.table, self.query.scoring, configuration)?;
         let exits = &configuration.exits;
         let space = &self.query.space;
-        let is_wanted = exits.len() <= space.max_exits && self.is_wanted(exits);
+        if exits.len() > space.max_exits || !self.is_wanted(exits) {
+            return Ok(());
+        }
         let is_within = match self.query.scoring.setting {
             Setting::InputDependent => {
                 let size = self.compact.padded();
@@ -342,7 +344,7 @@ impl Shared<'_, '_> {
             Setting::Budgeted => self.is_static_within_limits(exits),
             Setting::Anytime { .. } => false, // found again at once
         };
-        if is_wanted && is_within {
+        if is_within {
             self.incumbents.offer(found.cost, found.accuracy, || found.clone());
         }
         Ok(())
