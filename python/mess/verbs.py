@@ -150,9 +150,8 @@ def search_run(
         Results by name.
     """
     chosen = settings or SearchSettings()
-    is_file = source.is_file()
-    folder = source.parent if is_file else source
-    table = CalibrationTable.load(source) if is_file else _table(folder, split)
+    folder = source.parent if source.is_file() else source
+    table = _table(source, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
     told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
@@ -180,7 +179,7 @@ def search_baselines(
     source: Path, *, split: str, target: Target, settings: SearchSettings
 ) -> dict[str, Configuration | None]:
     """What a single exit, uniform placement and a greedy choice reach for the same target."""
-    table = CalibrationTable.load(source) if source.is_file() else _table(source, split)
+    table = _table(source, split)
 
     def one(**other: Any) -> SearchResult:
         return settings.search(table, target, **other)
@@ -334,11 +333,14 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def _table(folder: Path, split: str) -> CalibrationTable:
-    runs.RunSettings.load(folder)  # says so when this is no run folder
-    path = folder / f"table-{split}.safetensors"
+def _table(source: Path, split: str) -> CalibrationTable:
+    """A table file, or the table of `split` in a run folder."""
+    if source.is_file():
+        return CalibrationTable.load(source)
+    runs.RunSettings.load(source)  # says so when this is no run folder
+    path = source / f"table-{split}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {folder} --split {split}` first")
+        raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
     return CalibrationTable.load(path)
 
 

@@ -72,8 +72,8 @@ def tradeoff_figure(
         [100 * c.promise["accuracy"] for c in front.configurations],
         color=BLUE,
         drawstyle="steps-post",
-        label=f"best of {front.space:.2g} configurations"
-        + (" (proven)" if front.gap == 0 else f" (within {100 * front.gap:.2g} pp)"),
+        label=f"best of {front.outcome.space:.2g} configurations"
+        + (" (proven)" if front.outcome.gap == 0 else f" (within {100 * front.outcome.gap:.2g} pp)"),
     )
     axes.plot(
         front.baseline_cost / scale, 100 * front.baseline_accuracy, "s", color="black", label="the original network"

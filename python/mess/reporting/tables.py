@@ -36,12 +36,13 @@ def points_table(network: MultiExitNetwork) -> Table:
 
 def search_text(name: str, result: SearchResult) -> str:
     """What a search found and what it proves, in two or three lines."""
+    outcome = result.outcome
     proof = (
-        f"{result.status}: {result.explored:,} sets bounded and {result.evaluated:,} configurations evaluated of "
-        f"{result.space:.3g}"
+        f"{outcome.status}: {outcome.explored:,} sets bounded and {outcome.evaluated:,} configurations evaluated of "
+        f"{outcome.space:.3g}"
     )
-    if result.status == "stopped":
-        proof += f", gap {result.gap:.2%} certified" if result.gap < 1 else ", nothing certified yet"
+    if outcome.status == "stopped":
+        proof += f", gap {outcome.gap:.2%} certified" if outcome.gap < 1 else ", nothing certified yet"
     if name == "front":
         return f"front: {len(result.configurations)} configurations\n  {proof}"
     if not result.configurations:
@@ -65,13 +66,13 @@ def baselines_text(result: SearchResult, simpler: Mapping[str, Configuration | N
 def search_json(result: SearchResult) -> dict[str, Any]:
     """The JSON object that `mess search --json` prints for each target."""
     return {
-        "status": result.status,
-        "bound": result.bound,
-        "gap": result.gap,
-        "explored": result.explored,
-        "evaluated": result.evaluated,
-        "covered": result.covered,
-        "space": result.space,
+        "status": result.outcome.status,
+        "bound": result.outcome.bound,
+        "gap": result.outcome.gap,
+        "explored": result.outcome.explored,
+        "evaluated": result.outcome.evaluated,
+        "covered": result.outcome.covered,
+        "space": result.outcome.space,
         "original": {"accuracy": result.baseline_accuracy, "cost": result.baseline_cost},
         "configurations": [configuration.to_json() for configuration in result.configurations],
         "nearest": None if result.nearest is None else result.nearest.to_json(),

@@ -17,23 +17,21 @@ from mess_core import Found, Metric, Outcome, Progress, Setting, Status
 class SearchResult:
     """Configurations found: the best one, or the front by rising cost.
 
-    status: `optimal`, `infeasible` or `stopped`, see `mess_core.Outcome`.
     baseline_accuracy, baseline_cost: the final exit alone.
     nearest: when infeasible, what comes nearest to the target.
-    bound, gap, explored, evaluated, covered, space: the proof, see `mess_core.Outcome`.
+    outcome: the same in indices, with the proof: bound, gap, what was explored and covered.
     """
 
-    status: Status
     configurations: tuple[Configuration, ...]
     baseline_accuracy: float
     baseline_cost: float
     nearest: Configuration | None
-    bound: float
-    gap: float
-    explored: int
-    evaluated: int
-    covered: float
-    space: float
+    outcome: Outcome
+
+    @property
+    def status(self) -> Status:
+        """`optimal`, `infeasible` or `stopped`, see `mess_core.Outcome`."""
+        return self.outcome.status
 
     @property
     def best(self) -> Configuration:
@@ -128,7 +126,7 @@ def search(
         _index("class_names", table.class_names, name): max(0.0, float(class_iou[table.class_names.index(name)]) - drop)
         for name, drop in (max_class_drop or {}).items()
     }
-    outcome: Outcome = mess_core.search(
+    outcome = mess_core.search(
         arrays,
         setting=setting,
         min_accuracy=min_accuracy,
@@ -149,17 +147,11 @@ def search(
         progress=progress,
     )
     return SearchResult(
-        status=outcome.status,
         configurations=tuple(_configuration(table, found, setting, cost) for found in outcome.found),
         baseline_accuracy=baseline_accuracy,
         baseline_cost=baseline_cost,
         nearest=None if outcome.nearest is None else _configuration(table, outcome.nearest, setting, cost),
-        bound=outcome.bound,
-        gap=outcome.gap,
-        explored=outcome.explored,
-        evaluated=outcome.evaluated,
-        covered=outcome.covered,
-        space=outcome.space,
+        outcome=outcome,
     )
 
 

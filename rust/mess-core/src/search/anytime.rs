@@ -34,8 +34,7 @@ pub(crate) fn search(shared: &Shared<'_, '_>, horizon: f64, min_final_accuracy: 
             Chains { shared, horizon, min_final_accuracy, accuracies, targets, version, explored: 0, evaluated: 0 };
         chains.follow(&mut vec![start], 0.0);
         shared.control.count(chains.explored, chains.evaluated);
-        let best = shared.incumbents.found().last().map(|best| (best.cost, best.accuracy));
-        shared.control.finish_task(0.0, best);
+        shared.control.finish_task(0.0, shared.incumbents.last_value());
     });
 }
 

@@ -11,12 +11,10 @@
 use rayon::prelude::*;
 
 use super::bound::{Anchor, Values};
-use super::compact::{Compact, NEVER};
+use super::compact::{Compact, Mixture, NEVER};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
-use super::limits::mean;
 use super::objective::{Objective, Setting};
-use super::outcome::{Configuration, Found, Gate};
 use super::table::Costs;
 use crate::isa::Isa;
 
@@ -168,47 +166,26 @@ pub(crate) fn hull(pool: &[&Valued]) -> Vec<usize> {
 }
 
 /// Accuracy per cost from the first to the second.
-pub(crate) fn slope(pool: &[&Valued], pair: &[usize]) -> f64 {
+fn slope(pool: &[&Valued], pair: &[usize]) -> f64 {
     let (a, b) = (pool[pair[0]], pool[pair[1]]);
     (b.accuracy - a.accuracy) / (b.cost - a.cost).max(f64::MIN_POSITIVE)
 }
 
 /// Exact value of a choice, which is offered when space and limits allow it.
 fn valued(shared: &Shared<'_, '_>, choice: Choice) -> Valued {
-    let (compact, query) = (shared.compact, &shared.query);
-    let classes = compact.padded();
-    let (mut t, mut f) = (vec![0.0; classes], vec![0.0; classes]);
-    let mut stopped = vec![0u64; choice.exits.len()];
-    let mut weights = vec![0.0; choice.exits.len()];
+    let compact = shared.compact;
     let levels: Vec<(&[u32], u32)> = (choice.exits.iter().zip(&choice.gates))
         .map(|(exit, (pixel, number))| (&compact.gate(*exit, *pixel).levels[..], *number))
         .collect();
+    let mut mixture = Mixture::new(compact, choice.exits.len());
     for image in 0..compact.num_images {
         let at = levels.iter().position(|(levels, number)| levels[image] <= *number).unwrap_or(levels.len());
-        compact.add(choice.exits[at], image, &mut t, &mut f);
-        stopped[at] += 1;
-        weights[at] += compact.weight[image];
+        mixture.add(compact, choice.exits[at], at, image);
     }
-    let costs = shared.table.costs(query.scoring.column);
-    let cost = mean(&stop_costs(costs, Setting::InputDependent, &choice.exits), &weights, compact.total_weight);
-    let accuracy = compact.metric(query.scoring.metric, &t, &f);
-    if shared.is_within_limits(&choice.exits, &stopped, &weights, &t, &f) {
-        shared.incumbents.offer(cost, accuracy, || Found {
-            configuration: Configuration {
-                gates: (choice.exits.iter().zip(&choice.gates))
-                    .map(|(exit, &(pixel, number))| Gate {
-                        pixel_threshold: pixel,
-                        image_threshold: compact.gate(*exit, pixel).thresholds[number as usize],
-                    })
-                    .collect(),
-                exits: choice.exits.clone(),
-            },
-            cost,
-            accuracy,
-            stopped,
-        });
-    }
-    Valued { choice, cost, accuracy, t, f }
+    let costs = shared.table.costs(shared.query.scoring.column);
+    let stop_costs = stop_costs(costs, Setting::InputDependent, &choice.exits);
+    let (cost, accuracy) = shared.offer_mixture(&choice.exits, choice.gates.iter().copied(), &stop_costs, &mixture);
+    Valued { choice, cost, accuracy, t: mixture.t, f: mixture.f }
 }
 
 /// Ascents in one family at one multiplier.
@@ -291,7 +268,7 @@ impl<'t> Ascent<'_, '_, 't> {
     /// Put the best exit and gate in the place of the one at `at`.
     fn replace(&self, worth: &Worth<'_, '_>, choice: &mut Choice, at: usize) {
         if at + 1 < choice.exits.len() {
-            if let Some((_, exit, gate)) = self.best_gate(worth, choice, at) {
+            if let Some((exit, gate)) = self.best_gate(worth, choice, at) {
                 choice.exits[at] = exit;
                 choice.gates[at] = gate;
             }
@@ -312,9 +289,8 @@ impl<'t> Ascent<'_, '_, 't> {
         }
     }
 
-    /// The exit between its neighbours and the gate that suit best at position `at`, with all else as in `choice`; and
-    /// what it is worth.
-    fn best_gate(&self, worth: &Worth<'_, '_>, choice: &Choice, at: usize) -> Option<(f32, usize, (usize, u32))> {
+    /// The exit between its neighbours and the gate that suit best at position `at`, with all else as in `choice`.
+    fn best_gate(&self, worth: &Worth<'_, '_>, choice: &Choice, at: usize) -> Option<(usize, (usize, u32))> {
         let compact = worth.compact;
         let num_images = compact.num_images;
         let reaching = reaching(compact, choice, at);
@@ -364,7 +340,7 @@ impl<'t> Ascent<'_, '_, 't> {
                 }
             }
         }
-        best
+        best.map(|(_, exit, gate)| (exit, gate))
     }
 }
 

@@ -42,6 +42,40 @@ pub(crate) struct Compact {
     gates: Vec<GateOrder>,
 }
 
+/// Exact sums over the images of a mixture of exits.
+#[derive(Debug, Clone)]
+pub(crate) struct Mixture {
+    /// (padded P,) sums of T and F.
+    pub t: Vec<f64>,
+    pub f: Vec<f64>,
+    /// Images and weight that stop at each exit.
+    pub images: Vec<u32>,
+    pub weight: Vec<f64>,
+}
+
+impl Mixture {
+    /// No image yet.
+    pub fn new(compact: &Compact, exits: usize) -> Self {
+        let padded = compact.padded();
+        Self { t: vec![0.0; padded], f: vec![0.0; padded], images: vec![0; exits], weight: vec![0.0; exits] }
+    }
+
+    /// `image` stops at `exit`, the mixture's number `at`.
+    pub fn add(&mut self, compact: &Compact, exit: usize, at: usize, image: usize) {
+        compact.add(exit, image, &mut self.t, &mut self.f);
+        self.images[at] += 1;
+        self.weight[at] += compact.weight[image];
+    }
+
+    /// Become a copy of another one, without allocating.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.t.copy_from_slice(&other.t);
+        self.f.copy_from_slice(&other.f);
+        self.images.copy_from_slice(&other.images);
+        self.weight.copy_from_slice(&other.weight);
+    }
+}
+
 /// One gate (exit, pixel threshold): the order in which a falling image threshold lets images go.
 ///
 /// Its image thresholds are numbered from the largest; with threshold number q, an image leaves when its level is <= q.

@@ -12,22 +12,22 @@
 //! better in the objective's total order, or with a set whose bound shows that it holds nothing that is equal or better.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::anytime;
 use super::ascent::{Family, Valued, ascend, hull, interesting_costs, multiplier_at};
 use super::bound::Anchor;
-use super::compact::Compact;
+use super::compact::{Compact, Mixture};
+use super::control::{Control, Progress};
 use super::evaluate::{Evaluation, evaluate, exit_accuracy, total_cost};
 use super::field::Field;
 use super::incumbent::{Incumbents, Targets};
 use super::journal::Journal;
+use super::limits::mean;
 use super::objective::{Objective, Query, Setting};
-use super::outcome::{Configuration, Found, Outcome, Status};
+use super::outcome::{Configuration, Found, Gate, Outcome, Status};
 use super::regions::{Chain, GateRange, Regions};
 use super::spread::Steps;
 use super::table::Table;
@@ -43,97 +43,6 @@ const FRONT_GAPS: [f64; 4] = [0.01, 0.003, 0.001, 0.0003];
 const FEW_CHAINS: f64 = 2e7;
 /// Chains of good configurations that are searched before the passes.
 const POLISHED: usize = 24;
-
-/// Lets another thread watch and stop a search.
-#[derive(Debug)]
-pub struct Control {
-    /// Set to stop as soon as possible.
-    pub cancel: AtomicBool,
-    /// When to stop by itself.
-    pub deadline: Option<Instant>,
-    /// Only every `count`-th task of each pass, from number `index` on; the rest is for others.
-    pub part: (usize, usize),
-    progress: Mutex<Progress>,
-    explored: AtomicU64,
-    evaluated: AtomicU64,
-}
-
-/// How far a search is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
-    /// Tasks of this pass, finished and in all.
-    pub tasks: (usize, usize),
-    /// Gap that this pass will certify, and that the one before certified (infinite before the first).
-    pub gaps: (f64, f64),
-    /// Configurations that this pass examined or excluded.
-    pub covered: f64,
-    /// Cost and accuracy of the best configuration, of the most accurate one of a front.
-    pub best: Option<(f64, f64)>,
-    /// Sets of configurations whose bound was computed.
-    pub explored: u64,
-    /// Configurations whose exact value was computed.
-    pub evaluated: u64,
-}
-
-impl Default for Control {
-    fn default() -> Self {
-        let gaps = (f64::INFINITY, f64::INFINITY);
-        let progress = Progress { tasks: (0, 0), gaps, covered: 0.0, best: None, explored: 0, evaluated: 0 };
-        Self {
-            cancel: AtomicBool::new(false),
-            deadline: None,
-            part: (0, 1),
-            progress: Mutex::new(progress),
-            explored: AtomicU64::new(0),
-            evaluated: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Control {
-    /// How far the search is.
-    pub fn progress(&self) -> Progress {
-        Progress {
-            explored: self.explored.load(Ordering::Relaxed),
-            evaluated: self.evaluated.load(Ordering::Relaxed),
-            ..*self.lock()
-        }
-    }
-
-    /// Whether to stop.
-    pub(crate) fn stopped(&self) -> bool {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.cancel.store(true, Ordering::Relaxed);
-        }
-        self.cancel.load(Ordering::Relaxed)
-    }
-
-    /// Begin a pass; `covered` of its configurations are known already.
-    pub(crate) fn begin(&self, tasks: usize, gap: f64, covered: f64) {
-        let mut progress = self.lock();
-        (progress.tasks, progress.gaps.0, progress.covered) = ((0, tasks), gap, covered);
-    }
-
-    pub(crate) fn finish_task(&self, covered: f64, best: Option<(f64, f64)>) {
-        let mut progress = self.lock();
-        progress.tasks.0 += 1;
-        progress.covered += covered;
-        progress.best = best;
-    }
-
-    fn certify(&self, gap: f64) {
-        self.lock().gaps.1 = gap;
-    }
-
-    pub(crate) fn count(&self, explored: u64, evaluated: u64) {
-        self.explored.fetch_add(explored, Ordering::Relaxed);
-        self.evaluated.fetch_add(evaluated, Ordering::Relaxed);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
 
 /// One search, shared by its threads.
 pub(crate) struct Shared<'a, 't> {
@@ -290,7 +199,7 @@ impl Shared<'_, '_> {
                         journal.finish(wanted, &name, &self.incumbents.found());
                     }
                 }
-                let best = self.incumbents.found().last().map(|best| (best.cost, best.accuracy));
+                let best = self.incumbents.last_value();
                 self.control.finish_task(self.task_size(field, exit, pixel), best);
             });
             if self.control.stopped() {
@@ -328,18 +237,13 @@ impl Shared<'_, '_> {
         }
         let is_within = match self.query.scoring.setting {
             Setting::InputDependent => {
-                let size = self.compact.padded();
-                let (mut t, mut f) = (vec![0.0; size], vec![0.0; size]);
-                let mut weights = vec![0.0; exits.len()];
-                for (image, &at) in position.iter().enumerate() {
-                    self.compact.add(exits[at], image, &mut t, &mut f);
-                    weights[at] += self.compact.weight[image];
-                }
+                let mut mixture = Mixture::new(self.compact, exits.len());
+                position.iter().enumerate().for_each(|(image, &at)| mixture.add(self.compact, exits[at], at, image));
                 let is_offered = (exits.iter().zip(&configuration.gates)).all(|(exit, gate)| {
                     let thresholds = &self.compact.gate(*exit, gate.pixel_threshold).thresholds;
                     thresholds.contains(&gate.image_threshold)
                 });
-                is_offered && self.is_within_limits(exits, &found.stopped, &weights, &t, &f)
+                is_offered && self.is_within_limits(exits, &mixture)
             }
             Setting::Budgeted => self.is_static_within_limits(exits),
             Setting::Anytime { .. } => false, // found again at once
@@ -408,7 +312,7 @@ impl Shared<'_, '_> {
         let cost = total_cost(costs, self.query.scoring.setting, &[exit]);
         // the same arithmetic as of a mixture, so that the bits are those of `evaluate`
         let total = self.compact.total_weight;
-        let cost = super::limits::mean(&[cost], &[total], total);
+        let cost = mean(&[cost], &[total], total);
         let accuracy = exit_accuracy(self.table, self.query.scoring.metric, exit);
         let stopped = vec![self.table.num_images() as u64];
         let configuration = Configuration::single(exit);
@@ -433,21 +337,45 @@ impl Shared<'_, '_> {
         self.has_class_floors(&t, &f) && self.is_within_cost_limits(exits, &weights)
     }
 
-    /// Everything that space and limits ask of a mixture.
-    pub(crate) fn is_within_limits(
+    /// Exact (cost, accuracy) of a mixture, which is offered when space and limits allow it: `gates` are (pixel threshold,
+    /// number of the image threshold), `stop_costs` those of the exits.
+    pub(crate) fn offer_mixture(
         &self,
         exits: &[usize],
-        stopped: &[u64],
-        weights: &[f64],
-        t: &[f64],
-        f: &[f64],
-    ) -> bool {
+        gates: impl Iterator<Item = (usize, u32)>,
+        stop_costs: &[f64],
+        mixture: &Mixture,
+    ) -> (f64, f64) {
+        let compact = self.compact;
+        let cost = mean(stop_costs, &mixture.weight, compact.total_weight);
+        let accuracy = compact.metric(self.query.scoring.metric, &mixture.t, &mixture.f);
+        if self.is_within_limits(exits, mixture) {
+            self.incumbents.offer(cost, accuracy, || Found {
+                configuration: Configuration {
+                    exits: exits.to_vec(),
+                    gates: (exits.iter().zip(gates))
+                        .map(|(exit, (pixel, number))| Gate {
+                            pixel_threshold: pixel,
+                            image_threshold: compact.gate(*exit, pixel).thresholds[number as usize],
+                        })
+                        .collect(),
+                },
+                cost,
+                accuracy,
+                stopped: mixture.images.iter().map(|images| u64::from(*images)).collect(),
+            });
+        }
+        (cost, accuracy)
+    }
+
+    /// Everything that space and limits ask of a mixture.
+    fn is_within_limits(&self, exits: &[usize], mixture: &Mixture) -> bool {
         let share = self.query.space.min_share * self.compact.total_weight;
         self.is_wanted(exits)
-            && stopped.iter().all(|images| *images > 0)
-            && weights.iter().all(|weight| *weight >= share)
-            && self.has_class_floors(t, f)
-            && self.is_within_cost_limits(exits, weights)
+            && mixture.images.iter().all(|images| *images > 0)
+            && mixture.weight.iter().all(|weight| *weight >= share)
+            && self.has_class_floors(&mixture.t, &mixture.f)
+            && self.is_within_cost_limits(exits, &mixture.weight)
     }
 
     fn has_class_floors(&self, t: &[f64], f: &[f64]) -> bool {

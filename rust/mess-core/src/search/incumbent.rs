@@ -61,6 +61,11 @@ impl Incumbents {
         lock(&self.found).clone()
     }
 
+    /// (cost, accuracy) of the best configuration, of a front the most accurate one.
+    pub fn last_value(&self) -> Option<(f64, f64)> {
+        lock(&self.found).last().map(|best| (best.cost, best.accuracy))
+    }
+
     /// Take a configuration into account; it is built only when it is wanted.
     pub fn offer(&self, cost: f64, accuracy: f64, build: impl FnOnce() -> Found) {
         if !self.objective.allows(cost, accuracy) || self.is_beaten(&lock(&self.found), cost, accuracy) {

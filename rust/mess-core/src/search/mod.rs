@@ -14,6 +14,7 @@ mod anytime;
 mod ascent;
 mod bound;
 mod compact;
+pub mod control;
 pub mod engine;
 mod envelope;
 pub mod evaluate;
@@ -29,7 +30,8 @@ mod spread;
 pub mod table;
 mod tails;
 
-pub use engine::{Control, Progress, search};
+pub use control::{Control, Progress};
+pub use engine::search;
 pub use evaluate::{Evaluation, evaluate};
 pub use limits::{CostLimit, Limits, Statistic};
 pub use objective::{Metric, Objective, Query, Scoring, Setting};

@@ -83,7 +83,7 @@ pub struct Outcome {
     pub bound: f64,
     /// How far `found` may be from the optimum: |bound - value| / |value|; for a front `bound` itself. 0 when optimal.
     pub gap: f64,
-    /// Boxes whose bound was computed.
+    /// Sets of configurations whose bound was computed.
     pub explored: u64,
     /// Configurations whose exact value was computed.
     pub evaluated: u64,

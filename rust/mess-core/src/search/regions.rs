@@ -10,13 +10,12 @@
 //! left is evaluated exactly, one by one.
 
 use super::bound::{Anchor, MARGIN, Ranges};
-use super::compact::Compact;
+use super::compact::{Compact, Mixture};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::incumbent::Targets;
 use super::limits::{Statistic, mean};
 use super::objective::Setting;
-use super::outcome::{Configuration, Found, Gate};
 use crate::isa::Kernel;
 
 /// Intervals into which a gate that nothing is decided about is split, and later ones.
@@ -24,7 +23,7 @@ const FIRST_PIECES: usize = 24;
 const PIECES: usize = 8;
 /// Combinations of image thresholds that are evaluated one by one instead of bounded.
 const FEW: usize = 48;
-/// Multipliers tried on one box.
+/// Multipliers tried on one region.
 const MULTIPLIERS: usize = 6;
 
 /// What is decided about one gate.
@@ -51,12 +50,8 @@ pub(crate) struct Chain<'a> {
 #[derive(Debug, Clone)]
 struct Region {
     gates: Vec<GateRange>,
-    /// Sums over the images that can reach one exit only.
-    t: Vec<f64>,
-    f: Vec<f64>,
-    /// Images and weight that certainly stop at each exit.
-    images: Vec<u32>,
-    weight: Vec<f64>,
+    /// The images that can reach one exit only.
+    certain: Mixture,
     /// The others.
     free: Vec<Free>,
 }
@@ -69,7 +64,7 @@ struct Free {
     reach: u32,
 }
 
-/// A box with its bound worked out.
+/// A region with its bound worked out.
 struct Bounded {
     /// (free, exits): value of each image at each exit.
     values: Vec<f64>,
@@ -125,10 +120,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let exits = self.chain.exits.len();
         let all = Region {
             gates,
-            t: vec![0.0; compact.padded()],
-            f: vec![0.0; compact.padded()],
-            images: vec![0; exits],
-            weight: vec![0.0; exits],
+            certain: Mixture::new(compact, exits),
             free: (0..compact.num_images as u32).map(|image| Free { image, reach: (1 << exits) - 1 }).collect(),
         };
         let root = self.refined(&all, None);
@@ -170,7 +162,8 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
     fn refined(&self, of: &Region, narrowed: Option<(usize, GateRange)>) -> Region {
         let compact = self.shared.compact;
-        let mut part = Region { free: Vec::with_capacity(of.free.len()), ..of.clone_sums() };
+        let mut part =
+            Region { gates: of.gates.clone(), certain: of.certain.clone(), free: Vec::with_capacity(of.free.len()) };
         if let Some((gate, range)) = narrowed {
             part.gates[gate] = range;
         }
@@ -204,9 +197,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             }
             if reach & (reach - 1) == 0 {
                 let at = reach.trailing_zeros() as usize;
-                compact.add(self.chain.exits[at], image, &mut part.t, &mut part.f);
-                part.images[at] += 1;
-                part.weight[at] += compact.weight[image];
+                part.certain.add(compact, self.chain.exits[at], at, image);
             } else {
                 part.free.push(Free { image: free.image, reach });
             }
@@ -220,9 +211,10 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let share = self.shared.query.space.min_share * compact.total_weight;
         for at in 0..self.chain.exits.len() {
             let can = of.free.iter().filter(|free| free.reach >> at & 1 == 1);
-            let (images, weight) = can.fold((of.images[at], of.weight[at]), |(images, weight), free| {
-                (images + 1, weight + compact.weight[free.image as usize])
-            });
+            let (images, weight) = can
+                .fold((of.certain.images[at], of.certain.weight[at]), |(images, weight), free| {
+                    (images + 1, weight + compact.weight[free.image as usize])
+                });
             if images == 0 || weight < share {
                 return false;
             }
@@ -232,11 +224,11 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 .free
                 .iter()
                 .map(|free| costs[free.reach.trailing_zeros() as usize] * compact.weight[free.image as usize]);
-            (mean(costs, &of.weight, 1.0) + free.sum::<f64>()) / compact.total_weight
+            (mean(costs, &of.certain.weight, 1.0) + free.sum::<f64>()) / compact.total_weight
         };
         let within = |(costs, limit): &(Vec<f64>, f64)| cheapest(costs) * (1.0 - MARGIN) <= *limit;
         let reaches = |(exits, share): &(usize, f64)| {
-            let certain: f64 = of.weight[..*exits].iter().sum();
+            let certain: f64 = of.certain.weight[..*exits].iter().sum();
             let free = of.free.iter().filter(|free| (free.reach.trailing_zeros() as usize) < *exits);
             let weight: f64 = certain + free.map(|free| compact.weight[free.image as usize]).sum::<f64>();
             weight >= share * compact.total_weight
@@ -244,7 +236,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         self.chain.mean_limits.iter().all(within) && self.chain.quantiles.iter().all(reaches)
     }
 
-    /// The box's bound, or nothing when no target is within reach.
+    /// The region's bound, or nothing when no target is within reach.
     fn bounded(&self, of: &Region, multiplier: f64) -> Option<Bounded> {
         let compact = self.shared.compact;
         let truth = &compact.truth;
@@ -264,14 +256,14 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let remainder = anchor.remainder(&ranges.t_low, &ranges.t_high, &u_low, &u_high);
         let mut bounded = Bounded {
             values,
-            base: anchor.constant + remainder + anchor.value_of_sums(&of.t, &of.f),
-            base_cost: mean(&self.chain.stop_costs, &of.weight, compact.total_weight),
+            base: anchor.constant + remainder + anchor.value_of_sums(&of.certain.t, &of.certain.f),
+            base_cost: mean(&self.chain.stop_costs, &of.certain.weight, compact.total_weight),
             multiplier,
         };
         self.is_within_reach(of, &mut bounded).then_some(bounded)
     }
 
-    /// Whether some target may be reached in the box, as far as a few multipliers can tell; leaves the best one.
+    /// Whether some target may be reached in the region, as far as a few multipliers can tell; leaves the best one.
     fn is_within_reach(&self, of: &Region, bounded: &mut Bounded) -> bool {
         let mut corners = &self.targets.corners[..];
         // (multiplier, accuracy, cost) of the best points on both sides of the budget
@@ -462,8 +454,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 GateRange::Within { pixel, .. } => Some(&compact.gate(*exit, *pixel).levels[..]),
             })
             .collect();
-        let (mut t, mut f) = (of.t.clone(), of.f.clone());
-        let (mut images, mut weight) = (of.images.clone(), of.weight.clone());
+        let mut mixture = of.certain.clone();
         for number in 0..total {
             let mut rest = number;
             let thresholds: Vec<u32> = (choices.iter())
@@ -473,61 +464,19 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                     chosen
                 })
                 .collect();
-            t.copy_from_slice(&of.t);
-            f.copy_from_slice(&of.f);
-            images.copy_from_slice(&of.images);
-            weight.copy_from_slice(&of.weight);
+            mixture.copy_from(&of.certain);
             for free in &of.free {
                 let image = free.image as usize;
                 let stops = |at: &usize| levels[*at][image] <= thresholds[*at];
                 let at = (0..levels.len()).find(stops).unwrap_or(levels.len());
-                compact.add(self.chain.exits[at], image, &mut t, &mut f);
-                images[at] += 1;
-                weight[at] += compact.weight[image];
+                mixture.add(compact, self.chain.exits[at], at, image);
             }
             self.evaluated += 1;
-            self.offer(of, &thresholds, &t, &f, &images, &weight);
-        }
-    }
-
-    fn offer(&self, of: &Region, thresholds: &[u32], t: &[f64], f: &[f64], images: &[u32], weight: &[f64]) {
-        let (compact, query) = (self.shared.compact, &self.shared.query);
-        let exits = self.chain.exits;
-        let stopped: Vec<u64> = images.iter().map(|images| u64::from(*images)).collect();
-        if !self.shared.is_within_limits(exits, &stopped, weight, t, f) {
-            return;
-        }
-        let cost = mean(&self.chain.stop_costs, weight, compact.total_weight);
-        let accuracy = compact.metric(query.scoring.metric, t, f);
-        self.shared.incumbents.offer(cost, accuracy, || Found {
-            configuration: Configuration {
-                exits: exits.to_vec(),
-                gates: (of.gates.iter().zip(exits).zip(thresholds))
-                    .filter_map(|((gate, exit), number)| match *gate {
-                        GateRange::Open => None,
-                        GateRange::Within { pixel, .. } => Some(Gate {
-                            pixel_threshold: pixel,
-                            image_threshold: compact.gate(*exit, pixel).thresholds[*number as usize],
-                        }),
-                    })
-                    .collect(),
-            },
-            cost,
-            accuracy,
-            stopped,
-        });
-    }
-}
-
-impl Region {
-    fn clone_sums(&self) -> Self {
-        Self {
-            gates: self.gates.clone(),
-            t: self.t.clone(),
-            f: self.f.clone(),
-            images: self.images.clone(),
-            weight: self.weight.clone(),
-            free: Vec::new(),
+            let gates = of.gates.iter().zip(thresholds).filter_map(|(gate, number)| match *gate {
+                GateRange::Open => None,
+                GateRange::Within { pixel, .. } => Some((pixel, number)),
+            });
+            self.shared.offer_mixture(self.chain.exits, gates, &self.chain.stop_costs, &mixture);
         }
     }
 }
@@ -546,8 +495,12 @@ impl Kernel for FreeRanges<'_> {
     fn run(self) -> Self::Output {
         let n = self.compact.padded();
         let of = self.of;
-        let mut ranges =
-            Ranges { t_low: of.t.clone(), t_high: of.t.clone(), f_low: of.f.clone(), f_high: of.f.clone() };
+        let mut ranges = Ranges {
+            t_low: of.certain.t.clone(),
+            t_high: of.certain.t.clone(),
+            f_low: of.certain.f.clone(),
+            f_high: of.certain.f.clone(),
+        };
         let (mut lows, mut highs) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         for free in &of.free {
             let image = free.image as usize;

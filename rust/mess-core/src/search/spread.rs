@@ -35,8 +35,8 @@ pub(crate) struct Steps {
     /// Where the widths of a pair begin.
     starts: Vec<usize>,
     widths: Vec<f64>,
-    /// (E, 2, padded P): T and F of each exit.
-    sums: Vec<f64>,
+    /// (E, 4, padded P): T, T, U, U of each exit, in the order of `Start`.
+    alone: Vec<f64>,
 }
 
 impl Steps {
@@ -52,17 +52,21 @@ impl Steps {
         }
         let of_pair = |&(a, b): &(usize, usize)| Isa::best().run(PairSteps { compact, a, b });
         let widths = pairs.par_iter().flat_map_iter(of_pair).collect();
-        let mut sums = vec![0.0; num_exits * 2 * num_padded];
-        sums.par_chunks_mut(2 * num_padded).enumerate().for_each(|(exit, sums)| {
-            let (t, f) = sums.split_at_mut(num_padded);
-            (0..compact.num_images).for_each(|image| compact.add(exit, image, t, f));
+        let mut alone = vec![0.0; num_exits * 4 * num_padded];
+        alone.par_chunks_mut(4 * num_padded).enumerate().for_each(|(exit, alone)| {
+            let (of_t, of_u) = alone.split_at_mut(2 * num_padded);
+            let ((t, t_too), (u, u_too)) = (of_t.split_at_mut(num_padded), of_u.split_at_mut(num_padded));
+            u.copy_from_slice(&compact.truth);
+            (0..compact.num_images).for_each(|image| compact.add(exit, image, t, u));
+            t_too.copy_from_slice(t);
+            u_too.copy_from_slice(u);
         });
-        Self { num_exits, num_padded, starts, widths, sums }
+        Self { num_exits, num_padded, starts, widths, alone }
     }
 
-    /// (2, padded P): T and F of one exit.
-    pub fn sums_of(&self, exit: usize) -> &[f64] {
-        &self.sums[exit * 2 * self.num_padded..][..2 * self.num_padded]
+    /// Ranges of a chain of one exit, (4, padded P): T, T, U, U.
+    pub fn alone(&self, exit: usize) -> &[f64] {
+        &self.alone[exit * 4 * self.num_padded..][..4 * self.num_padded]
     }
 
     /// Widths of a chain with no step.
@@ -116,25 +120,25 @@ impl Start {
         Self { num_padded, ranges }
     }
 
-    /// Ranges of T and of U with the threshold in a group, for a chain that goes on with these steps.
+    /// The ranges with the threshold in a group, (4, padded P).
     #[inline(always)]
-    pub fn widened(
-        &self,
-        group: usize,
-        widths: &[f64],
-        truth: &[f64],
-        [t_low, t_high, u_low, u_high]: [&mut [f64]; 4],
-    ) {
-        let n = self.num_padded;
-        let start = &self.ranges[group * 4 * n..][..4 * n];
-        let (of_both, of_wrong) = widths.split_at(2 * n);
-        let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
-        for class in 0..n {
-            t_high[class] = smaller(start[class] + t_rise[class], truth[class]);
-            t_low[class] = larger(start[n + class] - t_fall[class], 0.0);
-            u_high[class] = start[2 * n + class] + f_rise[class];
-            u_low[class] = larger(start[3 * n + class] - f_fall[class], truth[class]);
-        }
+    pub fn of(&self, group: usize) -> &[f64] {
+        &self.ranges[group * 4 * self.num_padded..][..4 * self.num_padded]
+    }
+}
+
+/// Ranges of T and of U of a chain that begins with these ranges, (4, padded P) as in `Start`, and goes on with these
+/// steps.
+#[inline(always)]
+pub(crate) fn widened(start: &[f64], widths: &[f64], truth: &[f64], [t_low, t_high, u_low, u_high]: [&mut [f64]; 4]) {
+    let n = truth.len();
+    let (of_both, of_wrong) = widths.split_at(2 * n);
+    let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
+    for class in 0..n {
+        t_high[class] = smaller(start[class] + t_rise[class], truth[class]);
+        t_low[class] = larger(start[n + class] - t_fall[class], 0.0);
+        u_high[class] = start[2 * n + class] + f_rise[class];
+        u_low[class] = larger(start[3 * n + class] - f_fall[class], truth[class]);
     }
 }
 
@@ -240,65 +244,31 @@ pub(crate) struct Spread {
     pub greatest: f64,
 }
 
-/// Two upper bounds on the metric for a chain with the image threshold in each group: the remainder of the affine bound,
-/// which is tight near the anchor, and the sum of w Th / Ul, which holds anywhere.
-pub(crate) struct Remainders<'k> {
+/// Two upper bounds on the metric for a chain that begins with each of these ranges: the remainder of the affine bound,
+/// which is tight near the anchor, and the sum of w Th / Ul, which holds anywhere. The ranges are those of `Start::of`, one
+/// for each group, with the steps from the second exit on; or `Steps::alone` of the first exit, with all steps.
+pub(crate) struct Spreads<'k, const N: usize> {
     pub anchor: &'k Anchor,
     pub truth: &'k [f64],
-    pub start: &'k Start,
+    pub starts: [&'k [f64]; N],
     pub widths: &'k [f64],
 }
 
-impl Kernel for Remainders<'_> {
-    type Output = [Spread; GROUPS];
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let n = self.start.num_padded;
-        let truth = &self.truth[..n];
-        let mut spreads = [Spread::default(); GROUPS];
-        let mut ranges = vec![0.0; 4 * n];
-        let (of_t, of_u) = ranges.split_at_mut(2 * n);
-        let ((t_low, t_high), (u_low, u_high)) = (of_t.split_at_mut(n), of_u.split_at_mut(n));
-        for (group, spread) in spreads.iter_mut().enumerate() {
-            self.start.widened(group, self.widths, truth, [&mut *t_low, &mut *t_high, &mut *u_low, &mut *u_high]);
-            spread.remainder = self.anchor.remainder(t_low, t_high, u_low, u_high);
-            spread.greatest = self.anchor.greatest(t_high, u_low);
-        }
-        spreads
-    }
-}
-
-/// The same two bounds for a chain with its first image threshold anywhere: `alone` are the sums of its first exit, and
-/// `widths` has all steps of the chain.
-pub(crate) struct Whole<'k> {
-    pub anchor: &'k Anchor,
-    pub truth: &'k [f64],
-    pub alone: &'k [f64],
-    pub widths: &'k [f64],
-}
-
-impl Kernel for Whole<'_> {
-    type Output = Spread;
+impl<const N: usize> Kernel for Spreads<'_, N> {
+    type Output = [Spread; N];
 
     #[inline(always)]
     fn run(self) -> Self::Output {
         let n = self.truth.len();
+        let mut spreads = [Spread::default(); N];
         let mut ranges = vec![0.0; 4 * n];
         let (of_t, of_u) = ranges.split_at_mut(2 * n);
         let ((t_low, t_high), (u_low, u_high)) = (of_t.split_at_mut(n), of_u.split_at_mut(n));
-        let (t, f) = self.alone.split_at(n);
-        let (of_both, of_wrong) = self.widths.split_at(2 * n);
-        let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
-        for class in 0..n {
-            t_high[class] = smaller(t[class] + t_rise[class], self.truth[class]);
-            t_low[class] = larger(t[class] - t_fall[class], 0.0);
-            u_high[class] = self.truth[class] + f[class] + f_rise[class];
-            u_low[class] = self.truth[class] + larger(f[class] - f_fall[class], 0.0);
+        for (spread, start) in spreads.iter_mut().zip(self.starts) {
+            widened(start, self.widths, self.truth, [&mut *t_low, &mut *t_high, &mut *u_low, &mut *u_high]);
+            spread.remainder = self.anchor.remainder(t_low, t_high, u_low, u_high);
+            spread.greatest = self.anchor.greatest(t_high, u_low);
         }
-        Spread {
-            remainder: self.anchor.remainder(t_low, t_high, u_low, u_high),
-            greatest: self.anchor.greatest(t_high, u_low),
-        }
+        spreads
     }
 }

@@ -31,15 +31,14 @@ use super::envelope::{Envelope, ExitValues, Worths};
 use super::field::Field;
 use super::incumbent::Targets;
 use super::regions::{Chain, GateRange, Regions};
-use super::spread::{Remainders, Spread, Start, Whole, Widths};
+use super::spread::{Spread, Spreads, Start, Widths, widened};
 use super::table::Costs;
-use crate::isa::{Isa, Kernel};
+use crate::isa::Kernel;
 
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
     shared: &'s Shared<'a, 't>,
     field: &'s Field,
-    isa: Isa,
     exit: usize,
     pixel: usize,
     costs: Costs<'t>,
@@ -110,7 +109,6 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         Self {
             shared,
             field,
-            isa: Isa::best(),
             exit,
             pixel,
             costs,
@@ -167,7 +165,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         if self.shared.incumbents.version() != self.version {
             (self.version, self.targets) = self.shared.targets(self.field.band);
         }
-        let compact = self.shared.compact;
+        let (compact, isa) = (self.shared.compact, self.shared.isa);
         let (last, point) = (exits[exits.len() - 1], exits.len() - 1);
         let (next, values) = &self.deeper[point][index];
         let next = *next;
@@ -182,16 +180,16 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             self.explored += 1;
             let cost = (self.field.multiplier * (backbone + path.on_the_way + head)) as f32;
             let (best, last) = (path.best, &values[..]);
-            let sums = self.isa.run(TailSums { best, last, cost, shares: &self.shares, first: &self.first });
+            let sums = self.shared.isa.run(TailSums { best, last, cost, shares: &self.shares, first: &self.first });
             // the ranges of any assignment of the chain's exits are quick to have and often enough
-            let anchor = &self.field.anchor;
-            let alone = self.shared.steps.sums_of(self.exit);
-            let whole = self.isa.run(Whole { anchor, truth: &compact.truth, alone, widths: &all_widths });
-            let spreads = [whole; GROUPS];
-            if self.runs_alive(&sums, &spreads).is_some() {
+            let (anchor, truth) = (&self.field.anchor, &compact.truth[..]);
+            let starts = [self.shared.steps.alone(self.exit)];
+            let [whole] = isa.run(Spreads { anchor, truth, starts, widths: &all_widths });
+            if self.runs_alive(&sums, &[whole; GROUPS]).is_some() {
                 let (exit, groups) = (self.exit, self.group_of);
                 let start = start.get_or_insert_with(|| Start::new(compact, exit, exits[1], groups));
-                let spreads = self.isa.run(Remainders { anchor, truth: &compact.truth, start, widths: &widths });
+                let starts = std::array::from_fn(|group| start.of(group));
+                let spreads = isa.run(Spreads { anchor, truth, starts, widths: &widths });
                 match self.runs_alive(&sums, &spreads) {
                     Some((height, runs)) if exits.len() == 2 => {
                         let gates = self.first_gate(runs).into_iter().collect::<Vec<_>>();
@@ -270,7 +268,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let compact = self.shared.compact;
         let n = compact.padded();
         let [mut t_low, mut t_high, mut u_low, mut u_high] = [(); 4].map(|()| vec![0.0; n]);
-        start.widened(group, widths, &compact.truth, [&mut t_low, &mut t_high, &mut u_low, &mut u_high]);
+        widened(start.of(group), widths, &compact.truth, [&mut t_low, &mut t_high, &mut u_low, &mut u_high]);
         let metric = self.shared.query.scoring.metric;
         let envelope = Envelope::new(metric, compact, [&t_low, &t_high, &u_low, &u_high]);
         let worth = self.worth(exits, &envelope);
@@ -305,7 +303,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     /// What an image is worth at the first exit, at the second and behind it, by an envelope.
     fn worth(&self, exits: &[usize], envelope: &Envelope) -> Worth {
         let compact = self.shared.compact;
-        let values_of = |exit: usize| self.isa.run(ExitValues { envelope, compact, exit });
+        let values_of = |exit: usize| self.shared.isa.run(ExitValues { envelope, compact, exit });
         // all values are taken relative to the last exit's, so that sums of float32 stay small
         let reference = values_of(exits[exits.len() - 1]);
         let constant = envelope.constant + reference.iter().map(|value| f64::from(*value)).sum::<f64>();
@@ -323,11 +321,17 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let values = if is_last { Vec::new() } else { values_of(exit) };
             let values = if is_last { &reference } else { &values };
             let (images, shares, reference) = (&self.images, &self.shares, &reference);
-            let (worth, sum) = self.isa.run(Worths { values, reference, images, shares, cost });
+            let (worth, sum) = self.shared.isa.run(Worths { values, reference, images, shares, cost });
             magnitude += sum;
-            let (t, f) = self.shared.steps.sums_of(exit).split_at(compact.padded());
+            let (t, u) = self.shared.steps.alone(exit).split_at(2 * compact.padded());
             raw += t.iter().zip(&envelope.of_both).map(|(sum, factor)| sum * f64::from(factor.abs())).sum::<f64>();
-            raw += f.iter().zip(&envelope.of_wrong).map(|(sum, factor)| sum * f64::from(factor.abs())).sum::<f64>();
+            raw += u
+                .iter()
+                .zip(&compact.truth)
+                .map(|(u, truth)| u - truth)
+                .zip(&envelope.of_wrong)
+                .map(|(sum, factor)| sum * f64::from(factor.abs()))
+                .sum::<f64>();
             match position {
                 0 => first = worth,
                 1 => second = worth,
@@ -350,7 +354,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     fn is_alive(&self, worth: &Worth, (first_run, last_run): (usize, usize)) -> bool {
         let Worth { first, second, behind, .. } = worth;
         let [free, tail] =
-            self.isa.run(TailSums { best: second, last: behind, cost: 0.0, shares: &self.shares, first });
+            self.shared.isa.run(TailSums { best: second, last: behind, cost: 0.0, shares: &self.shares, first });
         let needed = self.needed_of(worth.constant, worth.rounding);
         let mut going_on: f64 = tail[last_run + 1..].iter().map(|sum| f64::from(*sum)).sum();
         (first_run..=last_run).rev().any(|run| {
@@ -370,7 +374,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     ) -> Option<(f64, (usize, usize), (usize, usize))> {
         let Worth { first, second, behind, .. } = worth;
         let runs_of = &self.second_runs[pixel][..];
-        let sums = self.isa.run(PairSums { first, second, behind, runs_of, from: first_run });
+        let sums = self.shared.isa.run(PairSums { first, second, behind, runs_of, from: first_run });
         let needed = self.needed_of(worth.constant, worth.rounding);
         let mut alive: Option<(f64, (usize, usize), (usize, usize))> = None;
         let (mut certain, mut free) = ([0.0f64; RUNS], [0.0f64; RUNS]);
