@@ -38,7 +38,7 @@ use crate::isa::Isa;
 /// Gaps of the passes over a space of more chains than `FEW_CHAINS`; the last pass has none.
 const GAPS: [f64; 3] = [0.1, 0.01, 0.001];
 /// The same for a front, of any size: accuracies.
-const FRONT_GAPS: [f64; 4] = [0.01, 0.003, 0.001, 0.0003];
+const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
 /// Chains of good configurations that are searched before the passes.
