@@ -28,7 +28,7 @@ pub(crate) fn search(shared: &Shared<'_, '_>, horizon: f64, min_final_accuracy: 
         if shared.query.space.skips_required(&shared.points, None, start) {
             return;
         }
-        let (version, targets) = shared.targets((f64::NEG_INFINITY, f64::INFINITY));
+        let (version, targets) = shared.targets((f64::NEG_INFINITY, f64::INFINITY), 0.0);
         let accuracies = &accuracies;
         let mut chains =
             Chains { shared, horizon, min_final_accuracy, accuracies, targets, version, explored: 0, evaluated: 0 };
@@ -65,7 +65,7 @@ impl Chains<'_, '_, '_> {
         }
         let heads = heads + costs.head[last];
         if self.shared.incumbents.version() != self.version {
-            (self.version, self.targets) = self.shared.targets((f64::NEG_INFINITY, f64::INFINITY));
+            (self.version, self.targets) = self.shared.targets((f64::NEG_INFINITY, f64::INFINITY), 0.0);
         }
         self.explored += 1;
         let (cost, most) = (costs.backbone[last] + heads, self.bound(exits, heads));

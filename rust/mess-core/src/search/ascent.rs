@@ -1,19 +1,20 @@
 //! Good configurations, quickly: coordinate ascent on the Lagrangian.
 //!
-//! For a multiplier m, accuracy - m cost with the accuracy made affine at an anchor (`bound.rs`) is a sum over images.
+//! For a multiplier m, accuracy - m cost with a tangent plane for the accuracy (`bound.rs`) is a sum over images.
 //! With all gates but one fixed, the best exit, pixel threshold and image threshold of that one follow from one pass over
 //! its gate orders, all image thresholds at once, as running sums. All exits and gates are improved in turn until nothing
-//! changes; then the anchor moves to what was found. A multiplier leads to one point near the convex hull of the
+//! changes; then the tangent moves to what was found. A multiplier leads to one point near the convex hull of the
 //! trade-off, several to a chain of them. Each family of chains, with one exit at each of some points, has its own.
 //!
 //! Nothing is proven here; the search only becomes faster when its first incumbents are good.
 
 use rayon::prelude::*;
 
-use super::bound::{Anchor, Values};
+use super::bound::{Plane, Values};
 use super::compact::{Compact, Mixture, NEVER};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
+use super::incumbent::Targets;
 use super::objective::{Objective, Setting};
 use super::table::Costs;
 use crate::isa::Isa;
@@ -23,6 +24,9 @@ const MULTIPLIERS: i32 = 5;
 const ROUNDS: usize = 3;
 /// Costs of a front around which there are fields of their own.
 pub(crate) const BANDS: usize = 12;
+/// What a multiplier has to gain in accuracy for each factor of 2 that it is away from that of the hull, and how many.
+const CLEARLY: f64 = 0.00003;
+const OCTAVES: i32 = 6;
 /// Rounds of improvement before an ascent is left as it is.
 const SWEEPS: usize = 8;
 
@@ -99,6 +103,19 @@ pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) 
         (at, _) => slopes[at - 1],
     };
     (multiplier, nearest)
+}
+
+/// A multiplier by which a bound that is tight for these configurations stays well below the targets. It is that of the
+/// hull, `start`, unless another one is clearly better: between few configurations the hull is coarse.
+pub(crate) fn excluding_multiplier(pool: &[&Valued], targets: &Targets, start: f64) -> f64 {
+    let excess = |multiplier: f64| {
+        let height = pool.iter().map(|v| v.accuracy - multiplier * v.cost).fold(f64::NEG_INFINITY, f64::max);
+        height + targets.slack(multiplier)
+    };
+    let octaves = (-8 * OCTAVES..=8 * OCTAVES).map(|eighths| f64::from(eighths) / 8.0);
+    let all = octaves.map(|octave| (start * octave.exp2(), octave.abs()));
+    let rated = all.map(|(multiplier, away)| (excess(multiplier) + CLEARLY * away, multiplier));
+    rated.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(start, |(_, multiplier)| multiplier)
 }
 
 /// Costs around which the search will have to prove something.
@@ -195,7 +212,7 @@ struct Ascent<'s, 'a, 't> {
     exits: &'s [Vec<usize>],
 }
 
-/// Values less costs at an anchor.
+/// Values by a tangent, and costs.
 struct Worth<'s, 't> {
     compact: &'s Compact,
     costs: Costs<'t>,
@@ -254,11 +271,11 @@ impl<'t> Ascent<'_, '_, 't> {
 
     fn worth(&self, at: &Valued) -> Worth<'_, 't> {
         let compact = self.shared.compact;
-        let anchor = Anchor::new(self.shared.query.scoring.metric, compact, &at.t, &at.f);
+        let plane = Plane::tangent(self.shared.query.scoring.metric, compact, &at.t, &at.f);
         let chosen: Vec<usize> = self.exits.iter().flatten().copied().collect();
         let mut row_of = vec![usize::MAX; compact.num_exits];
         chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
-        let values = Isa::best().run(Values { anchor: &anchor, compact, exits: &chosen });
+        let values = Isa::best().run(Values { plane: &plane, compact, exits: &chosen });
         let values = values.into_iter().map(|value| value as f32).collect();
         let share = |weight: &f64| (self.multiplier * weight / compact.total_weight) as f32;
         let costs = self.shared.table.costs(self.shared.query.scoring.column);

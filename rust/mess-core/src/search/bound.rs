@@ -4,28 +4,34 @@
 //! a constant, or the union U = G + F, with F the wrongly predicted pixels. T and F are sums over images of what the
 //! exit that an image takes contributes, so only the division keeps the value from separating into images.
 //!
-//! # The affine upper bound
+//! # Planes
 //!
-//! Take an anchor (t0, u0) with u0 > 0 for each class, and r = t0 / u0. For all T and all U > 0
+//! Let the sums of a set of configurations stay in a box Tl <= T <= Th, 0 < Ul <= U <= Uh for each class. For *any* slopes
+//! a, b and all of the set
 //!
 //! ```text
-//! T / U = r + (T - r U) / u0 + (T / U - r) (1 - U / u0)
+//! w T / U <= a T + b U + greatest of (w t / u - a t - b u) over the four corners of the box
 //! ```
 //!
-//! *Proof.* Expand the last product: T/U - r - T/u0 + r U/u0; with the middle part (T - r U)/u0 and r, all but T/U
-//! cancels. ∎
+//! *Proof.* The gap w T / U - a T - b U is affine in T for fixed U, so its maximum over T is at Tl or Th; for fixed T >= 0 it
+//! is convex in U > 0, so its maximum over U is at Ul or Uh. ∎
 //!
-//! The first two parts are affine in (T, U), hence sums over images of `value(row)`. The last, the *remainder*, is of
-//! second order around the anchor. Over a box Tl <= T <= Th, 0 < Ul <= U <= Uh it is at most its greatest value at the
-//! box's four corners.
+//! With the constants gathered in `lift`, `lift + sum over images of the largest value among the exits that the image can
+//! reach` is an upper bound on the accuracy of each configuration of the set: the affine part is a sum over images, and
+//! every configuration gives every image one of the exits that it can reach. Slopes may be fitted to one box and used for
+//! others; the lift makes up for it.
 //!
-//! *Proof.* For fixed U it is affine in T: T (1/U - 1/u0) + const, so its maximum over T is at Tl or Th. For fixed T it is
-//! T/U + r U/u0 + const, convex in U > 0 (T >= 0), so its maximum over U is at Ul or Uh. ∎
+//! Which slopes? The concave envelope of T / U over the box consists of two planes, which agree with it at (Tl, Uh), (Th,
+//! Ul) and one more corner:
 //!
-//! So for any set of configurations whose sums stay in the boxes,
-//! `constant + sum over images of the largest value among the exits that the image can reach + remainder` is an upper
-//! bound on the accuracy of each of them: the affine part is a sum over images, and every configuration gives every image
-//! one of the exits that it can reach. For metrics that divide by G the remainder is 0.
+//! ```text
+//! 1 / Uh in T, -Th / (Ul Uh) in U      and      1 / Ul in T, -Tl / (Ul Uh) in U.
+//! ```
+//!
+//! Both are too large at the fourth corner by (Th - Tl)(1/Ul - 1/Uh). Their mean, the *secant* plane, is exact at both ends
+//! of a chain's trade-off: where the poorer exits are taken T is low and U high, where the better ones are, T is high and U
+//! low. Ascents, which prove nothing, use the *tangent* plane at what they have reached. For metrics that divide by G both
+//! are w / G in T, exactly, and the lift is 0.
 //!
 //! # Cost
 //!
@@ -33,7 +39,7 @@
 //! set with accuracy A and cost K satisfies
 //!
 //! ```text
-//! A - m K <= constant + remainder + sum over images of max over reachable exits (value - m cost) =: h(m)
+//! A - m K <= lift + sum over images of max over reachable exits (value - m cost) =: h(m)
 //! ```
 //!
 //! so none of them has both accuracy >= a and cost <= b when h(m) + m b < a (weak Lagrangian duality). h is convex in m,
@@ -52,66 +58,71 @@ use crate::isa::Kernel;
 /// What a bound has to miss a target by (accuracies are at most 1).
 pub(crate) const MARGIN: f64 = 1e-9;
 
-/// The affine upper bound of a metric at an anchor. Arrays are (padded P,).
+/// Slopes for each class, (padded P,) each.
 #[derive(Debug, Clone)]
-pub(crate) struct Anchor {
-    /// Weight of each class in the metric.
+pub(crate) struct Plane {
+    /// Weight of each class in the metric, and its ground truth.
     weight: Vec<f64>,
-    /// 1 for metrics that divide by the union, 0 for those that have no remainder.
-    has_remainder: f64,
-    /// t0 / u0 of each class.
-    ratio: Vec<f64>,
-    /// 1 / u0 of each class.
-    inverse: Vec<f64>,
-    /// Factor of an intersection, for each class.
-    of_both: Vec<f64>,
-    /// Factor of a wrongly predicted pixel, for each class.
-    of_wrong: Vec<f64>,
-    /// The part that depends on no image.
-    pub constant: f64,
+    truth: Vec<f64>,
+    has_union: bool,
+    /// Value of a pixel of the intersection.
+    pub of_both: Vec<f64>,
+    /// Value of a wrongly predicted pixel.
+    pub of_wrong: Vec<f64>,
 }
 
-/// Closed ranges of the sums T and F of each class, (padded P,).
+/// Closed ranges of the sums T and U of each class, (padded P,) each.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranges {
     pub t_low: Vec<f64>,
     pub t_high: Vec<f64>,
-    pub f_low: Vec<f64>,
-    pub f_high: Vec<f64>,
+    pub u_low: Vec<f64>,
+    pub u_high: Vec<f64>,
 }
 
-impl Anchor {
-    /// The anchor at sums `t` and `f`.
-    pub fn new(metric: Metric, compact: &Compact, t: &[f64], f: &[f64]) -> Self {
+impl Ranges {
+    /// All zero.
+    pub fn new(padded: usize) -> Self {
+        let zeros = || vec![0.0; padded];
+        Self { t_low: zeros(), t_high: zeros(), u_low: zeros(), u_high: zeros() }
+    }
+}
+
+impl Plane {
+    /// The tangent at sums `t` and `f`.
+    pub fn tangent(metric: Metric, compact: &Compact, t: &[f64], f: &[f64]) -> Self {
+        Self::new(metric, compact, |class| {
+            let over = 1.0 / (compact.truth[class] + f[class]);
+            (over, -t[class] * over * over)
+        })
+    }
+
+    /// The secant plane of a box. Its slopes are float32 numbers.
+    pub fn secant(metric: Metric, compact: &Compact, ranges: &Ranges) -> Self {
+        let mut plane = Self::new(metric, compact, |class| {
+            let (low, high) = (1.0 / ranges.u_low[class], 1.0 / ranges.u_high[class]);
+            (0.5 * (low + high), -0.5 * (ranges.t_low[class] + ranges.t_high[class]) * low * high)
+        });
+        plane.of_both.iter_mut().chain(&mut plane.of_wrong).for_each(|slope| *slope = f64::from(*slope as f32));
+        plane
+    }
+
+    /// `slopes` are those of T / U.
+    fn new(metric: Metric, compact: &Compact, slopes: impl Fn(usize) -> (f64, f64)) -> Self {
         let (classes, padded) = (compact.classes.len(), compact.padded());
-        let mut weights = metric.class_weights(&compact.truth[..classes]);
-        weights.resize(padded, 0.0);
-        let mut anchor = Self {
-            weight: weights.clone(),
-            has_remainder: f64::from(u8::from(metric.has_union())),
-            ratio: Vec::with_capacity(padded),
-            inverse: Vec::with_capacity(padded),
-            of_both: Vec::with_capacity(padded),
-            of_wrong: Vec::with_capacity(padded),
-            constant: 0.0,
-        };
-        for (class, &truth) in compact.truth.iter().enumerate() {
-            let (weight, union) = (weights[class], truth + f[class]);
-            let (ratio, inverse) =
-                if metric.has_union() { (t[class] / union, 1.0 / union) } else { (0.0, 1.0 / truth) };
-            anchor.ratio.push(ratio);
-            anchor.inverse.push(inverse);
-            anchor.of_both.push(weight * inverse);
-            anchor.of_wrong.push(-weight * ratio * inverse);
-            anchor.constant += weight * ratio * (1.0 - truth * inverse);
-        }
-        anchor
+        let mut weight = metric.class_weights(&compact.truth[..classes]);
+        weight.resize(padded, 0.0);
+        let has_union = metric.has_union();
+        let of_class = |class: usize| if has_union { slopes(class) } else { (1.0 / compact.truth[class], 0.0) };
+        let (of_both, of_wrong) =
+            (0..padded).map(|class| (of_class(class), weight[class])).map(|((a, b), w)| (w * a, w * b)).unzip();
+        Self { weight, truth: compact.truth.clone(), has_union, of_both, of_wrong }
     }
 
     /// What (intersection, wrongly predicted) of an image adds.
     #[inline(always)]
     pub fn value(&self, (both, wrong): (&[u32], &[u32])) -> f64 {
-        let n = self.ratio.len();
+        let n = self.weight.len();
         let (of_both, of_wrong, both, wrong) = (&self.of_both[..n], &self.of_wrong[..n], &both[..n], &wrong[..n]);
         let mut lanes = [0.0; PAD];
         for from in (0..n).step_by(PAD) {
@@ -130,39 +141,39 @@ impl Anchor {
         both + wrong
     }
 
-    /// Upper bound on the remainder when the sums T and U of each class stay in these ranges.
+    /// The constant that lifts the plane above the metric in this box, that of the ground truth in U = G + F included.
     #[inline(always)]
-    pub fn remainder(&self, t_low: &[f64], t_high: &[f64], u_low: &[f64], u_high: &[f64]) -> f64 {
-        let n = self.ratio.len();
-        let (weight, ratio, inverse) = (&self.weight[..n], &self.ratio[..n], &self.inverse[..n]);
-        let (t_low, t_high, u_low, u_high) = (&t_low[..n], &t_high[..n], &u_low[..n], &u_high[..n]);
+    pub fn lift(&self, ranges: &Ranges) -> f64 {
+        let n = self.weight.len();
+        let (weight, truth, of_both, of_wrong) =
+            (&self.weight[..n], &self.truth[..n], &self.of_both[..n], &self.of_wrong[..n]);
+        let (t_low, t_high) = (&ranges.t_low[..n], &ranges.t_high[..n]);
+        let (u_low, u_high) = (&ranges.u_low[..n], &ranges.u_high[..n]);
         let mut lanes = [0.0; PAD];
         for from in (0..n).step_by(PAD) {
             for (lane, sum) in lanes.iter_mut().enumerate() {
                 let c = from + lane;
-                let (over_low, over_high) = (1.0 / u_low[c], 1.0 / u_high[c]);
-                let (at_low, at_high) = (1.0 - u_low[c] * inverse[c], 1.0 - u_high[c] * inverse[c]);
-                let low = larger((t_low[c] * over_low - ratio[c]) * at_low, (t_high[c] * over_low - ratio[c]) * at_low);
-                let high =
-                    larger((t_low[c] * over_high - ratio[c]) * at_high, (t_high[c] * over_high - ratio[c]) * at_high);
-                *sum += weight[c] * larger(low, high);
+                let (low, high) = if self.has_union { (u_low[c], u_high[c]) } else { (truth[c], truth[c]) };
+                let (over_low, over_high) = (weight[c] / low - of_both[c], weight[c] / high - of_both[c]);
+                let at_low = larger(t_low[c] * over_low, t_high[c] * over_low) - of_wrong[c] * low;
+                let at_high = larger(t_low[c] * over_high, t_high[c] * over_high) - of_wrong[c] * high;
+                *sum += larger(at_low, at_high) + of_wrong[c] * truth[c];
             }
         }
-        self.has_remainder * lanes.iter().sum::<f64>()
+        lanes.iter().sum()
     }
 
-    /// Upper bound on the metric when T is at most and D at least this: each term is largest there.
+    /// Upper bound on the metric in this box: each term is largest where T is and U is not.
     #[inline(always)]
-    pub fn greatest(&self, t_high: &[f64], u_low: &[f64]) -> f64 {
+    pub fn greatest(&self, ranges: &Ranges) -> f64 {
         let n = self.weight.len();
-        let (weight, inverse) = (&self.weight[..n], &self.inverse[..n]);
-        let (t_high, u_low) = (&t_high[..n], &u_low[..n]);
+        let (weight, truth) = (&self.weight[..n], &self.truth[..n]);
+        let (t_high, u_low) = (&ranges.t_high[..n], &ranges.u_low[..n]);
         let mut lanes = [0.0; PAD];
         for from in (0..n).step_by(PAD) {
             for (lane, sum) in lanes.iter_mut().enumerate() {
                 let c = from + lane;
-                let over = if self.has_remainder > 0.0 { 1.0 / u_low[c] } else { inverse[c] };
-                *sum += weight[c] * (t_high[c] * over);
+                *sum += weight[c] * (t_high[c] / if self.has_union { u_low[c] } else { truth[c] });
             }
         }
         lanes.iter().sum()
@@ -181,9 +192,9 @@ pub(crate) fn smaller(a: f64, b: f64) -> f64 {
     if a < b { a } else { b }
 }
 
-/// (exits, n) value of each exit and image at an anchor, times the image's weight.
+/// (exits, n) value of each exit and image by a plane, times the image's weight.
 pub(crate) struct Values<'k> {
-    pub anchor: &'k Anchor,
+    pub plane: &'k Plane,
     pub compact: &'k Compact,
     pub exits: &'k [usize],
 }
@@ -197,7 +208,7 @@ impl Kernel for Values<'_> {
         let mut values = Vec::with_capacity(self.exits.len() * compact.num_images);
         for &exit in self.exits {
             for image in 0..compact.num_images {
-                values.push(compact.weight[image] * self.anchor.value(compact.counts(exit, image)));
+                values.push(compact.weight[image] * self.plane.value(compact.counts(exit, image)));
             }
         }
         values

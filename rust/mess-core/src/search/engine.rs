@@ -17,12 +17,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::anytime;
-use super::ascent::{Family, Valued, ascend, hull, interesting_costs, multiplier_at};
-use super::bound::Anchor;
+use super::ascent::{Family, Valued, ascend, excluding_multiplier, hull, interesting_costs, multiplier_at};
+use super::bound::MARGIN;
 use super::compact::{Compact, Mixture};
 use super::control::{Control, Progress};
 use super::evaluate::{Evaluation, evaluate, exit_accuracy, total_cost};
-use super::field::Field;
+use super::field::{Band, Field};
 use super::incumbent::{Incumbents, Targets};
 use super::journal::Journal;
 use super::limits::mean;
@@ -41,8 +41,11 @@ const GAPS: [f64; 3] = [0.1, 0.01, 0.001];
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
-/// Chains of good configurations that are searched before the passes.
+/// Bands of costs of a front.
+const FRONT_BANDS: usize = 32;
+/// Chains of good configurations that are searched before the passes, of one objective and of each band of a front.
 const POLISHED: usize = 24;
+const POLISHED_EACH: usize = 8;
 
 /// One search, shared by its threads.
 pub(crate) struct Shared<'a, 't> {
@@ -213,18 +216,17 @@ impl Shared<'_, '_> {
     /// What a task is about, for the journal.
     fn task_name(&self, field: &Field, exit: usize, pixel: usize) -> String {
         let points: Vec<String> = field.exits.iter().map(|exits| self.points[exits[0]].to_string()).collect();
-        let (from, until) = field.band;
-        format!("points {} exit {exit} pixel {pixel} costs {from:e} {until:e}", points.join("-"))
+        format!("points {} exit {exit} pixel {pixel}", points.join("-"))
     }
 
-    /// Configurations of a task; those of a front are shared by its bands.
+    /// Configurations of a task.
     fn task_size(&self, field: &Field, exit: usize, pixel: usize) -> f64 {
         let gates = |exit: &usize| -> f64 {
             (0..self.compact.num_pixels).map(|pixel| self.compact.gate(*exit, pixel).thresholds.len() as f64).sum()
         };
         let (last, inner) = field.exits[1..].split_last().map_or((0, &[][..]), |(last, inner)| (last.len(), inner));
         let behind: f64 = inner.iter().map(|exits| exits.iter().map(gates).sum::<f64>()).product();
-        self.compact.gate(exit, pixel).thresholds.len() as f64 * behind * last as f64 / field.num_bands as f64
+        self.compact.gate(exit, pixel).thresholds.len() as f64 * behind * last as f64
     }
 
     /// Take a configuration into account that somebody else found, if space and limits allow it.
@@ -254,53 +256,63 @@ impl Shared<'_, '_> {
         Ok(())
     }
 
-    /// An anchor and a multiplier for each family of chains and each band of costs, from what the ascents found; the
-    /// chains of the best configurations are searched on the way.
+    /// A plane, bands of costs and their multipliers for each family of chains, from what the ascents found; the chains of
+    /// the best configurations are searched on the way.
     fn fields(&self, families: Vec<Family>) -> Vec<Field> {
         let everything: Vec<&Valued> = families.iter().flat_map(|family| &family.pool).collect();
         if everything.is_empty() {
             return Vec::new(); // stopped, or no chain
         }
+        let bands = self.bands(&interesting_costs(self, &families));
         let outline = hull(&everything);
-        let costs = interesting_costs(self, &families);
-        let edge = |number: usize| (costs[number - 1] + costs[number]) / 2.0;
-        let bands: Vec<((f64, f64), f64)> = (0..costs.len())
-            .map(|i| {
-                let from = if i == 0 { f64::NEG_INFINITY } else { edge(i) };
-                let until = if i + 1 == costs.len() { f64::INFINITY } else { edge(i + 1) };
-                ((from, until), costs[i])
-            })
-            .collect();
-        for &(band, at) in &bands {
-            let multiplier = multiplier_at(&everything, &outline, at).0;
+        let at_most = if bands.len() > 1 { POLISHED_EACH } else { POLISHED };
+        for &(costs, middle) in &bands {
+            let multiplier = multiplier_at(&everything, &outline, middle).0;
             let height = |v: &Valued| v.accuracy - multiplier * v.cost;
             let mut best = everything.clone();
             best.sort_by(|a, b| height(b).total_cmp(&height(a)).then(a.choice.cmp(&b.choice)));
             let mut chains: Vec<&[usize]> = Vec::new();
             for exits in best.iter().map(|v| &v.choice.exits[..]) {
-                if !chains.contains(&exits) && chains.len() < POLISHED {
+                if !chains.contains(&exits) && chains.len() < at_most {
                     chains.push(exits);
                 }
             }
             chains.par_iter().with_max_len(1).for_each(|exits| {
                 if let Some(chain) = self.is_wanted(exits).then(|| Chain::new(self, exits)).flatten() {
-                    let mut regions = Regions::new(self, &chain, band);
+                    let mut regions = Regions::new(self, &chain, costs);
                     regions.search(vec![GateRange::Open; exits.len() - 1], multiplier);
                     self.control.count(regions.explored, regions.evaluated);
                 }
             });
         }
-        let mut wanted: Vec<(&Family, (f64, f64), f64)> = Vec::new();
-        for family in families.iter().filter(|family| !family.pool.is_empty()) {
-            wanted.extend(bands.iter().map(|&(band, at)| (family, band, at)));
-        }
-        let field = |(family, band, at): (&Family, (f64, f64), f64)| {
+        let field = |family: Family| {
             let pool: Vec<&Valued> = family.pool.iter().collect();
-            let (multiplier, nearest) = multiplier_at(&pool, &hull(&pool), at);
-            let anchor = Anchor::new(self.query.scoring.metric, self.compact, &nearest.t, &nearest.f);
-            Field::new(self, family.exits.clone(), anchor, multiplier, band, bands.len())
+            let hull = hull(&pool);
+            let table_costs = self.table.costs(self.query.scoring.column);
+            let at_first = family.exits[0].iter().map(|exit| table_costs.of_first(*exit));
+            let floor = at_first.fold(f64::INFINITY, f64::min);
+            let of_band = |&(costs, at): &((f64, f64), f64)| {
+                let start = multiplier_at(&pool, &hull, at).0;
+                Band { costs, multiplier: excluding_multiplier(&pool, &self.targets(costs, floor).1, start) }
+            };
+            let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1);
+            Field::new(self, family.exits, &typical.choice.exits, bands.iter().map(of_band).collect())
         };
-        wanted.into_par_iter().map(field).collect()
+        families.into_par_iter().filter(|family| !family.pool.is_empty()).map(field).collect()
+    }
+
+    /// Ranges of costs, each with a cost in its middle, that together hold every cost: one for a single objective.
+    fn bands(&self, costs: &[f64]) -> Vec<((f64, f64), f64)> {
+        let (&[first] | &[first, ..]) = costs else { return Vec::new() };
+        let last = costs[costs.len() - 1];
+        let num = if costs.len() > 1 { FRONT_BANDS } else { 1 };
+        let edge = |number: usize| first + (last - first) * number as f64 / num as f64;
+        let of = |number: usize| {
+            let from = if number == 0 { f64::NEG_INFINITY } else { edge(number) };
+            let until = if number + 1 == num { f64::INFINITY } else { edge(number + 1) };
+            ((from, until), (edge(number) + edge(number + 1)) / 2.0)
+        };
+        (0..num).map(of).collect()
     }
 
     fn static_exit(&self, exit: usize) {
@@ -388,18 +400,17 @@ impl Shared<'_, '_> {
         limits.costs.is_empty() || limits.allow_costs(self.table, setting, exits, weights, self.compact.total_weight)
     }
 
-    /// The targets of a band of costs, and their version. A target stands for costs from the one before it to its own;
-    /// those that reach into the band are cut to it, so that the bands together look for everything.
-    pub(crate) fn targets(&self, (from, until): (f64, f64)) -> (u64, Arc<Targets>) {
+    /// The targets of a band of costs for configurations that cost at least `floor`, and their version. A target stands
+    /// for costs from the one before it to its own; those that reach into the band are cut to it, so that the bands
+    /// together look for everything.
+    pub(crate) fn targets(&self, (from, until): (f64, f64), floor: f64) -> (u64, Arc<Targets>) {
         let version = self.incumbents.version();
         let all = self.incumbents.targets();
-        if from == f64::NEG_INFINITY && until == f64::INFINITY {
-            return (version, all);
-        }
+        let floor = floor * (1.0 - MARGIN);
         let mut before = f64::NEG_INFINITY;
         let mut corners = Vec::new();
         for &(cost, accuracy) in &all.corners {
-            if cost > from && before < until {
+            if cost > from && cost >= floor && before < until {
                 corners.push((cost.min(until), accuracy));
             }
             before = cost;

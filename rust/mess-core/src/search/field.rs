@@ -1,17 +1,14 @@
-//! The affine bound at one anchor, worked out for the exits of one chain of points: what a family of tasks shares.
+//! What the tasks of one family of chains share: a plane for the whole of it, and the values of its exits by that plane.
 
-use super::bound::{Anchor, Values};
+use super::bound::{Plane, Ranges, Values};
 use super::engine::Shared;
+use super::spread::widen;
 use crate::isa::Isa;
 
-/// Chains with one exit at each of some points, an anchor in their midst, and a multiplier that suits them.
+/// Chains with one exit at each of some points.
 pub(crate) struct Field {
-    /// Costs that this field is responsible for, see [`Shared::targets`].
-    pub band: (f64, f64),
-    /// Fields that share these chains.
-    pub num_bands: usize,
-    pub multiplier: f64,
-    pub anchor: Anchor,
+    pub plane: Plane,
+    pub bands: Vec<Band>,
     /// Exits at each of the points.
     pub exits: Vec<Vec<usize>>,
     num_images: usize,
@@ -21,25 +18,29 @@ pub(crate) struct Field {
     values: Vec<f32>,
     /// Sum of what was taken off.
     pub reference: f64,
-    /// Sum over images of the largest magnitude of a term.
+    /// Sum over images of the largest magnitude of a value.
     pub magnitude: f64,
 }
 
+/// A range of costs that has targets of its own (see [`Shared::targets`]), and a multiplier that suits them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Band {
+    pub costs: (f64, f64),
+    pub multiplier: f64,
+}
+
 impl Field {
-    pub fn new(
-        shared: &Shared<'_, '_>,
-        exits: Vec<Vec<usize>>,
-        anchor: Anchor,
-        multiplier: f64,
-        band: (f64, f64),
-        num_bands: usize,
-    ) -> Self {
+    /// `typical` is a chain of the family, which the plane is fitted to.
+    pub fn new(shared: &Shared<'_, '_>, exits: Vec<Vec<usize>>, typical: &[usize], bands: Vec<Band>) -> Self {
         let compact = shared.compact;
         let num_images = compact.num_images;
+        let mut ranges = Ranges::new(compact.padded());
+        widen(shared.steps.alone(typical[0]), &shared.steps.along(typical), &compact.truth, &mut ranges);
+        let plane = Plane::secant(shared.query.scoring.metric, compact, &ranges);
         let chosen: Vec<usize> = exits.iter().flatten().copied().collect();
         let mut row_of = vec![usize::MAX; compact.num_exits];
         chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
-        let exact = Isa::best().run(Values { anchor: &anchor, compact, exits: &chosen });
+        let exact = Isa::best().run(Values { plane: &plane, compact, exits: &chosen });
         let references = &exact[exact.len() - num_images..];
         let mut values = vec![0.0; exact.len()];
         let mut largest = vec![0.0f32; num_images];
@@ -49,9 +50,9 @@ impl Field {
                 *largest = largest.max(at.abs());
             }
         }
-        let magnitude = largest.iter().map(|v| f64::from(*v)).sum::<f64>() + multiplier * shared.ceiling;
+        let magnitude = largest.iter().map(|v| f64::from(*v)).sum();
         let reference = references.iter().sum();
-        Self { band, num_bands, multiplier, anchor, exits, num_images, row_of, values, reference, magnitude }
+        Self { plane, bands, exits, num_images, row_of, values, reference, magnitude }
     }
 
     /// (n,) values of one exit.

@@ -17,8 +17,13 @@ pub(crate) struct Targets {
 impl Targets {
     /// Greatest m b - a: with h(m) of `bound.rs`, no target is reachable when h(m) + this < 0.
     pub fn slack(&self, multiplier: f64) -> f64 {
-        self.corners.iter().map(|(cost, accuracy)| multiplier * cost - accuracy).fold(f64::NEG_INFINITY, f64::max)
+        slack(&self.corners, multiplier)
     }
+}
+
+/// The same of some corners.
+pub(crate) fn slack(corners: &[(f64, f64)], multiplier: f64) -> f64 {
+    corners.iter().map(|(cost, accuracy)| multiplier * cost - accuracy).fold(f64::NEG_INFINITY, f64::max)
 }
 
 /// The best configuration, or the front by rising cost.

@@ -5,15 +5,16 @@
 //! on, and only those between are uncertain; so a region says for each image which exits it can reach. Most can reach one
 //! only, and are summed up once; the rest are carried along in `free`.
 //!
-//! A region is bounded by `bound.rs` with its own anchor, the middle of its sums, and a few multipliers. What survives is
-//! split: `pieces` bounds all parts of a gate's interval in one pass over the free images. What has few combinations
-//! left is evaluated exactly, one by one.
+//! A region is bounded by `bound.rs` with a plane of its own and a few multipliers. Its parts are first bounded by its own
+//! plane, which holds for them too: `pieces` bounds all parts of a gate's interval in one pass over the free images, and
+//! `narrow` cuts off what is excluded at both ends. What survives gets a plane of its own and is split. What has few
+//! combinations left is evaluated exactly, one by one.
 
-use super::bound::{Anchor, MARGIN, Ranges};
+use super::bound::{MARGIN, Plane, Ranges, larger};
 use super::compact::{Compact, Mixture};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
-use super::incumbent::Targets;
+use super::incumbent::{Targets, slack};
 use super::limits::{Statistic, mean};
 use super::objective::Setting;
 use crate::isa::Kernel;
@@ -54,6 +55,8 @@ struct Region {
     certain: Mixture,
     /// The others.
     free: Vec<Free>,
+    /// (free, exits): value of each image at each exit, by the bound in use.
+    values: Vec<f64>,
 }
 
 /// An image that can reach several exits.
@@ -64,15 +67,27 @@ struct Free {
     reach: u32,
 }
 
-/// A region with its bound worked out.
+/// A bound that holds in a region and in all of its parts.
 struct Bounded {
-    /// (free, exits): value of each image at each exit.
-    values: Vec<f64>,
-    /// constant + remainder + certain images.
-    base: f64,
-    /// Mean cost of the certain images, in parts of the whole mean.
-    base_cost: f64,
+    plane: Plane,
+    lift: f64,
     multiplier: f64,
+}
+
+/// A part of a gate's range, and by how much its bound exceeds what a target asks for.
+#[derive(Clone, Copy)]
+struct Piece {
+    height: f64,
+    range: GateRange,
+}
+
+/// What is at stake at one gate, under a bound: the images that it decides about.
+struct Stakes {
+    gate: usize,
+    /// Height of everything else, over what a target asks for.
+    constant: f64,
+    /// (image, height when it may stop here, height when it goes on)
+    images: Vec<(u32, f64, f64)>,
 }
 
 impl<'a> Chain<'a> {
@@ -110,7 +125,7 @@ pub(crate) struct Regions<'s, 'a, 't> {
 
 impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     pub fn new(shared: &'s Shared<'a, 't>, chain: &'s Chain<'s>, band: (f64, f64)) -> Self {
-        let (version, targets) = shared.targets(band);
+        let (version, targets) = shared.targets(band, chain.stop_costs[0]);
         Self { shared, chain, targets, version, band, explored: 0, evaluated: 0 }
     }
 
@@ -122,48 +137,130 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             gates,
             certain: Mixture::new(compact, exits),
             free: (0..compact.num_images as u32).map(|image| Free { image, reach: (1 << exits) - 1 }).collect(),
+            values: Vec::new(),
         };
         let root = self.refined(&all, None);
-        self.visit(&root, multiplier);
+        self.visit(root, None, multiplier);
     }
 
-    fn visit(&mut self, of: &Region, multiplier: f64) {
-        if self.shared.control.stopped() || !self.is_admissible(of) {
+    fn visit(&mut self, mut of: Region, bound: Option<&Bounded>, multiplier: f64) {
+        if self.shared.control.stopped() || !self.is_admissible(&of) {
             return;
         }
         self.explored += 1;
         if self.shared.incumbents.version() != self.version {
-            (self.version, self.targets) = self.shared.targets(self.band);
+            (self.version, self.targets) = self.shared.targets(self.band, self.chain.stop_costs[0]);
         }
-        if self.num_combinations(of) <= FEW {
-            self.enumerate(of);
+        let corners = self.corners(&of);
+        if corners.is_empty() || bound.is_some_and(|bound| !self.narrow(&mut of, bound, &corners)) {
             return;
         }
-        let Some(bounded) = self.bounded(of, multiplier) else { return };
+        if self.num_combinations(&of) <= FEW {
+            self.enumerate(&of);
+            return;
+        }
+        let Some(bound) = self.bounded(&mut of, &corners, multiplier) else { return };
+        if !self.narrow(&mut of, &bound, &corners) {
+            return;
+        }
         let open = of.gates.iter().position(|gate| *gate == GateRange::Open);
-        let mut parts: Vec<(f64, usize, GateRange)> = Vec::new();
-        if let Some(gate) = open {
-            for pixel in 0..self.shared.compact.num_pixels {
-                let thresholds = self.shared.compact.gate(self.chain.exits[gate], pixel).thresholds.len();
-                let whole = GateRange::Within { pixel, low: 0, high: thresholds as u32 - 1 };
-                self.pieces(of, &bounded, gate, whole, FIRST_PIECES, &mut parts);
+        let mut parts: Vec<Piece> = Vec::new();
+        let gate = open.unwrap_or_else(|| self.most_undecided(&of));
+        let stakes = self.stakes(&of, &bound, gate, &corners);
+        match of.gates[gate] {
+            GateRange::Open => {
+                for pixel in 0..self.shared.compact.num_pixels {
+                    let thresholds = self.shared.compact.gate(self.chain.exits[gate], pixel).thresholds.len();
+                    let alive = self.pieces(&stakes, (pixel, 0, thresholds as u32 - 1), FIRST_PIECES);
+                    parts.extend(hull(&alive));
+                }
             }
-        } else {
-            let gate = self.most_undecided(of);
-            self.pieces(of, &bounded, gate, of.gates[gate], PIECES, &mut parts);
+            GateRange::Within { pixel, low, high } => parts = self.pieces(&stakes, (pixel, low, high), PIECES),
         }
-        parts.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: the order of work is the same in every run
-        for (_, gate, range) in parts {
-            let part = self.refined(of, Some((gate, range)));
-            self.visit(&part, bounded.multiplier);
+        parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
+        for Piece { range, .. } in parts {
+            let part = self.refined(&of, Some((gate, range)));
+            self.visit(part, Some(&bound), bound.multiplier);
         }
+    }
+
+    /// Cut from the range of each gate what the bound excludes at both ends; whether anything is left.
+    fn narrow(&self, of: &mut Region, bound: &Bounded, corners: &[(f64, f64)]) -> bool {
+        for gate in 0..of.gates.len() {
+            let GateRange::Within { pixel, low, high } = of.gates[gate] else { continue };
+            if low < high {
+                let stakes = self.stakes(of, bound, gate, corners);
+                let Some(left) = hull(&self.pieces(&stakes, (pixel, low, high), FIRST_PIECES)) else { return false };
+                if left.range != of.gates[gate] {
+                    *of = self.refined(of, Some((gate, left.range)));
+                }
+            }
+        }
+        true
+    }
+
+    /// The targets that a configuration in the region could reach. Its cost is in a range; of the corners that are not
+    /// below its cost the first one asks for the least accuracy, and for no cost beyond the range.
+    fn corners(&self, of: &Region) -> Vec<(f64, f64)> {
+        let compact = self.shared.compact;
+        let costs = &self.chain.stop_costs;
+        let (mut low, mut high) = (0.0, 0.0);
+        for free in &of.free {
+            let weight = compact.weight[free.image as usize];
+            low += weight * costs[free.reach.trailing_zeros() as usize];
+            high += weight * costs[free.reach.ilog2() as usize];
+        }
+        let certain = mean(costs, &of.certain.weight, compact.total_weight);
+        low = (certain + low / compact.total_weight) * (1.0 - MARGIN);
+        high = (certain + high / compact.total_weight) * (1.0 + MARGIN);
+        let all = &self.targets.corners;
+        let first_at = |cost: f64| all.partition_point(|(budget, _)| *budget < cost);
+        let last = (first_at(high) + 1).min(all.len());
+        let mut corners = all[first_at(low).min(last)..last].to_vec();
+        if let Some((budget, _)) = corners.last_mut() {
+            *budget = budget.min(high);
+        }
+        corners
+    }
+
+    /// Height of each image at both sides of a gate.
+    fn stakes(&self, of: &Region, bound: &Bounded, gate: usize, corners: &[(f64, f64)]) -> Stakes {
+        let compact = self.shared.compact;
+        let exits = self.chain.exits.len();
+        let per_weight = bound.multiplier / compact.total_weight;
+        let costs: Vec<f64> = self.chain.stop_costs.iter().map(|cost| cost * per_weight).collect();
+        let certain: f64 = costs.iter().zip(&of.certain.weight).map(|(cost, weight)| cost * weight).sum();
+        let margin = MARGIN * (1.0 + bound.multiplier * self.shared.ceiling);
+        let mut constant = bound.lift + bound.plane.value_of_sums(&of.certain.t, &of.certain.f) - certain;
+        constant += slack(corners, bound.multiplier) + margin;
+        let mut images = Vec::with_capacity(of.free.len());
+        for (free, values) in of.free.iter().zip(of.values.chunks_exact(exits)) {
+            let weight = compact.weight[free.image as usize];
+            let best = |range: std::ops::Range<usize>| {
+                let heights =
+                    values[range.clone()].iter().zip(&costs[range]).map(|(value, cost)| value - cost * weight);
+                heights.fold(f64::NEG_INFINITY, larger)
+            };
+            let (before, here, behind) = (best(0..gate), best(gate..gate + 1), best(gate + 1..exits));
+            if free.reach >> gate & 1 == 1 && free.reach >> (gate + 1) != 0 {
+                images.push((free.image, before.max(here), before.max(behind)));
+            } else {
+                constant += before.max(here).max(behind);
+            }
+        }
+        Stakes { gate, constant, images }
     }
 
     /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
     fn refined(&self, of: &Region, narrowed: Option<(usize, GateRange)>) -> Region {
         let compact = self.shared.compact;
-        let mut part =
-            Region { gates: of.gates.clone(), certain: of.certain.clone(), free: Vec::with_capacity(of.free.len()) };
+        let mut part = Region {
+            gates: of.gates.clone(),
+            certain: of.certain.clone(),
+            free: Vec::with_capacity(of.free.len()),
+            values: Vec::with_capacity(of.values.len()),
+        };
+        let num = self.chain.exits.len();
         if let Some((gate, range)) = narrowed {
             part.gates[gate] = range;
         }
@@ -174,7 +271,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             })
             .collect();
         let last = orders.len();
-        for free in &of.free {
+        for (number, free) in of.free.iter().enumerate() {
             let image = free.image as usize;
             let mut reach = 0u32;
             let mut goes_on = true;
@@ -200,6 +297,14 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 part.certain.add(compact, self.chain.exits[at], at, image);
             } else {
                 part.free.push(Free { image: free.image, reach });
+                if let Some(values) = of.values.get(number * num..(number + 1) * num) {
+                    part.values.extend(
+                        values
+                            .iter()
+                            .enumerate()
+                            .map(|(at, value)| if reach >> at & 1 == 1 { *value } else { f64::NEG_INFINITY }),
+                    );
+                }
             }
         }
         part
@@ -237,35 +342,23 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     }
 
     /// The region's bound, or nothing when no target is within reach.
-    fn bounded(&self, of: &Region, multiplier: f64) -> Option<Bounded> {
+    fn bounded(&self, of: &mut Region, corners: &[(f64, f64)], multiplier: f64) -> Option<Bounded> {
         let compact = self.shared.compact;
-        let truth = &compact.truth;
         let ranges = self.shared.isa.run(FreeRanges { compact, exits: self.chain.exits, of });
         for &(class, floor) in &self.shared.class_floors {
-            // IoU is largest where T is and F is not
-            if ranges.t_high[class] < floor * (truth[class] + ranges.f_low[class]) * (1.0 - MARGIN) {
+            // IoU is largest where T is and U is not
+            if ranges.t_high[class] < floor * ranges.u_low[class] * (1.0 - MARGIN) {
                 return None;
             }
         }
-        let middle = |low: &[f64], high: &[f64]| low.iter().zip(high).map(|(a, b)| (a + b) / 2.0).collect::<Vec<f64>>();
-        let (t, f) = (middle(&ranges.t_low, &ranges.t_high), middle(&ranges.f_low, &ranges.f_high));
-        let anchor = Anchor::new(self.shared.query.scoring.metric, compact, &t, &f);
-        let values = self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, anchor: &anchor });
-        let union = |f: &[f64]| truth.iter().zip(f).map(|(truth, f)| truth + f).collect::<Vec<f64>>();
-        let (u_low, u_high) = (union(&ranges.f_low), union(&ranges.f_high));
-        let remainder = anchor.remainder(&ranges.t_low, &ranges.t_high, &u_low, &u_high);
-        let mut bounded = Bounded {
-            values,
-            base: anchor.constant + remainder + anchor.value_of_sums(&of.certain.t, &of.certain.f),
-            base_cost: mean(&self.chain.stop_costs, &of.certain.weight, compact.total_weight),
-            multiplier,
-        };
-        self.is_within_reach(of, &mut bounded).then_some(bounded)
+        let plane = Plane::secant(self.shared.query.scoring.metric, compact, &ranges);
+        of.values = self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, plane: &plane });
+        let mut bounded = Bounded { lift: plane.lift(&ranges), plane, multiplier };
+        self.is_within_reach(of, &mut bounded, corners).then_some(bounded)
     }
 
     /// Whether some target may be reached in the region, as far as a few multipliers can tell; leaves the best one.
-    fn is_within_reach(&self, of: &Region, bounded: &mut Bounded) -> bool {
-        let mut corners = &self.targets.corners[..];
+    fn is_within_reach(&self, of: &Region, bounded: &mut Bounded, mut corners: &[(f64, f64)]) -> bool {
         // (multiplier, accuracy, cost) of the best points on both sides of the budget
         let [mut low, mut high]: [Option<(f64, f64, f64)>; 2] = [None; 2];
         let mut multiplier = bounded.multiplier;
@@ -325,7 +418,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let compact = self.shared.compact;
         let exits = self.chain.exits.len();
         let (mut accuracy, mut cost) = (0.0, 0.0);
-        for (free, values) in of.free.iter().zip(bounded.values.chunks_exact(exits)) {
+        for (free, values) in of.free.iter().zip(of.values.chunks_exact(exits)) {
             let share = compact.weight[free.image as usize] / compact.total_weight;
             let (mut best, mut best_at) = (f64::NEG_INFINITY, 0);
             for (at, value) in values.iter().enumerate() {
@@ -337,43 +430,23 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             accuracy += values[best_at];
             cost += share * self.chain.stop_costs[best_at];
         }
-        (bounded.base + accuracy, bounded.base_cost + cost)
+        let certain = bounded.plane.value_of_sums(&of.certain.t, &of.certain.f);
+        let certain_cost = mean(&self.chain.stop_costs, &of.certain.weight, compact.total_weight);
+        (bounded.lift + certain + accuracy, certain_cost + cost)
     }
 
-    /// Split a gate's range into at most `count` intervals and keep those whose bound reaches a target, with the bound.
-    fn pieces(
-        &self,
-        of: &Region,
-        bounded: &Bounded,
-        gate: usize,
-        range: GateRange,
-        count: usize,
-        parts: &mut Vec<(f64, usize, GateRange)>,
-    ) {
-        let GateRange::Within { pixel, low, high } = range else { return };
-        let compact = self.shared.compact;
-        let exits = self.chain.exits.len();
-        let levels = &compact.gate(self.chain.exits[gate], pixel).levels;
+    /// Split a gate's range (pixel threshold, first and last image threshold) into at most `count` intervals and keep those
+    /// whose bound reaches a target.
+    fn pieces(&self, stakes: &Stakes, (pixel, low, high): (usize, u32, u32), count: usize) -> Vec<Piece> {
+        let levels = &self.shared.compact.gate(self.chain.exits[stakes.gate], pixel).levels[..];
         let width = (high - low + 1).div_ceil(count as u32);
         let num = (high - low + 1).div_ceil(width) as usize;
         // For piece p: images that stop in pieces >= p, go on in pieces < p, or are free in p.
         let (mut stop_from, mut on_before) = ([0.0; FIRST_PIECES + 1], [0.0; FIRST_PIECES + 1]);
         let mut free_in = [0.0; FIRST_PIECES];
-        let mut constant = 0.0;
-        for (free, values) in of.free.iter().zip(bounded.values.chunks_exact(exits)) {
-            let share = bounded.multiplier * compact.weight[free.image as usize] / compact.total_weight;
-            let best = |range: std::ops::Range<usize>| {
-                range.fold(f64::NEG_INFINITY, |best, at| best.max(values[at] - share * self.chain.stop_costs[at]))
-            };
-            let before = best(0..gate);
-            let behind = best(gate + 1..exits);
-            let here = best(gate..gate + 1);
-            if here == f64::NEG_INFINITY || behind == f64::NEG_INFINITY {
-                constant += before.max(here).max(behind); // nothing to decide here
-                continue;
-            }
-            let (stops, goes_on) = (before.max(here), before.max(behind));
-            let level = levels[free.image as usize];
+        let mut constant = stakes.constant;
+        for &(image, stops, goes_on) in &stakes.images {
+            let level = levels[image as usize];
             if level <= low {
                 constant += stops;
             } else if level > high {
@@ -385,26 +458,25 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 if rest == 0 {
                     stop_from[piece] += stops;
                 } else {
-                    free_in[piece] += stops.max(goes_on);
+                    free_in[piece] += larger(stops, goes_on);
                     stop_from[piece + 1] += stops;
                 }
             }
         }
-        let slack = self.targets.slack(bounded.multiplier);
-        let base = bounded.base - bounded.multiplier * bounded.base_cost + constant;
-        let margin = MARGIN * (1.0 + bounded.multiplier * self.shared.ceiling);
+        let mut alive = Vec::new();
         let mut stopping = 0.0;
         let mut going_on: f64 = on_before[1..=num].iter().sum();
         for piece in 0..num {
             stopping += stop_from[piece];
-            let height = base + stopping + free_in[piece] + going_on;
-            if height + slack >= -margin {
+            let height = constant + stopping + free_in[piece] + going_on;
+            if height >= 0.0 {
                 let from = low + piece as u32 * width;
                 let range = GateRange::Within { pixel, low: from, high: (from + width - 1).min(high) };
-                parts.push((height, gate, range));
+                alive.push(Piece { height, range });
             }
             going_on -= on_before[piece + 1];
         }
+        alive
     }
 
     /// The gate at which most images are undecided.
@@ -481,7 +553,17 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     }
 }
 
-/// Ranges of the sums T and F of a region.
+/// From the first piece to the last.
+fn hull(pieces: &[Piece]) -> Option<Piece> {
+    pieces.iter().copied().reduce(|a, b| match (a.range, b.range) {
+        (GateRange::Within { pixel, low, .. }, GateRange::Within { high, .. }) => {
+            Piece { height: larger(a.height, b.height), range: GateRange::Within { pixel, low, high } }
+        }
+        _ => a,
+    })
+}
+
+/// Ranges of the sums T and U of a region.
 struct FreeRanges<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
@@ -495,12 +577,9 @@ impl Kernel for FreeRanges<'_> {
     fn run(self) -> Self::Output {
         let n = self.compact.padded();
         let of = self.of;
-        let mut ranges = Ranges {
-            t_low: of.certain.t.clone(),
-            t_high: of.certain.t.clone(),
-            f_low: of.certain.f.clone(),
-            f_high: of.certain.f.clone(),
-        };
+        let union = || of.certain.f.iter().zip(&self.compact.truth).map(|(f, truth)| f + truth).collect::<Vec<f64>>();
+        let (t, u) = (&of.certain.t, union());
+        let mut ranges = Ranges { t_low: t.clone(), t_high: t.clone(), u_low: u.clone(), u_high: u };
         let (mut lows, mut highs) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         for free in &of.free {
             let image = free.image as usize;
@@ -525,9 +604,9 @@ impl Kernel for FreeRanges<'_> {
             }
             for class in 0..n {
                 ranges.t_low[class] += weight * f64::from(lows[class]);
-                ranges.f_low[class] += weight * f64::from(lows[n + class]);
+                ranges.u_low[class] += weight * f64::from(lows[n + class]);
                 ranges.t_high[class] += weight * f64::from(highs[class]);
-                ranges.f_high[class] += weight * f64::from(highs[n + class]);
+                ranges.u_high[class] += weight * f64::from(highs[n + class]);
             }
         }
         ranges
@@ -539,7 +618,7 @@ struct FreeValues<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
     of: &'k Region,
-    anchor: &'k Anchor,
+    plane: &'k Plane,
 }
 
 impl Kernel for FreeValues<'_> {
@@ -552,7 +631,7 @@ impl Kernel for FreeValues<'_> {
         for (free, values) in self.of.free.iter().zip(values.chunks_exact_mut(num)) {
             let image = free.image as usize;
             for (at, value) in values.iter_mut().enumerate().filter(|(at, _)| free.reach >> at & 1 == 1) {
-                *value = self.compact.weight[image] * self.anchor.value(self.compact.counts(self.exits[at], image));
+                *value = self.compact.weight[image] * self.plane.value(self.compact.counts(self.exits[at], image));
             }
         }
         values

@@ -1,4 +1,4 @@
-//! How far the sums T and U of the configurations of one chain can lie apart: the remainder of the affine bound.
+//! How far the sums T and U of the configurations of one chain can lie apart.
 //!
 //! The images of a first gate, in order of confidence, are cut into `GROUPS` groups of runs. With the image threshold in
 //! group g, images of earlier groups take exit 1, those of later groups one of the tail 2..m, those of g any exit. For
@@ -13,11 +13,11 @@
 //! x_2). The second line is the first for -x. ∎) Summed over images, the sums of steps are at most those over all images,
 //! which depend on pairs of exits only and are worked out once for all (`Steps`). So the ranges of a chain with the
 //! threshold in g are those of (1, 2), worked out once for each first gate and second exit (`Start`), widened by the
-//! steps of the chain: a few additions a class. The remainder follows from the ranges by `bound.rs`.
+//! steps of the chain: a few additions a class. The lift of a plane follows by `bound.rs`.
 
 use rayon::prelude::*;
 
-use super::bound::{Anchor, larger, smaller};
+use super::bound::{Plane, Ranges, larger, smaller};
 use super::compact::{Compact, GROUPS, PAD};
 use crate::isa::{Isa, Kernel};
 
@@ -72,6 +72,16 @@ impl Steps {
     /// Widths of a chain with no step.
     pub fn none(&self) -> Widths {
         vec![0.0; 4 * self.num_padded]
+    }
+
+    /// Widths of all steps of a chain.
+    pub fn along(&self, exits: &[usize]) -> Widths {
+        let mut widths = self.none();
+        for pair in exits.windows(2) {
+            let before = widths.clone();
+            self.extend(&before, pair[0], pair[1], &mut widths);
+        }
+        widths
     }
 
     /// Widths of a chain that ends with `last` when `next` follows.
@@ -130,10 +140,12 @@ impl Start {
 /// Ranges of T and of U of a chain that begins with these ranges, (4, padded P) as in `Start`, and goes on with these
 /// steps.
 #[inline(always)]
-pub(crate) fn widened(start: &[f64], widths: &[f64], truth: &[f64], [t_low, t_high, u_low, u_high]: [&mut [f64]; 4]) {
+pub(crate) fn widen(start: &[f64], widths: &[f64], truth: &[f64], ranges: &mut Ranges) {
     let n = truth.len();
     let (of_both, of_wrong) = widths.split_at(2 * n);
     let ((t_rise, t_fall), (f_rise, f_fall)) = (of_both.split_at(n), of_wrong.split_at(n));
+    let (t_low, t_high) = (&mut ranges.t_low[..n], &mut ranges.t_high[..n]);
+    let (u_low, u_high) = (&mut ranges.u_low[..n], &mut ranges.u_high[..n]);
     for class in 0..n {
         t_high[class] = smaller(start[class] + t_rise[class], truth[class]);
         t_low[class] = larger(start[n + class] - t_fall[class], 0.0);
@@ -237,18 +249,19 @@ fn larger_of(a: &[f32; WIDE], b: &[f32; WIDE]) -> [f32; WIDE] {
     larger
 }
 
-/// What is known of a group of configurations besides the affine part.
+/// What is known of a group of configurations besides the affine part of their bound.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Spread {
-    pub remainder: f64,
+    /// Of the plane, over the group's box.
+    pub lift: f64,
+    /// Upper bound on the metric.
     pub greatest: f64,
 }
 
-/// Two upper bounds on the metric for a chain that begins with each of these ranges: the remainder of the affine bound,
-/// which is tight near the anchor, and the sum of w Th / Ul, which holds anywhere. The ranges are those of `Start::of`, one
-/// for each group, with the steps from the second exit on; or `Steps::alone` of the first exit, with all steps.
+/// Spreads of a chain that begins with each of these ranges. They are those of `Start::of`, one for each group, with the
+/// steps from the second exit on; or `Steps::alone` of the first exit, with all steps.
 pub(crate) struct Spreads<'k, const N: usize> {
-    pub anchor: &'k Anchor,
+    pub plane: &'k Plane,
     pub truth: &'k [f64],
     pub starts: [&'k [f64]; N],
     pub widths: &'k [f64],
@@ -259,15 +272,11 @@ impl<const N: usize> Kernel for Spreads<'_, N> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let n = self.truth.len();
         let mut spreads = [Spread::default(); N];
-        let mut ranges = vec![0.0; 4 * n];
-        let (of_t, of_u) = ranges.split_at_mut(2 * n);
-        let ((t_low, t_high), (u_low, u_high)) = (of_t.split_at_mut(n), of_u.split_at_mut(n));
+        let mut ranges = Ranges::new(self.truth.len());
         for (spread, start) in spreads.iter_mut().zip(self.starts) {
-            widened(start, self.widths, self.truth, [&mut *t_low, &mut *t_high, &mut *u_low, &mut *u_high]);
-            spread.remainder = self.anchor.remainder(t_low, t_high, u_low, u_high);
-            spread.greatest = self.anchor.greatest(t_high, u_low);
+            widen(start, self.widths, self.truth, &mut ranges);
+            *spread = Spread { lift: self.plane.lift(&ranges), greatest: self.plane.greatest(&ranges) };
         }
         spreads
     }

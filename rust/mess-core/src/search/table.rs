@@ -41,6 +41,13 @@ pub struct Costs<'a> {
     pub policy: ArrayView1<'a, f64>,
 }
 
+impl Costs<'_> {
+    /// Of an image that stops at the first exit of a chain: no configuration that begins with it costs less.
+    pub(crate) fn of_first(&self, exit: usize) -> f64 {
+        self.backbone[exit] + self.head[exit] + self.policy[exit]
+    }
+}
+
 /// Largest count of pixels in one entry of the table: the engine keeps them in 32 bits.
 const MAX_COUNT: i64 = u32::MAX as i64;
 /// Largest sum of weighted counts over images: up to here, float64 holds every integer.

@@ -1,0 +1,341 @@
+//! Bounds on one chain whose first image threshold is in one group, gate by gate, by the secant plane of its own box.
+//!
+//! The order of the second gate is cut into runs too: with the two image thresholds in runs (r, s), images that go on from
+//! the first gate stop at the second exit when their run there is before s, go on when it is behind, and do either in s.
+//! Sums over images are put in a table of (r, s), and running sums over it give the bounds of all pairs. With ranges of r
+//! and s decided, the third gate's order is gone through in the same way.
+//!
+//! Rows are in the order of the first gate, see `tails.rs`.
+
+use super::bound::{Plane, Ranges};
+use super::compact::{Compact, GateOrder, LANES, RUNS};
+use super::engine::Shared;
+use super::tails::TailSums;
+use crate::isa::{Isa, Kernel};
+
+/// First and last of some runs.
+pub(crate) type Runs = (usize, usize);
+
+/// What each image is worth at each exit of a chain.
+pub(crate) struct ChainValues {
+    /// Of each exit, (rows, RUNS): the value less that at the last exit.
+    rows: Vec<Vec<f32>>,
+    /// Lift, and sum of what was taken off.
+    pub constant: f64,
+    /// Sums over images and exits of the magnitudes of what was added up: for values, for rows.
+    raw: f64,
+    magnitude: f64,
+}
+
+impl ChainValues {
+    /// By the secant plane of a box; `images` as in `tails::Task`.
+    pub fn new(shared: &Shared<'_, '_>, exits: &[usize], ranges: &Ranges, images: &[u32]) -> Self {
+        let (compact, isa) = (shared.compact, shared.isa);
+        let plane = Plane::secant(shared.query.scoring.metric, compact, ranges);
+        let narrow = |slopes: &[f64]| slopes.iter().map(|slope| *slope as f32).collect::<Vec<f32>>();
+        let (of_both, of_wrong) = (&narrow(&plane.of_both)[..], &narrow(&plane.of_wrong)[..]);
+        let values: Vec<Vec<f32>> =
+            exits.iter().map(|&exit| isa.run(ExitValues { of_both, of_wrong, compact, exit })).collect();
+        let reference = &values[values.len() - 1];
+        let mut chain =
+            Self { rows: Vec::with_capacity(exits.len()), constant: plane.lift(ranges), raw: 0.0, magnitude: 0.0 };
+        chain.constant += reference.iter().map(|value| f64::from(*value)).sum::<f64>();
+        for (values, &exit) in values.iter().zip(exits) {
+            let (row, magnitude) = isa.run(Arranged { values, reference, images });
+            chain.rows.push(row);
+            chain.magnitude += magnitude;
+            let sums = shared.steps.alone(exit);
+            let (t, u) = (&sums[..compact.padded()], &sums[2 * compact.padded()..]);
+            for class in 0..compact.classes.len() {
+                chain.raw += t[class] * plane.of_both[class].abs();
+                chain.raw += (u[class] - compact.truth[class]) * plane.of_wrong[class].abs();
+            }
+        }
+        chain
+    }
+
+    /// Twice what the contract of `tails.rs` says of sums of `num_rows` terms, and of values of 2 P terms, each of two exits.
+    /// `largest_cost` is a multiple of the multiplier that no cost exceeds.
+    pub fn rounding(&self, num_rows: usize, num_classes: usize, largest_cost: f64) -> f64 {
+        let unit = f64::from(f32::EPSILON);
+        unit * ((2 * num_rows + 8) as f64 * (self.magnitude + largest_cost)
+            + (2 * num_classes + 4) as f64 * 2.0 * self.raw)
+    }
+}
+
+/// (rows, RUNS) what each image is worth at the exits of a chain, costs taken off.
+pub(crate) struct Worth {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    /// The best behind the second exit.
+    behind: Vec<f32>,
+    /// The third exit, and the best behind it, of chains that have those.
+    third: Vec<f32>,
+    rest: Vec<f32>,
+    /// Sum of `first` over the runs before each one.
+    stopped_before: [f64; RUNS],
+}
+
+impl Worth {
+    /// `costs` are those of stopping at each exit, times the multiplier; `shares` the images' parts of the whole.
+    pub fn new(isa: Isa, values: &ChainValues, costs: &[f32], shares: &[f32]) -> Self {
+        let mut rows =
+            values.rows.iter().zip(costs).map(|(values, cost)| isa.run(LessCost { values, cost: *cost, shares }));
+        let (first, second) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
+        let third = rows.next().unwrap_or_default();
+        let mut rest: Vec<f32> = Vec::new();
+        for row in rows {
+            if rest.is_empty() {
+                rest = row;
+            } else {
+                rest.iter_mut().zip(row).for_each(|(best, value)| *best = best.max(value));
+            }
+        }
+        let behind =
+            if rest.is_empty() { third.clone() } else { third.iter().zip(&rest).map(|(a, b)| a.max(*b)).collect() };
+        let stopped_before = sums_before(&first);
+        Self { first, second, behind, third, rest, stopped_before }
+    }
+
+    /// Whether a bound is `needed` anywhere in these runs of the first gate, whatever the other gates are.
+    pub fn is_alive(&self, isa: Isa, shares: &[f32], (first_run, last_run): Runs, needed: f64) -> bool {
+        let [free, tail] =
+            isa.run(TailSums { best: &self.second, last: &self.behind, cost: 0.0, shares, first: &self.first });
+        let mut going_on: f64 = tail[last_run + 1..].iter().map(|sum| f64::from(*sum)).sum();
+        (first_run..=last_run).rev().any(|run| {
+            let bound = self.stopped_before[run] + f64::from(free[run]) + going_on;
+            going_on += f64::from(tail[run]);
+            bound >= needed
+        })
+    }
+
+    /// The greatest bound of a pair of runs of the first two gates, and the runs of both in which it is `needed`.
+    pub fn pairs(
+        &self,
+        isa: Isa,
+        runs_of: &[u8],
+        (first_run, last_run): Runs,
+        needed: f64,
+    ) -> Option<(f64, Runs, Runs)> {
+        let Self { first, second, behind, .. } = self;
+        let sums = isa.run(PairSums { first, second, behind, runs_of, from: first_run });
+        let mut alive: Option<(f64, Runs, Runs)> = None;
+        let (mut certain, mut free) = ([0.0f64; RUNS], [0.0f64; RUNS]);
+        let mut going_on = 0.0;
+        for run in (first_run..RUNS).rev() {
+            if run <= last_run {
+                let base = self.stopped_before[run] + f64::from(sums.either[run]) + going_on;
+                let mut stopping = 0.0;
+                for at in 0..RUNS {
+                    let bound = base + (stopping + free[at]);
+                    stopping += certain[at];
+                    if bound >= needed {
+                        alive = Some(match alive {
+                            None => (bound, (run, run), (at, at)),
+                            Some((height, (a, b), (c, d))) => {
+                                (height.max(bound), (a.min(run), b.max(run)), (c.min(at), d.max(at)))
+                            }
+                        });
+                    }
+                }
+            }
+            going_on += f64::from(sums.behind[run]);
+            for at in 0..RUNS {
+                certain[at] += f64::from(sums.gain[run][at]);
+                free[at] += f64::from(sums.positive[run][at]);
+            }
+        }
+        alive
+    }
+
+    /// Whether a bound is `needed` for any of these orders of the third gate and any run of it, with those of the first
+    /// two in these ranges.
+    pub fn has_third<'g>(
+        &self,
+        images: &[u32],
+        second_runs: &[u8],
+        (first_range, second_range): (Runs, Runs),
+        orders: impl Iterator<Item = &'g GateOrder>,
+        needed: f64,
+    ) -> bool {
+        let mut gains = vec![0.0f32; images.len()];
+        let mut going_on = 0.0;
+        let rows = gains.chunks_exact_mut(RUNS).zip(second_runs.chunks_exact(RUNS));
+        for (at, (gains, second_runs)) in rows.enumerate() {
+            let row = |values: &[f32], lane: usize| values[at * RUNS + lane];
+            let mut sum = 0.0f32;
+            for (lane, gain) in gains.iter_mut().enumerate() {
+                let second_run = usize::from(second_runs[lane]);
+                let mut best = if lane <= first_range.1 { row(&self.first, lane) } else { f32::NEG_INFINITY };
+                if lane >= first_range.0 && second_run <= second_range.1 {
+                    best = best.max(row(&self.second, lane));
+                }
+                let (mut stops, mut goes_on) = (best, best);
+                if lane >= first_range.0 && second_run >= second_range.0 {
+                    stops = best.max(row(&self.third, lane));
+                    goes_on = best.max(row(&self.rest, lane));
+                }
+                *gain = stops - goes_on;
+                sum += goes_on;
+            }
+            going_on += f64::from(sum);
+        }
+        for order in orders {
+            let (mut certain, mut free) = ([0.0f32; RUNS], [0.0f32; RUNS]);
+            for (gain, image) in gains.iter().zip(images) {
+                if let Some(run) = order.runs.get(*image as usize) {
+                    certain[usize::from(*run) % RUNS] += gain;
+                    free[usize::from(*run) % RUNS] += gain.max(0.0);
+                }
+            }
+            let mut stopping = 0.0;
+            for run in 0..RUNS {
+                if going_on + stopping + f64::from(free[run]) >= needed {
+                    return true;
+                }
+                stopping += f64::from(certain[run]);
+            }
+        }
+        false
+    }
+}
+
+/// Sum of a (rows, RUNS) array over the runs before each one.
+pub(crate) fn sums_before(values: &[f32]) -> [f64; RUNS] {
+    let mut before = [0.0; RUNS];
+    for lane in 1..RUNS {
+        let run = values.iter().skip(lane - 1).step_by(RUNS).map(|value| f64::from(*value));
+        before[lane] = before[lane - 1] + run.sum::<f64>();
+    }
+    before
+}
+
+/// (padded n,) value of one exit for each image, times the image's weight: from counts with images innermost, about P n / 8
+/// vector operations.
+struct ExitValues<'k> {
+    of_both: &'k [f32],
+    of_wrong: &'k [f32],
+    compact: &'k Compact,
+    exit: usize,
+}
+
+impl Kernel for ExitValues<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (columns, classes) = (self.compact.columns(self.exit), self.compact.classes.len());
+        let length = self.compact.padded_images();
+        let (both, wrong) = columns.split_at(classes * length);
+        let mut values = vec![0.0f32; length];
+        for (block, values) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let from = block * LANES;
+            let mut sums = [0.0f32; LANES];
+            for class in 0..classes {
+                let (of_both, of_wrong) = (self.of_both[class], self.of_wrong[class]);
+                let (both, wrong) = (&both[class * length + from..], &wrong[class * length + from..]);
+                for ((sum, both), wrong) in sums.iter_mut().zip(&both[..LANES]).zip(&wrong[..LANES]) {
+                    *sum += of_both * both + of_wrong * wrong;
+                }
+            }
+            *values = sums;
+        }
+        values
+    }
+}
+
+/// Values of one exit less those of a reference, in the order of `images`; and the sum of their magnitudes.
+struct Arranged<'k> {
+    values: &'k [f32],
+    reference: &'k [f32],
+    /// Image of each entry; a padding image has no value.
+    images: &'k [u32],
+}
+
+impl Kernel for Arranged<'_> {
+    type Output = (Vec<f32>, f64);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let last = self.values.len().min(self.reference.len()) - 1;
+        let mut row = vec![0.0f32; self.images.len()];
+        let mut magnitudes = [0.0f32; RUNS];
+        for (row, images) in row.as_chunks_mut::<RUNS>().0.iter_mut().zip(self.images.as_chunks::<RUNS>().0) {
+            for lane in 0..RUNS {
+                let image = (images[lane] as usize).min(last);
+                row[lane] = self.values[image] - self.reference[image];
+            }
+            for lane in 0..RUNS {
+                magnitudes[lane] += row[lane].abs();
+            }
+        }
+        (row, magnitudes.iter().map(|sum| f64::from(*sum)).sum())
+    }
+}
+
+/// Values less the cost of the images' shares.
+struct LessCost<'k> {
+    values: &'k [f32],
+    cost: f32,
+    shares: &'k [f32],
+}
+
+impl Kernel for LessCost<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        self.values.iter().zip(self.shares).map(|(value, share)| value - self.cost * share).collect()
+    }
+}
+
+/// Sums over the images of each run of the first gate, and of each pair of runs of both gates.
+struct PairSums<'k> {
+    first: &'k [f32],
+    second: &'k [f32],
+    behind: &'k [f32],
+    runs_of: &'k [u8],
+    /// First run that matters.
+    from: usize,
+}
+
+struct PairTable {
+    /// Best of all exits.
+    either: [f32; RUNS],
+    /// Best exit behind the second.
+    behind: [f32; RUNS],
+    /// (RUNS, RUNS) what stopping at the second exit gains.
+    gain: Box<[[f32; RUNS]; RUNS]>,
+    /// The same where it is positive.
+    positive: Box<[[f32; RUNS]; RUNS]>,
+}
+
+impl Kernel for PairSums<'_> {
+    type Output = PairTable;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut table = PairTable {
+            either: [0.0; RUNS],
+            behind: [0.0; RUNS],
+            gain: Box::new([[0.0; RUNS]; RUNS]),
+            positive: Box::new([[0.0; RUNS]; RUNS]),
+        };
+        let rows = self.second.as_chunks::<RUNS>().0.iter().zip(self.behind.as_chunks::<RUNS>().0);
+        let others = self.runs_of.as_chunks::<RUNS>().0.iter().zip(self.first.as_chunks::<RUNS>().0);
+        for ((here, behind), (runs, first)) in rows.zip(others) {
+            for lane in 0..RUNS {
+                let tail = if here[lane] > behind[lane] { here[lane] } else { behind[lane] };
+                table.either[lane] += if first[lane] > tail { first[lane] } else { tail };
+                table.behind[lane] += behind[lane];
+            }
+            for lane in self.from..RUNS {
+                let gain = here[lane] - behind[lane];
+                let second = usize::from(runs[lane]) % RUNS;
+                table.gain[lane][second] += gain;
+                table.positive[lane][second] += if gain > 0.0 { gain } else { 0.0 };
+            }
+        }
+        table
+    }
+}
