@@ -24,9 +24,9 @@ const MULTIPLIERS: i32 = 5;
 const ROUNDS: usize = 3;
 /// Costs of a front around which there are fields of their own.
 pub(crate) const BANDS: usize = 12;
-/// What a multiplier has to gain in accuracy for each factor of 2 that it is away from that of the hull, and how many.
-const CLEARLY: f64 = 0.00003;
+/// Factors of 2 by which a multiplier may differ from the slope of the hull, and what accuracy each has to gain.
 const OCTAVES: i32 = 6;
+const CLEARLY: f64 = 0.0003;
 /// Rounds of improvement before an ascent is left as it is.
 const SWEEPS: usize = 8;
 
@@ -105,17 +105,29 @@ pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) 
     (multiplier, nearest)
 }
 
-/// A multiplier by which a bound that is tight for these configurations stays well below the targets. It is that of the
-/// hull, `start`, unless another one is clearly better: between few configurations the hull is coarse.
-pub(crate) fn excluding_multiplier(pool: &[&Valued], targets: &Targets, start: f64) -> f64 {
+/// A multiplier for bounds on configurations with costs around this one, and the member nearest to it. For one target
+/// within the hull it is the hull's slope there. For several, or beyond its ends, it is the one by which a bound that is
+/// tight for these configurations stays farthest below the targets; the slope where that makes little difference.
+pub(crate) fn excluding_multiplier<'v>(
+    pool: &[&'v Valued],
+    hull: &[usize],
+    cost: f64,
+    targets: &Targets,
+) -> (f64, &'v Valued) {
+    let (slope, nearest) = multiplier_at(pool, hull, cost);
+    let ends = hull.first().zip(hull.last()).map(|(first, last)| (pool[*first].cost, pool[*last].cost));
+    if targets.corners.len() <= 1 && ends.is_some_and(|(first, last)| first <= cost && cost <= last) {
+        return (slope, nearest);
+    }
     let excess = |multiplier: f64| {
         let height = pool.iter().map(|v| v.accuracy - multiplier * v.cost).fold(f64::NEG_INFINITY, f64::max);
         height + targets.slack(multiplier)
     };
     let octaves = (-8 * OCTAVES..=8 * OCTAVES).map(|eighths| f64::from(eighths) / 8.0);
-    let all = octaves.map(|octave| (start * octave.exp2(), octave.abs()));
+    let all = octaves.map(|octave| (slope * octave.exp2(), octave.abs()));
     let rated = all.map(|(multiplier, away)| (excess(multiplier) + CLEARLY * away, multiplier));
-    rated.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(start, |(_, multiplier)| multiplier)
+    let best = rated.min_by(|a, b| a.0.total_cmp(&b.0));
+    (best.map_or(slope, |(_, multiplier)| multiplier), nearest)
 }
 
 /// Costs around which the search will have to prove something.

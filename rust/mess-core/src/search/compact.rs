@@ -61,6 +61,7 @@ impl Mixture {
     }
 
     /// `image` stops at `exit`, the mixture's number `at`.
+    #[inline(always)]
     pub fn add(&mut self, compact: &Compact, exit: usize, at: usize, image: usize) {
         compact.add(exit, image, &mut self.t, &mut self.f);
         self.images[at] += 1;

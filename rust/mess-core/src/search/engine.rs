@@ -36,7 +36,7 @@ use crate::error::Result;
 use crate::isa::Isa;
 
 /// Gaps of the passes over a space of more chains than `FEW_CHAINS`; the last pass has none.
-const GAPS: [f64; 3] = [0.1, 0.01, 0.001];
+const GAPS: [f64; 2] = [0.1, 0.01];
 /// The same for a front, of any size: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
@@ -292,8 +292,8 @@ impl Shared<'_, '_> {
             let at_first = family.exits[0].iter().map(|exit| table_costs.of_first(*exit));
             let floor = at_first.fold(f64::INFINITY, f64::min);
             let of_band = |&(costs, at): &((f64, f64), f64)| {
-                let start = multiplier_at(&pool, &hull, at).0;
-                Band { costs, multiplier: excluding_multiplier(&pool, &self.targets(costs, floor).1, start) }
+                let multiplier = excluding_multiplier(&pool, &hull, at, &self.targets(costs, floor).1).0;
+                Band { costs, multiplier }
             };
             let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1);
             Field::new(self, family.exits, &typical.choice.exits, bands.iter().map(of_band).collect())

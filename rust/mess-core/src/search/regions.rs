@@ -253,61 +253,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
 
     /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
     fn refined(&self, of: &Region, narrowed: Option<(usize, GateRange)>) -> Region {
-        let compact = self.shared.compact;
-        let mut part = Region {
-            gates: of.gates.clone(),
-            certain: of.certain.clone(),
-            free: Vec::with_capacity(of.free.len()),
-            values: Vec::with_capacity(of.values.len()),
-        };
-        let num = self.chain.exits.len();
-        if let Some((gate, range)) = narrowed {
-            part.gates[gate] = range;
-        }
-        let orders: Vec<Option<(&[u32], u32, u32)>> = (part.gates.iter().zip(self.chain.exits))
-            .map(|(gate, exit)| match *gate {
-                GateRange::Open => None,
-                GateRange::Within { pixel, low, high } => Some((&compact.gate(*exit, pixel).levels[..], low, high)),
-            })
-            .collect();
-        let last = orders.len();
-        for (number, free) in of.free.iter().enumerate() {
-            let image = free.image as usize;
-            let mut reach = 0u32;
-            let mut goes_on = true;
-            for (at, order) in orders.iter().enumerate() {
-                let Some((levels, low, high)) = order else {
-                    reach |= 1 << at;
-                    continue;
-                };
-                let level = levels[image];
-                if level <= *high {
-                    reach |= 1 << at;
-                    if level <= *low {
-                        goes_on = false;
-                        break;
-                    }
-                }
-            }
-            if goes_on {
-                reach |= 1 << last;
-            }
-            if reach & (reach - 1) == 0 {
-                let at = reach.trailing_zeros() as usize;
-                part.certain.add(compact, self.chain.exits[at], at, image);
-            } else {
-                part.free.push(Free { image: free.image, reach });
-                if let Some(values) = of.values.get(number * num..(number + 1) * num) {
-                    part.values.extend(
-                        values
-                            .iter()
-                            .enumerate()
-                            .map(|(at, value)| if reach >> at & 1 == 1 { *value } else { f64::NEG_INFINITY }),
-                    );
-                }
-            }
-        }
-        part
+        self.shared.isa.run(Refined { compact: self.shared.compact, exits: self.chain.exits, of, narrowed })
     }
 
     /// Necessary conditions of space and limits that the bounds do not know.
@@ -561,6 +507,74 @@ fn hull(pieces: &[Piece]) -> Option<Piece> {
         }
         _ => a,
     })
+}
+
+/// A part of a region, see `Regions::refined`.
+struct Refined<'k> {
+    compact: &'k Compact,
+    exits: &'k [usize],
+    of: &'k Region,
+    narrowed: Option<(usize, GateRange)>,
+}
+
+impl Kernel for Refined<'_> {
+    type Output = Region;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { compact, exits, of, narrowed } = self;
+        let mut part = Region {
+            gates: of.gates.clone(),
+            certain: of.certain.clone(),
+            free: Vec::with_capacity(of.free.len()),
+            values: Vec::with_capacity(of.values.len()),
+        };
+        if let Some((gate, range)) = narrowed {
+            part.gates[gate] = range;
+        }
+        let orders: Vec<Option<(&[u32], u32, u32)>> = (part.gates.iter().zip(exits))
+            .map(|(gate, exit)| match *gate {
+                GateRange::Open => None,
+                GateRange::Within { pixel, low, high } => Some((&compact.gate(*exit, pixel).levels[..], low, high)),
+            })
+            .collect();
+        let last = orders.len();
+        for (number, free) in of.free.iter().enumerate() {
+            let image = free.image as usize;
+            let mut reach = 0u32;
+            let mut goes_on = true;
+            for (at, order) in orders.iter().enumerate() {
+                let Some((levels, low, high)) = order else {
+                    reach |= 1 << at;
+                    continue;
+                };
+                let level = levels[image];
+                if level <= *high {
+                    reach |= 1 << at;
+                    if level <= *low {
+                        goes_on = false;
+                        break;
+                    }
+                }
+            }
+            if goes_on {
+                reach |= 1 << last;
+            }
+            if reach & (reach - 1) == 0 {
+                let at = reach.trailing_zeros() as usize;
+                part.certain.add(compact, exits[at], at, image);
+            } else {
+                part.free.push(Free { image: free.image, reach });
+                if let Some(values) = of.values.get(number * exits.len()..(number + 1) * exits.len()) {
+                    let reachable = |(at, value): (usize, &f64)| {
+                        if reach >> at & 1 == 1 { *value } else { f64::NEG_INFINITY }
+                    };
+                    part.values.extend(values.iter().enumerate().map(reachable));
+                }
+            }
+        }
+        part
+    }
 }
 
 /// Ranges of the sums T and U of a region.
