@@ -35,12 +35,14 @@ use super::tails::Task;
 use crate::error::Result;
 use crate::isa::Isa;
 
-/// Gaps of the passes over a space of more chains than `FEW_CHAINS`; the last pass has none.
+/// Gaps of the passes over a space of more chains than `FEW_CHAINS`, and than `MANY_CHAINS`; the last pass has none.
 const GAPS: [f64; 2] = [0.1, 0.01];
+const MORE_GAPS: [f64; 9] = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01];
 /// The same for a front, of any size: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
+const MANY_CHAINS: f64 = 1e9;
 /// Bands of costs of a front.
 const FRONT_BANDS: usize = 32;
 /// Chains of good configurations that are searched before the passes, of one objective and of each band of a front.
@@ -182,6 +184,7 @@ impl Shared<'_, '_> {
         let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
         let gaps = match self.query.objective {
             Objective::ParetoFront { .. } => &FRONT_GAPS[..],
+            _ if num_chains > MANY_CHAINS => &MORE_GAPS[..],
             _ if num_chains > FEW_CHAINS => &GAPS[..],
             _ => &[],
         };

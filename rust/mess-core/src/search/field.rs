@@ -2,7 +2,7 @@
 
 use super::bound::{Plane, Ranges, Values};
 use super::engine::Shared;
-use super::spread::widen;
+use super::spread::{Widths, widen};
 use crate::isa::Isa;
 
 /// Chains with one exit at each of some points.
@@ -18,6 +18,10 @@ pub(crate) struct Field {
     values: Vec<f32>,
     /// Sum of what was taken off.
     pub reference: f64,
+    /// Of each exit, the widest step to the next point, in the order of `row_of`.
+    next_steps: Vec<Widths>,
+    /// Of each point, the widest step from any of its exits to any of the next.
+    pub any_steps: Vec<Widths>,
     /// Sum over images of the largest magnitude of a value.
     pub magnitude: f64,
 }
@@ -52,7 +56,16 @@ impl Field {
         }
         let magnitude = largest.iter().map(|v| f64::from(*v)).sum();
         let reference = references.iter().sum();
-        Self { plane, bands, exits, num_images, row_of, values, reference, magnitude }
+        let steps =
+            |pair: &[Vec<usize>]| pair[0].iter().map(|e| shared.steps.widest(&[*e], &pair[1])).collect::<Vec<_>>();
+        let next_steps = exits.windows(2).flat_map(steps).collect();
+        let any_steps = exits.windows(2).map(|pair| shared.steps.widest(&pair[0], &pair[1])).collect();
+        Self { plane, bands, exits, num_images, row_of, values, reference, next_steps, any_steps, magnitude }
+    }
+
+    /// The widest step from an exit to the next point.
+    pub fn next_step(&self, exit: usize) -> &Widths {
+        &self.next_steps[self.row_of[exit]]
     }
 
     /// (n,) values of one exit.

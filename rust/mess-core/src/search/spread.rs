@@ -84,6 +84,17 @@ impl Steps {
         widths
     }
 
+    /// The widest step from one of some exits to one of others.
+    pub fn widest(&self, from: &[usize], to: &[usize]) -> Widths {
+        let mut widest = self.none();
+        for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
+            let start = self.starts[a * self.num_exits + b];
+            let step = &self.widths[start..start + widest.len()];
+            widest.iter_mut().zip(step).for_each(|(widest, step)| *widest = larger(*widest, *step));
+        }
+        widest
+    }
+
     /// Widths of a chain that ends with `last` when `next` follows.
     pub fn extend(&self, before: &[f64], last: usize, next: usize, widths: &mut Widths) {
         let start = self.starts[last * self.num_exits + next];

@@ -50,6 +50,8 @@ pub(crate) struct Task<'s, 'a, 't> {
     group_of: &'s [u8],
     /// Exits at each point behind the first, with their values in the order of this gate.
     deeper: Vec<Vec<(usize, Vec<f32>)>>,
+    /// The cheapest head and policy at each of those points.
+    least_on_the_way: Vec<f64>,
     version: u64,
     /// For each pixel threshold, the runs of the current second exit's gate.
     second_runs: Vec<Vec<u8>>,
@@ -61,6 +63,8 @@ pub(crate) struct Task<'s, 'a, 't> {
 struct TaskBand<'s> {
     band: &'s Band,
     targets: Arc<Targets>,
+    /// For each point behind the first, (rows, RUNS) the best that any of its exits is worth, heads on the way aside.
+    any: Vec<Vec<f32>>,
     /// What a bound by the family's plane has to reach.
     needed: f64,
     /// The least accuracy of any target.
@@ -103,16 +107,32 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let shares: Vec<f32> = compact.weight.iter().map(|weight| (weight / compact.total_weight) as f32).collect();
         let shares = arranged(&images, &shares);
         let values = arranged(&images, field.row(exit));
+        let deeper: Vec<Vec<(usize, Vec<f32>)>> = field.exits[1..]
+            .iter()
+            .map(|exits| exits.iter().map(|next| (*next, arranged(&images, field.row(*next)))).collect())
+            .collect();
         let of_band = |band: &'s Band| {
             let cost = (band.multiplier * costs.backbone[exit]) as f32;
             let first: Vec<f32> = values.iter().zip(&shares).map(|(value, share)| value - cost * share).collect();
+            let any_at = |(point, exits): (usize, &Vec<(usize, Vec<f32>)>)| {
+                let mut any = vec![f32::NEG_INFINITY; shares.len()];
+                for (next, values) in exits {
+                    let policy = if point + 1 < deeper.len() { costs.policy[*next] } else { 0.0 };
+                    let cost = (band.multiplier * (costs.backbone[*next] + costs.head[*next] + policy)) as f32;
+                    let worth = values.iter().zip(&shares).map(|(value, share)| value - cost * share);
+                    any.iter_mut().zip(worth).for_each(|(any, worth)| *any = any.max(worth));
+                }
+                any
+            };
+            let any = deeper.iter().enumerate().map(any_at).collect();
             let stopped_before = sums_before(&first);
             let targets = Arc::new(Targets { corners: Vec::new() });
-            TaskBand { band, targets, needed: 0.0, least: 0.0, first, stopped_before }
+            TaskBand { band, targets, any, needed: 0.0, least: 0.0, first, stopped_before }
         };
-        let deeper = field.exits[1..]
-            .iter()
-            .map(|exits| exits.iter().map(|next| (*next, arranged(&images, field.row(*next)))).collect());
+        let least_at = |exits: &Vec<usize>| {
+            exits.iter().map(|exit| costs.head[*exit] + costs.policy[*exit]).fold(f64::INFINITY, f64::min)
+        };
+        let least_on_the_way = field.exits[1..].iter().map(least_at).collect();
         let mut task = Self {
             shared,
             field,
@@ -122,7 +142,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             num_rows,
             bands: field.bands.iter().map(of_band).collect(),
             group_of: &order.groups,
-            deeper: deeper.collect(),
+            deeper,
+            least_on_the_way,
             version: 0,
             second_runs: Vec::new(),
             candidates: Vec::new(),
@@ -151,10 +172,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     pub fn run(mut self) {
         let best = vec![vec![f32::NEG_INFINITY; self.num_rows * RUNS]; self.bands.len()];
         let widths = self.shared.steps.none();
+        let path = Path { on_the_way: 0.0, best: &best, widths: &widths, all_widths: &widths };
+        if self.deeper.len() > 1 && !self.may_hold(self.exit, 0, &path) {
+            return;
+        }
         for index in 0..self.deeper[0].len() {
             let second = self.deeper[0][index].0;
             let mut start = None;
-            let path = Path { on_the_way: 0.0, best: &best, widths: &widths, all_widths: &widths };
             if self.deeper.len() > 1 {
                 let compact = self.shared.compact;
                 let runs_of = |pixel| arranged(&self.images, &compact.gate(second, pixel).runs);
@@ -207,11 +231,44 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             };
             let best: Vec<Vec<f32>> = self.bands.iter().zip(path.best).map(with_next).collect();
             let path = Path { on_the_way, best: &best, widths: &widths, all_widths: &all_widths };
-            for index in 0..self.deeper[point + 1].len() {
-                self.follow(exits, index, &path, start);
+            if self.may_hold(next, point + 1, &path) {
+                for index in 0..self.deeper[point + 1].len() {
+                    self.follow(exits, index, &path, start);
+                }
             }
         }
         exits.pop();
+    }
+
+    /// Whether any chain that goes on from `last` to the points from number `from` on may reach a target.
+    ///
+    /// *Admissible*: at each of these points an image is given the best of all heads at the least cost that comes before
+    /// it, so no chain is worth more, and the box is widened by the widest steps, so it holds the boxes of all chains. ∎
+    fn may_hold(&self, last: usize, from: usize, path: &Path<'_>) -> bool {
+        let (compact, isa) = (self.shared.compact, self.shared.isa);
+        let mut widths = path.all_widths.clone();
+        let steps = [self.field.next_step(last)].into_iter().chain(&self.field.any_steps[from + 1..]);
+        for step in steps {
+            widths.iter_mut().zip(step).for_each(|(width, step)| *width += step);
+        }
+        let starts = [self.shared.steps.alone(self.exit)];
+        let [whole] = isa.run(Spreads { plane: &self.field.plane, truth: &compact.truth, starts, widths: &widths });
+        let is_alive = |(band, best): (&TaskBand<'_>, &Vec<f32>)| {
+            if whole.greatest < band.least {
+                return false;
+            }
+            let mut best = best.clone();
+            let mut on_the_way = path.on_the_way;
+            for (any, least) in band.any[from..].iter().zip(&self.least_on_the_way[from..]) {
+                let cost = (band.band.multiplier * on_the_way) as f32;
+                let worth = any.iter().zip(&self.shares).map(|(any, share)| any - cost * share);
+                best.iter_mut().zip(worth).for_each(|(best, worth)| *best = best.max(worth));
+                on_the_way += least;
+            }
+            let sums = TailSums { best: &best, last: &best, cost: 0.0, shares: &self.shares, first: &band.first };
+            band.runs_alive(&isa.run(sums), &[whole; GROUPS]).is_some()
+        };
+        self.bands.iter().zip(path.best).any(is_alive)
     }
 
     /// Bound a chain by the family's plane, in each band.
