@@ -1,6 +1,7 @@
 """The exact search against brute force, Optuna and pymoo, on one table in one run.
 
-    python benches/python/search.py [--seconds 60] [--rounds 3] [--table runs/camvid/table-val.safetensors] [--record]
+    python benches/python/search.py [--seconds 60] [--long 300] [--rounds 3] [--table runs/camvid/table-val.safetensors]
+        [--record]
 
 Prints a Markdown table; `--record` writes it to benches/record/search.md. Optuna and pymoo are taken when installed
 (`pip install optuna pymoo`); they need not be.
@@ -30,7 +31,8 @@ from machine import facts
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60, help="for each heuristic, and for the larger searches")
+    parser.add_argument("--seconds", type=float, default=60, help="for each heuristic")
+    parser.add_argument("--long", type=float, default=300, help="for each exact search")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--table", type=Path, help="a calibration table file besides the synthetic one")
     parser.add_argument("--record", action="store_true")
@@ -44,17 +46,19 @@ def main() -> None:
     lines += [f"- {name}: {value}" for name, value in facts("mess", "numpy", "optuna", "pymoo").items()]
     table = synthetic_table()
     lines += ["", "## Synthetic table: 1,449 images, 21 classes, 6 points x 24 heads, 10 pixel thresholds", ""]
-    lines += searches(table, options.rounds, options.seconds)
+    lines += searches(table, options.rounds, options.long)
+    lines += ["", "## Certified gap over time, 2 threads, least cost at 1 pp", "", *gaps(options.long)]
     lines += ["", "## Against brute force in NumPy", "", *brute_force(options.rounds)]
     lines += ["", f"## Heuristics, {options.seconds:g} s each, at most 3 exits, least cost at 1 pp", ""]
     lines += heuristics(table, options.seconds)
+    lines += ["", f"## Fronts, {options.seconds:g} s each, at most 3 exits", "", *fronts(table, options.seconds)]
     lines += ["", "## Growth: at most 2 exits, one thread, least cost at 1 pp", "", *growth()]
     if options.table is not None:
         from mess.calibration import CalibrationTable
 
         real = CalibrationTable.load(options.table).search_table("macs")
         shape = f"{real.intersection.shape[1]} images, {real.intersection.shape[0]} exits"
-        lines += ["", f"## {options.table}: {shape}", "", *searches(real, options.rounds, options.seconds)]
+        lines += ["", f"## {options.table}: {shape}", "", *searches(real, options.rounds, options.long)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.record:
@@ -78,7 +82,6 @@ def searches(table: SearchTable, rounds: int, seconds: float) -> list[str]:
         (3, "best at 0.7 x", half, 1),
         (3, "best at 0.7 x", half, 2),
         (3, "front, 0.1 %", front, 2),
-        (4, "least cost, 1 pp", drop, 2),
     ]:
         times = []
         for _ in range(rounds):
@@ -93,6 +96,39 @@ def searches(table: SearchTable, rounds: int, seconds: float) -> list[str]:
             f"| {outcome.space:.2g} | {best.cost / final.cost:.4f} | {best.accuracy:.4f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def gaps(seconds: float) -> list[str]:
+    """When each gap was certified, and the best known then."""
+    lines = ["| heads a point | exits | configurations | seconds | certified gap | best known |", "|" + "---|" * 6]
+    for heads, exits in ((24, 4), (64, 5)):
+        table = synthetic_table(heads=heads)
+        final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
+        start, certified = time.perf_counter(), [1.0]
+        row = f"| {heads} | {exits} |"
+
+        def show(
+            gap: float, cost: float, space: float, row: str = row, start: float = start, final: float = final.cost
+        ) -> None:
+            space_text = "" if np.isnan(space) else f"{space:.2g}"
+            line = f"{row} {space_text} | {time.perf_counter() - start:.0f} | {gap:.0%} | {cost / final:.4f} |"
+            lines.append(line)
+            print(line, file=sys.stderr, flush=True)
+
+        def watch(
+            now: mess_core.Progress, certified: list[float] = certified, show: Callable[..., None] = show
+        ) -> None:
+            if now.gap < certified[0] and now.cost is not None:
+                certified[0] = now.gap
+                show(now.gap, now.cost, float("nan"))
+
+        target = final.accuracy - 0.01
+        outcome = mess_core.search(
+            table, min_accuracy=target, max_exits=exits, threads=2, time_limit=seconds, progress=watch
+        )
+        assert outcome.best is not None
+        show(outcome.gap, outcome.best.cost, outcome.space)
     return lines
 
 
@@ -159,6 +195,50 @@ def heuristics(table: SearchTable, seconds: float) -> list[str]:
         lines.append(f"| {name} | {seconds:g} | {count:,} | {cost / final.cost:.4f} |")
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
+
+
+def fronts(table: SearchTable, seconds: float) -> list[str]:
+    """Area under each front, and how many of its points are better than the exact one."""
+    final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
+    resolution = 0.001 * final.cost
+    start = time.perf_counter()
+    outcome = mess_core.search(table, max_exits=3, resolution=resolution, threads=2, time_limit=10 * seconds)
+    elapsed = time.perf_counter() - start
+    exact = [(f.cost, f.accuracy) for f in outcome.found]
+    lines = [
+        "| method | seconds | evaluations | points | area | points better than the exact front |",
+        "|" + "---|" * 6,
+    ]
+    lines.append(f"| exact, {outcome.status} | {elapsed:.0f} | | {len(exact)} | {_area(exact, final.cost):.5f} | |")
+    evaluator = Evaluator(table)
+    for name, run in (
+        ("Optuna NSGA-II", optuna_front),
+        ("pymoo NSGA-II", pymoo_front2),
+        ("pymoo NSGA-III", pymoo_front3),
+    ):
+        try:
+            count, front = run(evaluator, seconds)
+        except ImportError:
+            lines.append(f"| {name} | | | | not installed | |")
+            continue
+        better = sum(
+            all(accuracy > known + 1e-9 for other, known in exact if other <= cost + resolution)
+            for cost, accuracy in front
+        )
+        lines.append(f"| {name} | {seconds:g} | {count:,} | {len(front)} | {_area(front, final.cost):.5f} | {better} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def _area(front: list[tuple[float, float]], full: float) -> float:
+    """Hypervolume: mean accuracy over budgets from 0 to the full cost."""
+    area, best, before = 0.0, 0.0, 0.0
+    for cost, accuracy in sorted(front):
+        if cost > full:
+            break
+        area += best * (cost - before) / full
+        best, before = max(best, accuracy), cost
+    return area + best * (full - before) / full
 
 
 class Evaluator:
@@ -230,6 +310,51 @@ def _optuna(sampler: object, evaluator: Evaluator, target: float, seconds: float
     study = optuna.create_study(sampler=sampler)
     study.optimize(objective, timeout=seconds)
     return best[0], len(study.trials)
+
+
+def optuna_front(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.NSGAIISampler(seed=0), directions=["minimize", "maximize"])
+    study.optimize(
+        lambda trial: evaluator(np.array([trial.suggest_float(str(i), 0, 1) for i in range(9)])), timeout=seconds
+    )
+    return len(study.trials), [(trial.values[0], trial.values[1]) for trial in study.best_trials]
+
+
+def pymoo_front2(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+
+    return _pymoo_front(NSGA2(pop_size=200), evaluator, seconds)
+
+
+def pymoo_front3(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    from pymoo.algorithms.moo.nsga3 import NSGA3
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    directions = get_reference_directions("das-dennis", 2, n_partitions=199)
+    return _pymoo_front(NSGA3(ref_dirs=directions, pop_size=200), evaluator, seconds)
+
+
+def _pymoo_front(algorithm: object, evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    from pymoo.core.problem import ElementwiseProblem
+    from pymoo.optimize import minimize
+
+    count = [0]
+
+    class Trade(ElementwiseProblem):
+        def __init__(self) -> None:
+            super().__init__(n_var=9, n_obj=2, xl=0, xu=1)
+
+        def _evaluate(self, x: np.ndarray, out: dict, *_: object, **__: object) -> None:
+            cost, accuracy = evaluator(x)
+            count[0] += 1
+            out["F"] = [cost, -accuracy]
+
+    minutes, rest = divmod(int(seconds), 60)
+    result = minimize(Trade(), algorithm, ("time", f"00:{minutes:02d}:{rest:02d}"), seed=0)
+    return count[0], [(float(cost), -float(loss)) for cost, loss in np.atleast_2d(result.F)]
 
 
 def pymoo_nsga2(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
