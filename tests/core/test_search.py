@@ -73,6 +73,57 @@ def test_least_cost_equals_brute_force(table, max_exits, quantile):
     assert outcome.best.cost == pytest.approx(best, rel=TOLERANCE)
 
 
+@given(
+    st.builds(
+        random_table,
+        st.integers(0, 10**6),
+        heads=st.integers(1, 2),
+        images=st.integers(4, 5),
+        classes=st.integers(2, 4),
+        pixels=st.just(1),
+    ),
+    st.floats(0, 1),
+)
+def test_four_exits_equal_brute_force(table, quantile):
+    values = all_values(table, 4)
+    target = float(np.quantile(values[:, 1], quantile, method="nearest"))
+    cheapest = mess_core.search(table, min_accuracy=target - TOLERANCE, max_exits=4, image_thresholds=None).best
+    assert cheapest.cost == pytest.approx(values[values[:, 1] >= target - TOLERANCE, 0].min(), rel=TOLERANCE)
+    limit = cheapest.cost * (1 + TOLERANCE)
+    best = mess_core.search(table, max_cost=limit, max_exits=4, image_thresholds=None).best
+    assert best.accuracy == pytest.approx(values[values[:, 0] <= limit, 1].max(), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("max_exits", [3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_neighbour_and_no_random_configuration_beats_a_front_of_many_images(seed, max_exits):
+    # more images than the engine's runs, so that runs hold several
+    table = random_table(seed, points=4, heads=2, images=90, pixels=2, levels=40)
+    front = mess_core.search(table, max_exits=max_exits, image_thresholds=None, resolution=0.05).found
+    costs, accuracies = np.array([f.cost for f in front]), np.array([f.accuracy for f in front])
+    assert len(front) > 3
+    rng = np.random.default_rng(seed)
+    levels = [[np.unique(table.image_confidence[e, p]) for p in range(2)] for e in range(len(table.points))]
+
+    def check(exits: list[int], gates: list[Gate]) -> None:
+        other = mess_core.evaluate(table, Configuration(tuple(exits), tuple(gates))).found
+        if min(other.stopped) > 0:
+            affordable = costs <= np.ceil(other.cost / 0.05) * 0.05 * (1 + 1e-9)
+            assert accuracies[affordable].max() >= other.accuracy - TOLERANCE
+
+    for found in front:
+        exits, gates = found.configuration.exits, found.configuration.gates
+        for at, gate in enumerate(gates):
+            for level in levels[exits[at]][gate.pixel_threshold]:
+                changed = [*gates[:at], Gate(gate.pixel_threshold, float(level)), *gates[at + 1 :]]
+                check(list(exits), changed)
+    for _ in range(2000):
+        points = np.sort(rng.choice(np.unique(table.points), max_exits, replace=False))
+        exits = [int(rng.choice(np.flatnonzero(table.points == point))) for point in points]
+        pixels = rng.integers(0, 2, max_exits - 1)
+        check(exits, [Gate(int(p), float(rng.choice(levels[e][p]))) for e, p in zip(exits, pixels, strict=False)])
+
+
 @given(tables, st.integers(1, 3), st.floats(0, 1))
 def test_greatest_accuracy_equals_brute_force(table, max_exits, quantile):
     values = all_values(table, max_exits)

@@ -2,11 +2,12 @@
 //!
 //! Input-dependent setting, in order:
 //!
-//! 1. `ascent` finds good configurations, and with them the multiplier and the anchor of the bounds;
+//! 1. `ascent` finds good configurations, and with them multipliers for the bounds and chains to fit their planes to;
 //! 2. their chains of exits are searched exactly (`regions`), which makes the incumbents nearly always optimal;
 //! 3. passes over the whole space: each looks for anything better than the incumbents by more than a gap, and the last
 //!    one, with gap 0, for anything better at all. Each pass is cut into tasks, one for each first gate (`tails`), which
-//!    share the incumbents only. A finished pass certifies its gap.
+//!    share the incumbents only. A finished pass certifies its gap. A front is cut into bands of costs, each with a
+//!    multiplier of its own; a task looks after all of them, as the values of its exits do not depend on the band.
 //!
 //! What is found does not depend on the order of work: a configuration is only ever given up for one that is strictly
 //! better in the objective's total order, or with a set whose bound shows that it holds nothing that is equal or better.

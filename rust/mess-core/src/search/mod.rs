@@ -7,8 +7,8 @@
 //! Reading order: `table` (what was measured) -> `space` (what may be chosen) -> `objective` and `limits` (what is wanted)
 //! -> `evaluate` (exact value of one configuration) -> `engine` (the search) -> `outcome`. Behind the engine: `compact`
 //! (the table in its own form), `bound` (why a set of configurations may be given up), `ascent` (good ones to begin
-//! with), `field`, `tails`, `spread`, `envelope` (chains of exits), `regions` (their thresholds), `incumbent` (the best so
-//! far), `journal`, `anytime`.
+//! with), `field`, `tails`, `spread`, `gates` (chains of exits), `regions` (their thresholds), `incumbent` (the best so far),
+//! `journal`, `anytime`.
 
 mod anytime;
 mod ascent;
