@@ -6,11 +6,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+
+NUMPY_DTYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+"""Of the types in a safetensors header."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -72,8 +80,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_safetensors(path: Path, what: str, *, framework: str) -> tuple[dict[str, Any], Any]:
+def read_safetensors(
+    path: Path, what: str, *, framework: str, names: Collection[str] | None = None
+) -> tuple[dict[str, Any], Any]:
     """The tensors of a safetensors file and the value of its header's `mess` entry, or None; `what` names it in errors.
+    With `names`, only those.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,9 +95,34 @@ def read_safetensors(path: Path, what: str, *, framework: str) -> tuple[dict[str
     try:
         with safe_open(path, framework=framework) as file:
             header = json.loads((file.metadata() or {}).get("mess", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  (not a dict)
+            wanted = file.keys() if names is None else names
+            return {name: file.get_tensor(name) for name in wanted}, header
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
+
+
+def map_safetensors(path: Path, what: str) -> tuple[dict[str, npt.NDArray[Any]], Any]:
+    """As `read_safetensors`, but the arrays are read-only maps of the file: pages are read when they are used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, no safetensors file, or numbers that NumPy does not have.
+    """
+    read_safetensors(path, what, framework="numpy", names=())  # the library checks the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    header = json.loads(entries.pop("__metadata__", {}).get("mess", "null"))
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, entry in entries.items():
+        if entry["dtype"] not in NUMPY_DTYPES:
+            raise ValueError(f"{what}: {path}: {name}: expected one of {sorted(NUMPY_DTYPES)}, got {entry['dtype']}")
+        start, shape, dtype = 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), NUMPY_DTYPES[entry["dtype"]]
+        is_empty = 0 in shape  # which cannot be mapped
+        arrays[name] = (
+            np.empty(shape, dtype) if is_empty else np.asarray(np.memmap(path, dtype, "r", offset=start, shape=shape))
+        )
+    return arrays, header
 
 
 def check_version(header: Any, version: int, what: str, path: Path) -> dict[str, Any]:

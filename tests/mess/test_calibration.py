@@ -83,6 +83,10 @@ def test_save_and_load(table, tmp_path):
         assert getattr(again, name) == getattr(table, name)
     np.testing.assert_array_equal(again.intersection, table.intersection)
     np.testing.assert_array_equal(again.costs["latency_ms"]["head"], table.costs["latency_ms"]["head"])
+    assert isinstance(again.intersection.base, np.memmap)  # in place, not a copy
+    assert not again.intersection.flags.writeable
+    table.save(tmp_path / "t.safetensors")  # replaces the file, which the old table still has
+    np.testing.assert_array_equal(again.ground_truth, table.ground_truth)
 
 
 def test_damaged_tables_are_refused(table, tmp_path):

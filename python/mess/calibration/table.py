@@ -18,7 +18,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from mess.confidence import PolicySettings
-from mess.files import check_version, read_safetensors, write_whole
+from mess.files import check_version, map_safetensors, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
@@ -157,13 +157,13 @@ class CalibrationTable:
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationTable:
-        """Read and validate a file.
+        """Map and validate a file: its arrays are read-only views of the file, not copies.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: truncated or foreign file, another version, entries that contradict each other.
         """
-        tensors, found = read_safetensors(Path(path), "table", framework="numpy")
+        tensors, found = map_safetensors(Path(path), "table")
         header = check_version(found, VERSION, "table", Path(path))
         try:
             return cls(
