@@ -305,12 +305,13 @@ impl Shared<'_, '_> {
         families.into_par_iter().filter(|family| !family.pool.is_empty()).map(field).collect()
     }
 
-    /// Ranges of costs, each with a cost in its middle, that together hold every cost: one for a single objective.
+    /// Ranges of costs, each with a cost in its middle, that together hold every cost: one for a single objective, for a
+    /// front `FRONT_BANDS` of equal width, whose middles begin and end near the given costs.
     fn bands(&self, costs: &[f64]) -> Vec<((f64, f64), f64)> {
-        let (&[first] | &[first, ..]) = costs else { return Vec::new() };
-        let last = costs[costs.len() - 1];
+        let (Some(first), Some(last)) = (costs.first(), costs.last()) else { return Vec::new() };
         let num = if costs.len() > 1 { FRONT_BANDS } else { 1 };
-        let edge = |number: usize| first + (last - first) * number as f64 / num as f64;
+        let half = (last - first) / (2 * (costs.len() - 1).max(1)) as f64;
+        let edge = |number: usize| first - half + (last - first + 2.0 * half) * number as f64 / num as f64;
         let of = |number: usize| {
             let from = if number == 0 { f64::NEG_INFINITY } else { edge(number) };
             let until = if number + 1 == num { f64::INFINITY } else { edge(number + 1) };
