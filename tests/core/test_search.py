@@ -277,15 +277,19 @@ def test_an_error_in_the_progress_function_stops_the_search():
 
 def test_ctrl_c_interrupts():
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a background job ignores it
         "from tests.core.test_search import random_table; import mess_core;"
         "table = random_table(1, points=5, heads=8, images=60, pixels=8, levels=1000);"
         "print('ready', flush=True); mess_core.search(table, max_exits=6, image_thresholds=None)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert "KeyboardInterrupt" in errors
 
 

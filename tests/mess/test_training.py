@@ -87,6 +87,8 @@ def test_same_seed_same_weights():
 
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 import sys, mess
 from tests.mess.test_training import fresh
 network, batches = fresh()
