@@ -324,20 +324,58 @@ def optuna_front(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[
 
 
 def pymoo_front2(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
-    from pymoo.algorithms.moo.nsga2 import NSGA2
-
-    return _pymoo_front(NSGA2(pop_size=200), evaluator, seconds)
+    return _pymoo_front(_nsga2(), evaluator, seconds)
 
 
 def pymoo_front3(evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
-    from pymoo.algorithms.moo.nsga3 import NSGA3
-    from pymoo.util.ref_dirs import get_reference_directions
-
-    directions = get_reference_directions("das-dennis", 2, n_partitions=199)
-    return _pymoo_front(NSGA3(ref_dirs=directions, pop_size=200), evaluator, seconds)
+    return _pymoo_front(_nsga3(199), evaluator, seconds)
 
 
 def _pymoo_front(algorithm: object, evaluator: Evaluator, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    def losses(x: np.ndarray) -> list[float]:
+        cost, accuracy = evaluator(x)
+        return [cost, -accuracy]
+
+    count, front = _pymoo(algorithm, losses, seconds)
+    return count, [(float(cost), -float(loss)) for cost, loss in front]
+
+
+def pymoo_nsga2(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    return _pymoo_least_cost(_nsga2(), evaluator, target, seconds)
+
+
+def pymoo_nsga3(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    return _pymoo_least_cost(_nsga3(99), evaluator, target, seconds)
+
+
+def _pymoo_least_cost(algorithm: object, evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
+    best = [np.inf]
+
+    def losses(x: np.ndarray) -> list[float]:
+        cost, accuracy = evaluator(x)
+        if accuracy >= target:
+            best[0] = min(best[0], cost)
+        return [cost, max(0.0, target - accuracy)]
+
+    count, _ = _pymoo(algorithm, losses, seconds)
+    return best[0], count
+
+
+def _nsga2() -> object:
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+
+    return NSGA2(pop_size=200)
+
+
+def _nsga3(partitions: int) -> object:
+    from pymoo.algorithms.moo.nsga3 import NSGA3
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    return NSGA3(ref_dirs=get_reference_directions("das-dennis", 2, n_partitions=partitions), pop_size=200)
+
+
+def _pymoo(algorithm: object, losses: Callable[[np.ndarray], list[float]], seconds: float) -> tuple[int, np.ndarray]:
+    """(evaluations, (N, 2) losses of the front) after so many seconds of wall time."""
     from pymoo.core.problem import ElementwiseProblem
     from pymoo.optimize import minimize
 
@@ -348,49 +386,12 @@ def _pymoo_front(algorithm: object, evaluator: Evaluator, seconds: float) -> tup
             super().__init__(n_var=9, n_obj=2, xl=0, xu=1)
 
         def _evaluate(self, x: np.ndarray, out: dict, *_: object, **__: object) -> None:
-            cost, accuracy = evaluator(x)
             count[0] += 1
-            out["F"] = [cost, -accuracy]
+            out["F"] = losses(x)
 
     minutes, rest = divmod(int(seconds), 60)
     result = minimize(Trade(), algorithm, ("time", f"00:{minutes:02d}:{rest:02d}"), seed=0)
-    return count[0], [(float(cost), -float(loss)) for cost, loss in np.atleast_2d(result.F)]
-
-
-def pymoo_nsga2(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
-    from pymoo.algorithms.moo.nsga2 import NSGA2
-
-    return _pymoo(NSGA2(pop_size=200), evaluator, target, seconds)
-
-
-def pymoo_nsga3(evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
-    from pymoo.algorithms.moo.nsga3 import NSGA3
-    from pymoo.util.ref_dirs import get_reference_directions
-
-    directions = get_reference_directions("das-dennis", 2, n_partitions=99)
-    return _pymoo(NSGA3(ref_dirs=directions, pop_size=200), evaluator, target, seconds)
-
-
-def _pymoo(algorithm: object, evaluator: Evaluator, target: float, seconds: float) -> tuple[float, int]:
-    from pymoo.core.problem import ElementwiseProblem
-    from pymoo.optimize import minimize
-
-    best, count = [np.inf], [0]
-
-    class Trade(ElementwiseProblem):
-        def __init__(self) -> None:
-            super().__init__(n_var=9, n_obj=2, xl=0, xu=1)
-
-        def _evaluate(self, x: np.ndarray, out: dict, *_: object, **__: object) -> None:
-            cost, accuracy = evaluator(x)
-            count[0] += 1
-            if accuracy >= target:
-                best[0] = min(best[0], cost)
-            out["F"] = [cost, max(0.0, target - accuracy)]
-
-    minutes, rest = divmod(int(seconds), 60)
-    minimize(Trade(), algorithm, ("time", f"00:{minutes:02d}:{rest:02d}"), seed=0)
-    return best[0], count[0]
+    return count[0], np.atleast_2d(result.F)
 
 
 def growth() -> list[str]:

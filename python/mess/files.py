@@ -108,11 +108,11 @@ def map_safetensors(path: Path, what: str) -> tuple[dict[str, npt.NDArray[Any]],
         FileNotFoundError: no such file.
         ValueError: truncated, no safetensors file, or numbers that NumPy does not have.
     """
-    read_safetensors(path, what, framework="numpy", names=())  # the library checks the file
+    _, header = read_safetensors(path, what, framework="numpy", names=())  # the library checks the file
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))
-    header = json.loads(entries.pop("__metadata__", {}).get("mess", "null"))
+    entries.pop("__metadata__", None)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, entry in entries.items():
         if entry["dtype"] not in NUMPY_DTYPES:

@@ -105,19 +105,14 @@ pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) 
     (multiplier, nearest)
 }
 
-/// A multiplier for bounds on configurations with costs around this one, and the member nearest to it. For one target
+/// A multiplier for bounds on configurations with costs around this one. For one target
 /// within the hull it is the hull's slope there. For several, or beyond its ends, it is the one by which a bound that is
 /// tight for these configurations stays farthest below the targets; the slope where that makes little difference.
-pub(crate) fn excluding_multiplier<'v>(
-    pool: &[&'v Valued],
-    hull: &[usize],
-    cost: f64,
-    targets: &Targets,
-) -> (f64, &'v Valued) {
-    let (slope, nearest) = multiplier_at(pool, hull, cost);
+pub(crate) fn excluding_multiplier(pool: &[&Valued], hull: &[usize], cost: f64, targets: &Targets) -> f64 {
+    let slope = multiplier_at(pool, hull, cost).0;
     let ends = hull.first().zip(hull.last()).map(|(first, last)| (pool[*first].cost, pool[*last].cost));
     if targets.corners.len() <= 1 && ends.is_some_and(|(first, last)| first <= cost && cost <= last) {
-        return (slope, nearest);
+        return slope;
     }
     let excess = |multiplier: f64| {
         let height = pool.iter().map(|v| v.accuracy - multiplier * v.cost).fold(f64::NEG_INFINITY, f64::max);
@@ -127,7 +122,7 @@ pub(crate) fn excluding_multiplier<'v>(
     let all = octaves.map(|octave| (slope * octave.exp2(), octave.abs()));
     let rated = all.map(|(multiplier, away)| (excess(multiplier) + CLEARLY * away, multiplier));
     let best = rated.min_by(|a, b| a.0.total_cmp(&b.0));
-    (best.map_or(slope, |(_, multiplier)| multiplier), nearest)
+    best.map_or(slope, |(_, multiplier)| multiplier)
 }
 
 /// Costs around which the search will have to prove something.

@@ -72,7 +72,7 @@ pub(crate) struct Plane {
 }
 
 /// Closed ranges of the sums T and U of each class, (padded P,) each.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ranges {
     pub t_low: Vec<f64>,
     pub t_high: Vec<f64>,

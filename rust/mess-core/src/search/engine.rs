@@ -296,7 +296,7 @@ impl Shared<'_, '_> {
             let at_first = family.exits[0].iter().map(|exit| table_costs.of_first(*exit));
             let floor = at_first.fold(f64::INFINITY, f64::min);
             let of_band = |&(costs, at): &((f64, f64), f64)| {
-                let multiplier = excluding_multiplier(&pool, &hull, at, &self.targets(costs, floor).1).0;
+                let multiplier = excluding_multiplier(&pool, &hull, at, &self.targets(costs, floor).1);
                 Band { costs, multiplier }
             };
             let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1);

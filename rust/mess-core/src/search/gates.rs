@@ -10,7 +10,7 @@
 use super::bound::{Plane, Ranges};
 use super::compact::{Compact, GateOrder, LANES, RUNS};
 use super::engine::Shared;
-use super::tails::TailSums;
+use super::rows::{LessCost, Raise, TailSums, sums_before};
 use crate::isa::{Isa, Kernel};
 
 /// First and last of some runs.
@@ -69,7 +69,7 @@ pub(crate) struct Worth {
     second: Vec<f32>,
     /// The best behind the second exit.
     behind: Vec<f32>,
-    /// The third exit, and the best behind it, of chains that have those.
+    /// The third exit, and the best behind it; minus infinity in chains without.
     third: Vec<f32>,
     rest: Vec<f32>,
     /// Sum of `first` over the runs before each one.
@@ -79,20 +79,16 @@ pub(crate) struct Worth {
 impl Worth {
     /// `costs` are those of stopping at each exit, times the multiplier; `shares` the images' parts of the whole.
     pub fn new(isa: Isa, values: &ChainValues, costs: &[f32], shares: &[f32]) -> Self {
-        let mut rows =
-            values.rows.iter().zip(costs).map(|(values, cost)| isa.run(LessCost { values, cost: *cost, shares }));
-        let (first, second) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
-        let third = rows.next().unwrap_or_default();
-        let mut rest: Vec<f32> = Vec::new();
-        for row in rows {
-            if rest.is_empty() {
-                rest = row;
-            } else {
-                rest.iter_mut().zip(row).for_each(|(best, value)| *best = best.max(value));
-            }
+        let none = || vec![f32::NEG_INFINITY; shares.len()];
+        let row = |at: usize| isa.run(LessCost { values: &values.rows[at], cost: costs[at], shares });
+        let (first, second) = (row(0), row(1));
+        let third = if costs.len() > 2 { row(2) } else { none() };
+        let mut rest = none();
+        for (values, &cost) in values.rows.iter().zip(costs).skip(3) {
+            isa.run(Raise { best: &mut rest, values, cost, shares });
         }
-        let behind =
-            if rest.is_empty() { third.clone() } else { third.iter().zip(&rest).map(|(a, b)| a.max(*b)).collect() };
+        let mut behind = third.clone();
+        isa.run(Raise { best: &mut behind, values: &rest, cost: 0.0, shares });
         let stopped_before = sums_before(&first);
         Self { first, second, behind, third, rest, stopped_before }
     }
@@ -200,16 +196,6 @@ impl Worth {
     }
 }
 
-/// Sum of a (rows, RUNS) array over the runs before each one.
-pub(crate) fn sums_before(values: &[f32]) -> [f64; RUNS] {
-    let mut before = [0.0; RUNS];
-    for lane in 1..RUNS {
-        let run = values.iter().skip(lane - 1).step_by(RUNS).map(|value| f64::from(*value));
-        before[lane] = before[lane - 1] + run.sum::<f64>();
-    }
-    before
-}
-
 /// (padded n,) value of one exit for each image, times the image's weight: from counts with images innermost, about P n / 8
 /// vector operations.
 struct ExitValues<'k> {
@@ -270,22 +256,6 @@ impl Kernel for Arranged<'_> {
             }
         }
         (row, magnitudes.iter().map(|sum| f64::from(*sum)).sum())
-    }
-}
-
-/// Values less the cost of the images' shares.
-struct LessCost<'k> {
-    values: &'k [f32],
-    cost: f32,
-    shares: &'k [f32],
-}
-
-impl Kernel for LessCost<'_> {
-    type Output = Vec<f32>;
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        self.values.iter().zip(self.shares).map(|(value, share)| value - self.cost * share).collect()
     }
 }
 

@@ -7,7 +7,7 @@
 //! Reading order: `table` (what was measured) -> `space` (what may be chosen) -> `objective` and `limits` (what is wanted)
 //! -> `evaluate` (exact value of one configuration) -> `engine` (the search) -> `outcome`. Behind the engine: `compact`
 //! (the table in its own form), `bound` (why a set of configurations may be given up), `ascent` (good ones to begin
-//! with), `field`, `tails`, `spread`, `gates` (chains of exits), `regions` (their thresholds), `incumbent` (the best so far),
+//! with), `field`, `rows`, `tails`, `spread`, `gates` (chains of exits), `regions` (their thresholds), `incumbent` (the best so far),
 //! `journal`, `anytime`.
 
 mod anytime;
@@ -25,6 +25,7 @@ pub mod limits;
 pub mod objective;
 pub mod outcome;
 mod regions;
+mod rows;
 pub mod space;
 mod spread;
 pub mod table;

@@ -164,19 +164,19 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             return;
         }
         let open = of.gates.iter().position(|gate| *gate == GateRange::Open);
-        let mut parts: Vec<Piece> = Vec::new();
         let gate = open.unwrap_or_else(|| self.most_undecided(&of));
         let stakes = self.stakes(&of, &bound, gate, &corners);
-        match of.gates[gate] {
+        let mut parts = match of.gates[gate] {
             GateRange::Open => {
-                for pixel in 0..self.shared.compact.num_pixels {
+                let whole = |pixel: usize| {
                     let thresholds = self.shared.compact.gate(self.chain.exits[gate], pixel).thresholds.len();
-                    let alive = self.pieces(&stakes, (pixel, 0, thresholds as u32 - 1), FIRST_PIECES);
-                    parts.extend(hull(&alive));
-                }
+                    (pixel, 0, thresholds as u32 - 1)
+                };
+                let alive = |pixel| hull(&self.pieces(&stakes, whole(pixel), FIRST_PIECES));
+                (0..self.shared.compact.num_pixels).filter_map(alive).collect()
             }
-            GateRange::Within { pixel, low, high } => parts = self.pieces(&stakes, (pixel, low, high), PIECES),
-        }
+            GateRange::Within { pixel, low, high } => self.pieces(&stakes, (pixel, low, high), PIECES),
+        };
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
         for Piece { range, .. } in parts {
             let part = self.refined(&of, Some((gate, range)));

@@ -25,13 +25,15 @@ use std::sync::Arc;
 use super::bound::{MARGIN, Ranges};
 use super::compact::{GROUPS, RUNS};
 use super::engine::Shared;
+use super::evaluate::stop_costs;
 use super::field::{Band, Field};
-use super::gates::{ChainValues, Runs, Worth, sums_before};
+use super::gates::{ChainValues, Runs, Worth};
 use super::incumbent::Targets;
+use super::objective::Setting;
 use super::regions::{Chain, GateRange, Regions};
+use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
-use crate::isa::Kernel;
 
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
@@ -41,7 +43,7 @@ pub(crate) struct Task<'s, 'a, 't> {
     pixel: usize,
     costs: Costs<'t>,
     num_rows: usize,
-    /// All arrays are (rows, RUNS): a run of images is one lane; entries beyond the last image are 0.
+    /// Rows are those of `rows.rs`.
     shares: Vec<f32>,
     /// Image of each entry, the number of images where there is none.
     images: Vec<u32>,
@@ -63,7 +65,7 @@ pub(crate) struct Task<'s, 'a, 't> {
 struct TaskBand<'s> {
     band: &'s Band,
     targets: Arc<Targets>,
-    /// For each point behind the first, (rows, RUNS) the best that any of its exits is worth, heads on the way aside.
+    /// For each point behind the first, a row: the best that any of its exits is worth, heads on the way aside.
     any: Vec<Vec<f32>>,
     /// What a bound by the family's plane has to reach.
     needed: f64,
@@ -113,14 +115,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             .collect();
         let of_band = |band: &'s Band| {
             let cost = (band.multiplier * costs.backbone[exit]) as f32;
-            let first: Vec<f32> = values.iter().zip(&shares).map(|(value, share)| value - cost * share).collect();
+            let first = shared.isa.run(LessCost { values: &values, cost, shares: &shares });
             let any_at = |(point, exits): (usize, &Vec<(usize, Vec<f32>)>)| {
                 let mut any = vec![f32::NEG_INFINITY; shares.len()];
                 for (next, values) in exits {
                     let policy = if point + 1 < deeper.len() { costs.policy[*next] } else { 0.0 };
                     let cost = (band.multiplier * (costs.backbone[*next] + costs.head[*next] + policy)) as f32;
-                    let worth = values.iter().zip(&shares).map(|(value, share)| value - cost * share);
-                    any.iter_mut().zip(worth).for_each(|(any, worth)| *any = any.max(worth));
+                    shared.isa.run(Raise { best: &mut any, values, cost, shares: &shares });
                 }
                 any
             };
@@ -226,8 +227,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let values = &self.deeper[point][index].1;
             let with_next = |(band, best): (&TaskBand<'_>, &Vec<f32>)| -> Vec<f32> {
                 let cost = (band.band.multiplier * (self.costs.backbone[next] + on_the_way)) as f32;
-                let worth = values.iter().zip(&self.shares).zip(best);
-                worth.map(|((value, share), best)| best.max(value - cost * share)).collect()
+                let mut best = best.clone();
+                self.shared.isa.run(Raise { best: &mut best, values, cost, shares: &self.shares });
+                best
             };
             let best: Vec<Vec<f32>> = self.bands.iter().zip(path.best).map(with_next).collect();
             let path = Path { on_the_way, best: &best, widths: &widths, all_widths: &all_widths };
@@ -257,15 +259,14 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             if whole.greatest < band.least {
                 return false;
             }
-            let mut best = best.clone();
+            let (mut best, shares) = (best.clone(), &self.shares[..]);
             let mut on_the_way = path.on_the_way;
-            for (any, least) in band.any[from..].iter().zip(&self.least_on_the_way[from..]) {
+            for (values, least) in band.any[from..].iter().zip(&self.least_on_the_way[from..]) {
                 let cost = (band.band.multiplier * on_the_way) as f32;
-                let worth = any.iter().zip(&self.shares).map(|(any, share)| any - cost * share);
-                best.iter_mut().zip(worth).for_each(|(best, worth)| *best = best.max(worth));
+                isa.run(Raise { best: &mut best, values, cost, shares });
                 on_the_way += least;
             }
-            let sums = TailSums { best: &best, last: &best, cost: 0.0, shares: &self.shares, first: &band.first };
+            let sums = TailSums { best: &best, last: &best, cost: 0.0, shares, first: &band.first };
             band.runs_alive(&isa.run(sums), &[whole; GROUPS]).is_some()
         };
         self.bands.iter().zip(path.best).any(is_alive)
@@ -333,9 +334,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     fn needed(&self, at: usize, constant: f64, rounding: f64) -> f64 {
         let TaskBand { band, targets, .. } = &self.bands[at];
         let multiplier = band.multiplier;
-        let at_first = self.costs.head[self.exit] + self.costs.policy[self.exit]; // which every image pays
         let margin = MARGIN * (1.0 + multiplier * self.shared.ceiling);
-        -targets.slack(multiplier) - (constant - multiplier * at_first) - rounding - margin
+        -targets.slack(multiplier) - (constant - multiplier * self.at_first()) - rounding - margin
+    }
+
+    /// Head and policy of the first exit, which every image pays and no row contains.
+    fn at_first(&self) -> f64 {
+        self.costs.head[self.exit] + self.costs.policy[self.exit]
     }
 
     /// Each bound is made of at most rows + 3 RUNS additions, of terms of up to twice the magnitude of a value.
@@ -351,16 +356,11 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let mut ranges = Ranges::new(compact.padded());
         widen(start, widths, &compact.truth, &mut ranges);
         let values = ChainValues::new(self.shared, exits, &ranges, &self.images);
-        let mut stop_costs = vec![self.costs.backbone[self.exit]];
-        let mut on_the_way = 0.0;
-        for (behind, &exit) in exits[1..].iter().enumerate() {
-            let policy = if behind + 2 < exits.len() { self.costs.policy[exit] } else { 0.0 };
-            on_the_way += self.costs.head[exit] + policy;
-            stop_costs.push(self.costs.backbone[exit] + on_the_way);
-        }
+        let at_first = self.at_first();
+        let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
         for &(at, runs) in alive {
             let multiplier = self.bands[at].band.multiplier;
-            let costs: Vec<f32> = stop_costs.iter().map(|cost| (multiplier * cost) as f32).collect();
+            let costs: Vec<f32> = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
             let worth = Worth::new(isa, &values, &costs, &self.shares);
             let rounding = values.rounding(self.num_rows, compact.classes.len(), multiplier * self.shared.ceiling);
             let needed = self.needed(at, values.constant, rounding);
@@ -414,40 +414,5 @@ impl TaskBand<'_> {
             }
         }
         alive
-    }
-}
-
-/// Values of images in the order of a task, 0 where there is no image.
-fn arranged<T: Copy + Default>(images: &[u32], values: &[T]) -> Vec<T> {
-    images.iter().map(|image| values.get(*image as usize).copied().unwrap_or_default()).collect()
-}
-
-/// For each run, the sum over its images of the best of (first exit, tail), and of the tail alone.
-pub(crate) struct TailSums<'k> {
-    pub best: &'k [f32],
-    pub last: &'k [f32],
-    /// Cost of stopping at the last exit.
-    pub cost: f32,
-    pub shares: &'k [f32],
-    pub first: &'k [f32],
-}
-
-impl Kernel for TailSums<'_> {
-    type Output = [[f32; RUNS]; 2];
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let (mut free, mut tail) = ([0.0f32; RUNS], [0.0f32; RUNS]);
-        let rows = self.best.chunks_exact(RUNS).zip(self.last.chunks_exact(RUNS));
-        let costs = self.shares.chunks_exact(RUNS).zip(self.first.chunks_exact(RUNS));
-        for ((best, last), (share, first)) in rows.zip(costs) {
-            for lane in 0..RUNS {
-                let here = last[lane] - self.cost * share[lane];
-                let behind = if best[lane] > here { best[lane] } else { here };
-                tail[lane] += behind;
-                free[lane] += if first[lane] > behind { first[lane] } else { behind };
-            }
-        }
-        [free, tail]
     }
 }

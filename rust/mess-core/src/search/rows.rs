@@ -1,0 +1,87 @@
+//! Rows: one number for each image, in the order of a first gate.
+//!
+//! A row is (rows, RUNS): a run of images is one lane, see `tails`. Entries beyond the last image are 0.
+
+use super::compact::RUNS;
+use crate::isa::Kernel;
+
+/// Values of images in the order of a task, 0 where there is no image.
+pub(crate) fn arranged<T: Copy + Default>(images: &[u32], values: &[T]) -> Vec<T> {
+    images.iter().map(|image| values.get(*image as usize).copied().unwrap_or_default()).collect()
+}
+
+/// For each run, the sum over its images of the best of (first exit, tail), and of the tail alone.
+pub(crate) struct TailSums<'k> {
+    pub best: &'k [f32],
+    pub last: &'k [f32],
+    /// Cost of stopping at the last exit.
+    pub cost: f32,
+    pub shares: &'k [f32],
+    pub first: &'k [f32],
+}
+
+impl Kernel for TailSums<'_> {
+    type Output = [[f32; RUNS]; 2];
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (mut free, mut tail) = ([0.0f32; RUNS], [0.0f32; RUNS]);
+        let rows = self.best.chunks_exact(RUNS).zip(self.last.chunks_exact(RUNS));
+        let costs = self.shares.chunks_exact(RUNS).zip(self.first.chunks_exact(RUNS));
+        for ((best, last), (share, first)) in rows.zip(costs) {
+            for lane in 0..RUNS {
+                let here = last[lane] - self.cost * share[lane];
+                let behind = if best[lane] > here { best[lane] } else { here };
+                tail[lane] += behind;
+                free[lane] += if first[lane] > behind { first[lane] } else { behind };
+            }
+        }
+        [free, tail]
+    }
+}
+
+/// Sum of a (rows, RUNS) array over the runs before each one.
+pub(crate) fn sums_before(values: &[f32]) -> [f64; RUNS] {
+    let mut before = [0.0; RUNS];
+    for lane in 1..RUNS {
+        let run = values.iter().skip(lane - 1).step_by(RUNS).map(|value| f64::from(*value));
+        before[lane] = before[lane - 1] + run.sum::<f64>();
+    }
+    before
+}
+
+/// Values less the cost of the images' shares.
+pub(crate) struct LessCost<'k> {
+    pub values: &'k [f32],
+    pub cost: f32,
+    pub shares: &'k [f32],
+}
+
+impl Kernel for LessCost<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        self.values.iter().zip(self.shares).map(|(value, share)| value - self.cost * share).collect()
+    }
+}
+
+/// Raise what images are worth to their values at another exit less the cost, where that is more.
+pub(crate) struct Raise<'k> {
+    pub best: &'k mut [f32],
+    pub values: &'k [f32],
+    pub cost: f32,
+    pub shares: &'k [f32],
+}
+
+impl Kernel for Raise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (best, (value, share)) in self.best.iter_mut().zip(self.values.iter().zip(self.shares)) {
+            let here = value - self.cost * share;
+            *best = if here > *best { here } else { *best };
+        }
+    }
+}
