@@ -84,14 +84,8 @@ pub fn search(
     table.validate()?;
     query.validate(table)?;
     let journal = journal.map(|path| Journal::open(path, table, query)).transpose()?;
-    let is_gated = query.scoring.setting == Setting::InputDependent && query.space.max_exits > 1;
-    let prepared = Prepared {
-        compact: Compact::new(table, query.space.image_thresholds, is_gated),
-        allowed: (0..table.num_exits()).map(|exit| query.space.allows(exit)).collect(),
-        ceiling: ceiling(table, query),
-    };
-    let steps = if is_gated { Steps::new(&prepared.compact, &prepared.allowed) } else { Steps::default() };
-    let mut outcome = prepared.search(table, query, control, &steps, known, journal.as_ref())?;
+    let prepared = Prepared::new(table, query);
+    let mut outcome = prepared.search(table, query, control, known, journal.as_ref())?;
     // nothing satisfies the objective's bound: what comes nearest to it?
     let nearest = match query.objective {
         Objective::MinimizeCost { .. } => Objective::MaximizeAccuracy { max_cost: f64::INFINITY },
@@ -100,7 +94,7 @@ pub fn search(
     };
     if outcome.status == Status::Infeasible {
         let query = Query { objective: nearest, ..query.clone() };
-        outcome.nearest = prepared.search(table, &query, control, &steps, &[], None)?.found.pop();
+        outcome.nearest = prepared.search(table, &query, control, &[], None)?.found.pop();
     }
     Ok(outcome)
 }
@@ -108,44 +102,62 @@ pub fn search(
 /// What searches of one table share.
 struct Prepared {
     compact: Compact,
+    steps: Steps,
     allowed: Vec<bool>,
     ceiling: f64,
 }
 
 impl Prepared {
+    fn new(table: &Table<'_>, query: &Query) -> Self {
+        let is_gated = query.scoring.setting == Setting::InputDependent && query.space.max_exits > 1;
+        let compact = Compact::new(table, query.space.image_thresholds, is_gated);
+        let allowed: Vec<bool> = (0..table.num_exits()).map(|exit| query.space.allows(exit)).collect();
+        let steps = if is_gated { Steps::new(&compact, &allowed) } else { Steps::default() };
+        Self { compact, steps, allowed, ceiling: ceiling(table, query) }
+    }
+
     fn search(
         &self,
         table: &Table<'_>,
         query: &Query,
         control: &Control,
-        steps: &Steps,
         known: &[Configuration],
         journal: Option<&Journal>,
     ) -> Result<Outcome> {
-        let compact = &self.compact;
-        let class_floors = (query.limits.class_iou.iter())
-            .filter_map(|(class, floor)| compact.classes.iter().position(|c| c == class).map(|at| (at, *floor)))
-            .collect();
         let incumbents = Incumbents::new(query.objective, self.ceiling);
-        let shared = Shared {
-            table,
-            query,
-            compact,
-            steps,
-            incumbents: &incumbents,
-            control,
-            isa: Isa::best(),
-            ceiling: self.ceiling,
-            class_floors,
-            allowed: self.allowed.clone(),
-            points: table.points.to_vec(),
-        };
+        let shared = self.shared(table, query, control, &incumbents);
         for configuration in known.iter().chain(journal.iter().flat_map(|journal| &journal.known)) {
             shared.offer_known(configuration)?;
         }
         let outcome = shared.run(journal);
         journal.map_or(Ok(()), Journal::check)?;
         Ok(outcome)
+    }
+
+    fn shared<'a, 't>(
+        &'a self,
+        table: &'a Table<'t>,
+        query: &'a Query,
+        control: &'a Control,
+        incumbents: &'a Incumbents,
+    ) -> Shared<'a, 't> {
+        let compact = &self.compact;
+        let class_floors = (query.limits.class_iou.iter())
+            .filter_map(|(class, floor)| compact.classes.iter().position(|c| c == class).map(|at| (at, *floor)))
+            .collect();
+        Shared {
+            table,
+            query,
+            compact,
+            steps: &self.steps,
+            incumbents,
+            control,
+            isa: Isa::best(),
+            ceiling: self.ceiling,
+            class_floors,
+            allowed: self.allowed.clone(),
+            points: table.points.to_vec(),
+        }
     }
 }
 
@@ -165,15 +177,16 @@ impl Shared<'_, '_> {
                 {
                     gap = 0.0;
                 } else {
-                    self.passes(&mut gap, journal);
+                    let fields = self.fields(ascend(self));
+                    self.prove(&fields, &mut gap, journal);
                 }
             }
         }
         self.outcome(gap)
     }
 
-    fn passes(&self, gap: &mut f64, journal: Option<&Journal>) {
-        let fields = self.fields(ascend(self));
+    /// Make the passes; `gap` becomes that of the last one that was finished.
+    fn prove(&self, fields: &[Field], gap: &mut f64, journal: Option<&Journal>) {
         let tasks: Vec<(&Field, usize, usize)> = (fields.iter())
             .flat_map(|field| field.exits[0].iter().map(move |exit| (field, *exit)))
             .flat_map(|(field, exit)| (0..self.compact.num_pixels).map(move |pixel| (field, exit, pixel)))
@@ -492,3 +505,7 @@ fn space_size(shared: &Shared<'_, '_>) -> f64 {
     }
     exits.iter().map(|exit| 1.0 + options(*exit) * behind[*exit]).sum()
 }
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests;

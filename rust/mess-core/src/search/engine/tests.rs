@@ -1,0 +1,286 @@
+//! The proof alone: passes that get no help from the ascents must find what brute force finds.
+//!
+//! Ascents and polish find the optimum of a small table before any bound is asked, so a search that is right says nothing
+//! about its bounds. Here what they find is thrown away, and the incumbents are the optimum's closest rivals: the optimum
+//! is found only if no bound gives up a set that holds it, with targets as tight as they ever get.
+
+use ndarray::{Array1, Array2, Array3};
+
+use super::*;
+use crate::search::bound::Ranges;
+use crate::search::compact::{GROUPS, RUNS};
+use crate::search::limits::Limits;
+use crate::search::objective::{Metric, Scoring};
+use crate::search::space::Space;
+use crate::search::spread::{Start, widen};
+
+/// Owner of a table's arrays.
+struct Arrays {
+    intersection: Array3<i64>,
+    predicted: Array3<i64>,
+    ground_truth: Array2<i64>,
+    image_confidence: Array3<f64>,
+    points: Array1<i64>,
+    costs: [Array2<f64>; 3],
+    image_weight: Option<Array1<i64>>,
+}
+
+/// SplitMix64 (Steele et al., Fast splittable pseudorandom number generators, 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % end
+    }
+
+    fn unit(&mut self) -> f64 {
+        self.below(1 << 53) as f64 / (1u64 << 53) as f64
+    }
+}
+
+impl Arrays {
+    /// Deeper exits are better on most images, and more confident where they are right. Or, in every third table, each
+    /// image is wrong before some point and right from there on, and confidence knows: what the bounds allow every image
+    /// is then what it gets, so that they are as tight as they can be.
+    fn new(seed: u64, points: usize, heads: usize, images: usize) -> Self {
+        let mut random = Random(seed);
+        let (classes, pixels, exits) = (1 + random.below(4) as usize, 1 + random.below(2) as usize, points * heads + 1);
+        let point = |exit: usize| exit / heads;
+        let size = [20, 400, 100_000][random.below(3) as usize];
+        let mut ground_truth = Array2::from_shape_simple_fn((images, classes), || random.below(size) as i64);
+        ground_truth[[0, 0]] += 1;
+        let ease = Array1::from_shape_simple_fn(images, || random.unit());
+        let mut intersection = Array3::zeros((exits, images, classes));
+        let mut predicted = Array3::zeros((exits, images, classes));
+        let mut image_confidence = Array3::zeros((exits, pixels, images));
+        let levels = [4.0, 20.0, 1e6][random.below(3) as usize];
+        let is_ideal = seed.is_multiple_of(3);
+        let depth = Array1::from_shape_simple_fn(images, || random.below(points as u64 + 1) as usize);
+        for exit in 0..exits {
+            for image in 0..images {
+                let skill = 0.3 + 0.5 * ease[image] + 0.2 * point(exit) as f64 / points as f64;
+                let share = match is_ideal {
+                    true => f64::from(u8::from(point(exit) >= depth[image])),
+                    false => (skill * (0.8 + 0.4 * random.unit())).min(1.0),
+                };
+                for class in 0..classes {
+                    let truth = ground_truth[[image, class]];
+                    let right = (truth as f64 * share).round() as i64;
+                    intersection[[exit, image, class]] = right;
+                    predicted[[exit, image, class]] =
+                        right + random.below(1 + (size as f64 * (1.0 - share)) as u64) as i64;
+                }
+                for pixel in 0..pixels {
+                    let confidence = (share - 0.3 * random.unit() - 0.1 * pixel as f64).clamp(0.0, 1.0);
+                    image_confidence[[exit, pixel, image]] = (confidence * levels).round() / levels;
+                }
+            }
+        }
+        let mut column = |of: &mut dyn FnMut(usize, &mut Random) -> f64| {
+            Array2::from_shape_fn((1, exits), |(_, exit)| of(exit, &mut random))
+        };
+        let backbone = column(&mut |exit, _| 1.0 + 2.0 * point(exit) as f64);
+        let head = column(&mut |exit, random| if exit + 1 < exits { random.unit() } else { 0.0 });
+        let policy = column(&mut |exit, random| if exit + 1 < exits { 0.2 * random.unit() } else { 0.0 });
+        let is_weighted = random.below(3) == 0;
+        let image_weight = is_weighted.then(|| Array1::from_shape_simple_fn(images, || 1 + random.below(3) as i64));
+        Self {
+            intersection,
+            predicted,
+            ground_truth,
+            image_confidence,
+            points: (0..exits).map(|exit| point(exit) as i64).collect(),
+            costs: [backbone, head, policy],
+            image_weight,
+        }
+    }
+
+    fn table(&self) -> Table<'_> {
+        Table {
+            intersection: self.intersection.view(),
+            predicted: self.predicted.view(),
+            ground_truth: self.ground_truth.view(),
+            image_confidence: self.image_confidence.view(),
+            points: self.points.view(),
+            backbone_cost: self.costs[0].view(),
+            head_cost: self.costs[1].view(),
+            policy_cost: self.costs[2].view(),
+            image_weight: self.image_weight.as_ref().map(|weight| weight.view()),
+        }
+    }
+}
+
+/// Every configuration in which each exit gets an image, with its exact value.
+fn everything(table: &Table<'_>, query: &Query, compact: &Compact) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut open: Vec<(Vec<usize>, Vec<Gate>)> = (0..table.num_exits()).map(|exit| (vec![exit], vec![])).collect();
+    while let Some((exits, gates)) = open.pop() {
+        let last = exits[exits.len() - 1];
+        if exits.len() < query.space.max_exits {
+            for next in (0..table.num_exits()).filter(|next| table.points[*next] > table.points[last]) {
+                for pixel_threshold in 0..compact.num_pixels {
+                    for &image_threshold in &compact.gate(last, pixel_threshold).thresholds {
+                        let gate = Gate { pixel_threshold, image_threshold };
+                        open.push(([&exits[..], &[next]].concat(), [&gates[..], &[gate]].concat()));
+                    }
+                }
+            }
+        }
+        let of = evaluate(table, query.scoring, &Configuration { exits, gates }).expect("valid").found;
+        if of.stopped.iter().all(|images| *images > 0) {
+            found.push(of);
+        }
+    }
+    found
+}
+
+/// What the passes alone find, beginning with these.
+fn proven(table: &Table<'_>, query: &Query, prepared: &Prepared, known: &[&Found]) -> Vec<Found> {
+    let control = Control::default();
+    let forgotten = Incumbents::new(query.objective, prepared.ceiling);
+    let fields = {
+        let shared = prepared.shared(table, query, &control, &forgotten);
+        (0..table.num_exits()).for_each(|exit| shared.static_exit(exit));
+        shared.fields(ascend(&shared))
+    };
+    let incumbents = Incumbents::new(query.objective, prepared.ceiling);
+    let shared = prepared.shared(table, query, &control, &incumbents);
+    for found in known {
+        incumbents.offer(found.cost, found.accuracy, || (*found).clone());
+    }
+    (0..table.num_exits()).for_each(|exit| shared.static_exit(exit));
+    let mut gap = f64::INFINITY;
+    shared.prove(&fields, &mut gap, None);
+    assert_eq!(gap, 0.0);
+    incumbents.found()
+}
+
+/// Check all objectives on one table.
+fn check(seed: u64, max_exits: usize, points: usize, heads: usize, images: usize, thresholds: Option<usize>) {
+    let arrays = Arrays::new(seed, points, heads, images);
+    let table = arrays.table();
+    let mut random = Random(seed ^ 0xABCD);
+    let metrics = [Metric::MeanIou, Metric::PixelAccuracy, Metric::MeanClassAccuracy, Metric::FrequencyWeightedIou];
+    let metric = metrics[[0, 0, 0, 1, 2, 3][random.below(6) as usize]];
+    let mut query = Query {
+        scoring: Scoring { setting: Setting::InputDependent, metric, column: 0 },
+        objective: Objective::ParetoFront { resolution: 0.0 },
+        space: Space { max_exits, image_thresholds: thresholds, ..Space::default() },
+        limits: Limits::default(),
+    };
+    let prepared = Prepared::new(&table, &query);
+    let all = everything(&table, &query, &prepared.compact);
+    let mut sorted: Vec<&Found> = all.iter().collect();
+    sorted.sort_by(|a, b| a.cost.total_cmp(&b.cost).then_with(|| query.objective.compare(a, b)));
+    let mut front: Vec<&Found> = Vec::new();
+    for found in sorted {
+        if front.last().is_none_or(|last| found.accuracy > last.accuracy) {
+            front.push(found);
+        }
+    }
+    for number in 0..6 {
+        let anchor = match number % 2 {
+            0 => &all[random.below(all.len() as u64) as usize],
+            _ => front[random.below(front.len() as u64) as usize],
+        };
+        for objective in [
+            Objective::MinimizeCost { min_accuracy: anchor.accuracy },
+            Objective::MaximizeAccuracy { max_cost: anchor.cost },
+        ] {
+            query.objective = objective;
+            let value = |found: &Found| match objective {
+                Objective::MinimizeCost { .. } => found.cost,
+                _ => -found.accuracy,
+            };
+            let mut allowed: Vec<&Found> = all.iter().filter(|f| objective.allows(f.cost, f.accuracy)).collect();
+            allowed.sort_by(|a, b| objective.compare(a, b));
+            let best = allowed[0];
+            let rival = allowed.iter().find(|f| value(f) > value(best) + 1e-7);
+            let known: Vec<&Found> = rival.into_iter().copied().collect();
+            let found = proven(&table, &query, &prepared, &known);
+            assert_eq!(found, std::slice::from_ref(best), "seed {seed}, {objective:?}, rival {rival:?}");
+        }
+    }
+    query.objective = Objective::ParetoFront { resolution: 0.0 };
+    let known: Vec<&Found> = front.iter().copied().filter(|_| random.below(4) > 0).collect();
+    let found = proven(&table, &query, &prepared, &known);
+    // costs one rounding apart are one place or two by the order of summation, so the values are compared
+    let curve = |found: &[&Found]| found.iter().map(|f| (f.cost, f.accuracy)).collect::<Vec<_>>();
+    assert_eq!(curve(&found.iter().collect::<Vec<_>>()), curve(&front), "seed {seed}");
+}
+
+#[test]
+fn passes_alone_find_the_optimum_of_two_exits_and_many_images() {
+    (0..12).for_each(|seed| check(seed, 2, 3, 2, 20 + 15 * seed as usize, None));
+}
+
+#[test]
+fn passes_alone_find_the_optimum_of_three_exits() {
+    (0..16).for_each(|seed| check(100 + seed, 3, 3, 2, 10 + seed as usize, None));
+    (0..8).for_each(|seed| check(200 + seed, 3, 3, 2, 100, Some(12)));
+}
+
+#[test]
+fn passes_alone_find_the_optimum_of_four_exits() {
+    (0..64).for_each(|seed| check(300 + seed, 4, 4, 1, 8, None));
+    (0..48).for_each(|seed| check(400 + seed, 4, 4, 1, 90, Some(7)));
+}
+
+#[test]
+fn passes_alone_find_the_optimum_of_five_exits() {
+    (0..64).for_each(|seed| check(500 + seed, 5, 4, 1, 70, Some(4)));
+}
+
+#[test]
+fn boxes_hold_every_assignment_of_a_chain() {
+    for seed in 0..24 {
+        let arrays = Arrays::new(seed, 4, 1, 45);
+        let table = arrays.table();
+        let compact = Compact::new(&table, None, true);
+        let steps = Steps::new(&compact, &[true; 5]);
+        let num_rows = compact.num_images.div_ceil(RUNS);
+        let group_of: Vec<u8> = (compact.gate(0, 0).runs.iter()).map(|run| run / (RUNS / GROUPS) as u8).collect();
+        assert!(num_rows > 1 && group_of.iter().max() > Some(&2));
+        let start = Start::new(&compact, 0, 1, &group_of);
+        for (exits, behind) in [(vec![0, 1], vec![1]), (vec![0, 1, 2, 4], vec![1, 2, 4])] {
+            for group in 0..GROUPS {
+                let mut ranges = Ranges::new(compact.padded());
+                widen(start.of(group), &steps.along(&exits[1..]), &compact.truth, &mut ranges);
+                let reach = |image: usize| match usize::from(group_of[image]).cmp(&group) {
+                    std::cmp::Ordering::Less => &exits[..1],
+                    std::cmp::Ordering::Equal => &exits[..],
+                    std::cmp::Ordering::Greater => &behind[..],
+                };
+                for class in 0..compact.classes.len() {
+                    let sum = |of: fn(f64, f64) -> f64, begin: f64, is_wrong: bool| -> f64 {
+                        let of_image = |image: usize| {
+                            let count = |exit: &usize| {
+                                let (both, wrong) = compact.counts(*exit, image);
+                                f64::from(if is_wrong { wrong[class] } else { both[class] })
+                            };
+                            compact.weight[image] * reach(image).iter().map(count).fold(begin, of)
+                        };
+                        (0..compact.num_images).map(of_image).sum()
+                    };
+                    let (least, most) =
+                        (|is_wrong| sum(f64::min, 1e300, is_wrong), |is_wrong| sum(f64::max, 0.0, is_wrong));
+                    let truth = compact.truth[class];
+                    assert!(ranges.t_low[class] <= least(false) && most(false) <= ranges.t_high[class]);
+                    assert!(ranges.u_low[class] <= truth + least(true) && truth + most(true) <= ranges.u_high[class]);
+                    // and not by much: the box of two exits is exact but for rounding
+                    if exits.len() == 2 {
+                        let size = 1e-4 * (truth + most(true));
+                        assert!(
+                            ranges.t_high[class] - most(false) <= size && least(false) - ranges.t_low[class] <= size
+                        );
+                        assert!(ranges.u_high[class] - truth - most(true) <= size);
+                    }
+                }
+            }
+        }
+    }
+}
