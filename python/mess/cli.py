@@ -57,7 +57,7 @@ def profile(
     size: SizeOption = "512x512",
     classes: Annotated[int, typer.Option(help="number of classes")] = 21,
     num_exits: Annotated[int, typer.Option(help="exits, the final one included")] = 6,
-    by: Annotated[str, typer.Option(help="macs (counted) or latency (measured)")] = "macs",
+    cost: Annotated[str, typer.Option(help="macs (counted) or latency (measured)")] = "macs",
     picture: Annotated[Path | None, typer.Option(help="also draw the workload to this PNG file")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,8 +69,8 @@ def profile(
     from mess.progress import console
 
     net = model_from_spec(model, num_classes=classes)
-    kind = _choice("by", by, ("macs", "latency"))
-    network = convert(net, torch.zeros(1, 3, *_size(size)), num_exits=num_exits, heads="tiny", by=kind)
+    kind = _choice("cost", cost, ("macs", "latency"))
+    network = convert(net, torch.zeros(1, 3, *_size(size)), num_exits=num_exits, heads="tiny", cost=kind)
     if picture is not None:
         from mess.reporting.figures import workload_figure
 

@@ -19,7 +19,6 @@ from mess.deployment import run as run_image
 from mess.deployment.measure import measure_deployed
 from mess.files import file_sha256, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
-from mess.model.split import split_graph
 from mess.progress import Bar, console, progress
 from mess.reporting import figures, tables
 from mess.searching import SearchResult, baselines, evaluate, search
@@ -101,7 +100,7 @@ def train_run(
     settings.save(folder)
     console.print(tables.points_table(network))
     try:
-        split_graph(network.net, network.points, network.example())
+        network.split()  # warns when it will run one image at a time
     except RuntimeError as error:
         console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
     figures.workload_figure(network, folder / "pictures" / "workload.png")

@@ -72,7 +72,7 @@ def test_costs(network, table):
 
 
 def test_mac_costs_do_not_need_a_mac_profile(network, val_images):
-    timed = mess.convert(network.net, val_images[0][:1], num_exits=4, heads="tiny", by="latency")
+    timed = mess.convert(network.net, val_images[0][:1], num_exits=4, heads="tiny", cost="latency")
     assert mac_costs(timed, (48, 64))["backbone"][-1] == count_macs(network.net, torch.zeros(1, 3, 48, 64))
 
 

@@ -54,7 +54,7 @@ def test_profile(tmp_path):
     [
         (("profile", "--model", "unet"), "mess: error: model: expected one of"),
         (("profile", "--model", "small_resnet_fcn", "--size", "64"), "--size: expected HEIGHTxWIDTH"),
-        (("profile", "--model", "small_resnet_fcn", "--by", "watts"), "--by: expected one of macs, latency"),
+        (("profile", "--model", "small_resnet_fcn", "--cost", "watts"), "--cost: expected one of macs, latency"),
         (
             ("train", "--model", "small_resnet_fcn", "--data", "folder:/no/where", "--size", "8x8", "--out", "x"),
             "data: expected a folder with images/, labels/ and dataset.json, got /no/where",

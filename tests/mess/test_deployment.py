@@ -15,8 +15,8 @@ import mess
 from mess import runs
 from mess.deployment import ChosenExit, Configuration
 from mess.deployment.measure import measure_deployed
+from mess.model.graph import split_graph
 from mess.model.network import upsampled
-from mess.model.split import split_graph
 
 
 class CountConvolutions(TorchDispatchMode):
@@ -318,5 +318,5 @@ def test_a_model_that_cannot_be_exported_is_said(val_images):
             x = self.a(x)
             return self.c(self.b(x) if float(x.mean()) > 0 else x)
 
-    with pytest.raises(RuntimeError, match="model: torch.export failed, so it cannot be cut into stages"):
+    with pytest.raises(RuntimeError, match="model: torch.export failed, so it cannot be cut into graphs"):
         split_graph(Forked(), [], val_images[0][:1])

@@ -12,10 +12,11 @@ from torch import nn
 from torchvision.models import get_model
 
 import mess
+from mess.model.capture import captured_features
 from mess.model.cost import count_macs
 from mess.model.exits import ExitHead, block_kind_of
+from mess.model.graph import split_graph
 from mess.model.points import block_candidates, exit_points
-from mess.model.split import captured_features, split_graph
 from mess.model.weights import load_weights
 from mess.model.zoo import model_from_spec
 
@@ -42,7 +43,7 @@ def test_equal_blocks_give_equidistant_points():
 
 
 def test_latency_profile_grows_along_the_layers():
-    workload = mess.profile(plain_net(), torch.zeros(1, 4, 8, 8), by="latency", rounds=3)
+    workload = mess.profile(plain_net(), torch.zeros(1, 4, 8, 8), cost="latency", rounds=3)
     ends = [layer.end for layer in workload.layers]
     assert workload.unit == "ms"
     assert all(end > 0 for end in ends)
@@ -229,7 +230,7 @@ def test_a_model_without_dense_logits_is_refused(output, message):
         (lambda n, x: mess.convert(n, x, num_exits=1), ValueError, r"num_exits: expected at least 2"),
         (lambda n, x: mess.convert(n, x, heads=()), ValueError, r"heads: expected at least one"),
         (lambda n, x: mess.convert(n, x, heads="huge"), ValueError, r"heads: expected 'full'"),
-        (lambda n, x: mess.profile(n, x, by="flops"), ValueError, r"by: expected 'macs' or 'latency', got 'flops'"),
+        (lambda n, x: mess.profile(n, x, cost="flops"), ValueError, r"cost: expected 'macs' or 'latency', got 'flops'"),
         (lambda n, x: mess.HeadSpec(rapid_dilation=True), ValueError, r"rapid_dilation: expected False"),
         (lambda n, x: mess.HeadSpec.from_name("fcn"), ValueError, r"heads: expected a name like"),
         (lambda n, x: model_from_spec("unet", num_classes=2), ValueError, r"model: expected one of .*got 'unet'"),

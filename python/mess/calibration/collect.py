@@ -114,7 +114,7 @@ def calibrate(
 def mac_costs(network: MultiExitNetwork, input_size: tuple[int, int]) -> Costs:
     """Multiply-accumulates of every exit for one image; the policy has none (no convolution, no matrix product)."""
     example = network.example(input_size)
-    workload = profile(network.net, example, by="macs")
+    workload = profile(network.net, example)
     at = {(layer.name, layer.call): layer for layer in workload.layers}
     reached = [at[point.module, point.call] for point in network.points]
     heads = []

@@ -1,8 +1,8 @@
 """Measured cost of every candidate exit: milliseconds of one image on the network's device, batch 1.
 
-Stages are timed as they will run when deployed (graph stages), heads with their upsampling, and the policy with its
-decision. Every number is a median over rounds, and a round times everything once, so that drift of the machine hits all
-alike.
+Stages are timed as they will run when deployed (by the same back end), heads with their upsampling, and the policy with
+its decision. Every number is a median over rounds, and a round times everything once, so that drift of the machine hits
+all alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from mess.calibration.table import Costs
 from mess.clock import milliseconds
 from mess.confidence import PolicySettings, image_confidence
 from mess.model.network import MultiExitNetwork, upsampled
-from mess.model.split import split_graph
 
 
 def measure_latency(
@@ -33,7 +32,7 @@ def measure_latency(
     device = next(network.parameters()).device
     images = network.example(input_size)
     images.normal_(generator=torch.Generator(device=device).manual_seed(0))
-    stages = split_graph(network.net, network.points, images)
+    stages = network.split(images)
     exits = network.exits
     timer = _Timer(device)
     with torch.inference_mode():

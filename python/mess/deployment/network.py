@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from mess.confidence import image_confidence
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import evaluating
+from mess.model.capture import captured_features
+from mess.model.graph import GraphStages, split_graph
 from mess.model.network import FINAL_EXIT, ExitId, MultiExitNetwork, upsampled
-from mess.model.split import GraphStages, captured_features, split_graph
+from mess.model.split import Backend
+from mess.model.stages import Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,9 @@ class Prediction:
 
 
 class StaticNetwork(nn.Module):
-    """Images -> logits of one exit; holds only the layers up to there."""
+    """Images -> logits of one exit; holds only the layers up to there, unless its stages are eager."""
 
-    def __init__(self, stages: GraphStages, head: nn.Module) -> None:
+    def __init__(self, stages: Stages, head: nn.Module) -> None:
         super().__init__()
         self.stages = stages
         self.head = head
@@ -51,7 +54,7 @@ class StaticNetwork(nn.Module):
         """(B, 3, H, W) -> logits (B, C, H, W)."""
         state = self.stages.start(images)
         output = images
-        for index in range(len(self.stages.stages)):
+        for index in range(self.stages.num_stages):
             output, state = self.stages.run_stage(index, state)
         return upsampled(self.head(output), self.stages.input_size)
 
@@ -60,16 +63,25 @@ class DeployedNetwork(nn.Module):
     """The chosen exits of a multi-exit network, sharing its weights; inference only, always in eval mode.
 
     Args:
-        network: trained; its model must be exportable (`torch.export`).
+        network: trained.
         configuration: from `mess.search`.
         example_input: (B, 3, H, W) of the size that images will have.
+        backend: how the model is cut (`mess.model.split`); by default the best that reproduces it bit for bit, which
+            `stages.backend` then names.
 
     Raises:
         ValueError: the configuration does not fit the network.
         RuntimeError: the model cannot be cut into stages.
     """
 
-    def __init__(self, network: MultiExitNetwork, configuration: Configuration, example_input: Tensor) -> None:
+    def __init__(
+        self,
+        network: MultiExitNetwork,
+        configuration: Configuration,
+        example_input: Tensor,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
         super().__init__()
         modules = tuple(point.module for point in network.points)
         if configuration.model != modules:
@@ -78,14 +90,10 @@ class DeployedNetwork(nn.Module):
         chosen = configuration.exits
         early = [_early_exit(network, entry) for entry in chosen if entry.exit != FINAL_EXIT]
         points = [network.points[exit_id.point] for exit_id in early]
-        cut = split_graph(network.net, points, example_input)
-        self.stages = cut.up_to(len(chosen))
+        self.stages = network.split(example_input, points=points, backend=backend).up_to(len(chosen))
         with evaluating(network.net), captured_features(network.net, points) as features:
             network.net(example_input[:1])
-        # graphs too: in eval mode whatever mode the network's own modules are put in later; weights are shared
-        heads: list[nn.Module] = [
-            _Head(split_graph(network.head(exit_id), [], features[i])) for i, exit_id in enumerate(early)
-        ]
+        heads: list[nn.Module] = [_frozen_head(network.head(exit_id), features[i]) for i, exit_id in enumerate(early)]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self._strides = [point.output_stride for point in points]
         self.eval()
@@ -109,6 +117,8 @@ class DeployedNetwork(nn.Module):
                 f"setting: expected a configuration for 'input-dependent', got {self.configuration.setting!r}"
             )
         _check_batch(images)
+        if not self.stages.can_drop and images.shape[0] > 1:
+            return _joined([self.input_dependent(image[None]) for image in images])
         chosen = self.configuration.exits
         batch = images.shape[0]
         state = self.stages.start(images)
@@ -163,12 +173,19 @@ class DeployedNetwork(nn.Module):
 
 
 def deploy(
-    network: MultiExitNetwork, configuration: Configuration, example_input: Tensor | None = None
+    network: MultiExitNetwork,
+    configuration: Configuration,
+    example_input: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
 ) -> DeployedNetwork:
-    """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with."""
+    """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with.
+
+    `backend` is `graph`, `stages` or `eager`, or by default the best that works; see `DeployedNetwork`.
+    """
     if example_input is None:
         example_input = network.example()
-    return DeployedNetwork(network, configuration, example_input)
+    return DeployedNetwork(network, configuration, example_input, backend=backend)
 
 
 class _Head(nn.Module):
@@ -180,6 +197,36 @@ class _Head(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.graph.run_stage(0, self.graph.start(feature))[0]
+
+
+class _EagerHead(nn.Module):
+    """A head that cannot be exported, in eval mode while it runs."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, feature: Tensor) -> Tensor:
+        with evaluating(self.head):
+            logits: Tensor = self.head(feature)
+            return logits
+
+
+def _frozen_head(head: nn.Module, feature: Tensor) -> nn.Module:
+    """In eval mode whatever mode the network's own modules are put in later; weights are shared."""
+    try:
+        return _Head(split_graph(head, [], feature))
+    except RuntimeError:
+        return _EagerHead(head)
+
+
+def _joined(predictions: list[Prediction]) -> Prediction:
+    """One for each image -> one for the batch."""
+    return Prediction(
+        torch.cat([p.logits for p in predictions]),
+        torch.cat([p.exits for p in predictions]),
+        torch.cat([p.image_confidence for p in predictions]),
+    )
 
 
 def _indices(mask: np.ndarray, like: Tensor) -> Tensor:

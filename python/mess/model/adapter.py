@@ -1,29 +1,40 @@
 """The one contract a user's model must meet: one image batch in, dense logits out.
 
-Models return tensors, dicts (torchvision: `out`), objects with `.logits` (transformers) or tuples whose first entry is
-the prediction. `LogitsModel` hides the difference and owns no parameters but the user's.
+Models return tensors, dicts (torchvision: `out`), objects with `.logits` (transformers), tuples whose first entry is
+the prediction, or masks with a class each (EoMT, Mask2Former). `LogitsModel` hides the difference and owns no
+parameters but the user's; what it does not know, a function of the user's picks out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+PickLogits = Callable[[Any], Tensor]
+"""From what a model returns to its logits (B, C, h, w)."""
+
 
 class LogitsModel(nn.Module):
-    """The user's model as (B, 3, H, W) -> logits (B, C, h, w); `net` is the user's own module, not a copy."""
+    """The user's model as (B, 3, H, W) -> logits (B, C, h, w); `net` is the user's own module, not a copy.
 
-    def __init__(self, net: nn.Module) -> None:
+    `pick_logits` finds the logits in what `net` returns; by default `logits_from_output` does.
+    """
+
+    def __init__(self, net: nn.Module, pick_logits: PickLogits | None = None) -> None:
         super().__init__()
         self.net = net
+        self.pick_logits = pick_logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, h, w) of the final exit, exactly as the user's model computes them."""
-        return logits_from_output(self.net(images))
+        output = self.net(images)
+        return logits_from_output(output if self.pick_logits is None else self.pick_logits(output))
 
 
 def logits_from_output(output: Any) -> Tensor:
@@ -33,10 +44,12 @@ def logits_from_output(output: Any) -> Tensor:
         TypeError: no tensor of four dimensions is where one is expected; says what came.
     """
     found: Any = output
-    if isinstance(output, Mapping):
+    if getattr(output, "masks_queries_logits", None) is not None:
+        found = _logits_from_masks(output.class_queries_logits, output.masks_queries_logits)
+    elif isinstance(output, Mapping):
         found = next((output[key] for key in ("out", "logits") if key in output), None)
-    elif hasattr(output, "logits"):
-        found = output.logits
+    elif hasattr(output, "logits") or hasattr(output, "out"):
+        found = output.logits if hasattr(output, "logits") else output.out
     elif isinstance(output, list | tuple) and output:
         found = output[0]
     if isinstance(found, Tensor) and found.ndim == 4:
@@ -46,8 +59,18 @@ def logits_from_output(output: Any) -> Tensor:
         shape = f"{type(output).__name__} with keys {list(output)}"
     raise TypeError(
         "model: expected an output of logits (B, C, H, W): a tensor, a dict with 'out' or 'logits', an object with "
-        f".logits, or a tuple that begins with it; got {shape}"
+        f".logits or .out, or a tuple that begins with it; got {shape}; a function pick_logits= can pick it out"
     )
+
+
+def _logits_from_masks(classes: Tensor, masks: Tensor) -> Tensor:
+    """Logits (B, C, h, w) of queries with class logits (B, Q, C + 1), the last for none, and a mask (B, Q, h, w) each.
+
+    The score of a class at a pixel is the sum over queries of p(class) times sigmoid(mask) (Cheng et al., MaskFormer,
+    2021, section 3.4); its logarithm has the same order, and its softmax is each class's share of the scores.
+    """
+    scores = torch.einsum("bqc,bqhw->bchw", classes.softmax(dim=-1)[..., :-1], masks.sigmoid())
+    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
 def check_example(example_input: Any) -> Tensor:
@@ -73,3 +96,27 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def quiet_attempt() -> Iterator[None]:
+    """Inside the block torch does not say at length why it gave up: what fails is tried otherwise, or raised."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with redirect_stderr(io.StringIO()):  # torch.export prints the graph so far
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+_CHATTY = (
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export",
+    "torch.export._trace",
+    "torch._export.non_strict_utils",
+)

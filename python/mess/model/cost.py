@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mess.clock import milliseconds
-from mess.model.adapter import check_example, evaluating, logits_from_output
+from mess.model.adapter import check_example, evaluating, quiet_attempt
+from mess.model.layout import Layout, feature_tensor, layout_from_size, layout_from_sizes
 
 CostKind = Literal["macs", "latency"]
 
@@ -29,18 +30,21 @@ class LayerCost:
 
     `name` is the module's name in the model; `call` counts the calls of a shared module from 0. `start` and `end` are
     the cumulative workload when the call begins and completes, in MACs or milliseconds of one image. `feature` is
-    (channels, height, width) of a 4-D output, else None. `is_container` marks Sequential, ModuleList, ModuleDict;
-    `is_stack` a module whose children are all leaves. `is_overwritten`: the output is modified in place further on.
+    (channels, height, width) of an output that is a map of the picture, in whatever `layout`, else None. `is_container`
+    marks Sequential, ModuleList, ModuleDict; `is_bundle` an output that only holds the map; `is_stack` a module whose
+    children are all leaves. `is_overwritten`: the output is modified in place further on.
     """
 
     name: str
     call: int
     kind: str
     is_container: bool
+    is_bundle: bool
     is_stack: bool
     start: float
     end: float
-    feature: tuple[int, int, int] | None
+    feature: tuple[int, int, int] | None = None
+    layout: Layout | None = None
     is_overwritten: bool = False
 
 
@@ -48,7 +52,7 @@ class LayerCost:
 class WorkloadProfile:
     """Cumulative workload of a model along its layers, for one image of `input_size` (height, width)."""
 
-    by: CostKind
+    cost: CostKind
     input_size: tuple[int, int]
     total: float
     layers: tuple[LayerCost, ...]
@@ -56,34 +60,34 @@ class WorkloadProfile:
     @property
     def unit(self) -> str:
         """`MACs` or `ms`."""
-        return "MACs" if self.by == "macs" else "ms"
+        return "MACs" if self.cost == "macs" else "ms"
 
 
-def profile(model: nn.Module, example_input: Tensor, *, by: CostKind = "macs", rounds: int = 5) -> WorkloadProfile:
+def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs", rounds: int = 5) -> WorkloadProfile:
     """Workload of every module call of one forward pass.
 
     Args:
-        model: any segmentation model that takes `example_input`; it is run in eval mode and left as it was.
+        model: any model that takes `example_input`; it is run in eval mode and left as it was.
         example_input: (B, channels, H, W) float; only its first image is used.
-        by: `macs` counts multiply-accumulates without computing anything (fake tensors); `latency` measures
-            milliseconds on the example's device, hooks included.
-        rounds: forward passes whose median is taken, for `latency`.
+        cost: `macs` counts multiply-accumulates, without computing anything (fake tensors) where the model allows it;
+            `latency` measures milliseconds on the example's device, hooks included.
+        rounds: forward passes whose median is taken, for `latency`, after one that warms up.
 
     Returns:
         The profile; `layers` in order of completion.
 
     Raises:
-        TypeError: the model's output holds no logits (B, C, H, W).
-        ValueError: `example_input` is not (B, channels, H, W), or `by` or `rounds` is off.
+        ValueError: `example_input` is not (B, channels, H, W), or `cost` or `rounds` is off.
     """
     images = check_example(example_input)[:1]
-    if by not in ("macs", "latency"):
-        raise ValueError(f"by: expected 'macs' or 'latency', got {by!r}")
+    if cost not in ("macs", "latency"):
+        raise ValueError(f"cost: expected 'macs' or 'latency', got {cost!r}")
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     with evaluating(model):
-        layers, total = _counted(model, images) if by == "macs" else _timed(model, images, rounds)
-    return WorkloadProfile(by=by, input_size=(images.shape[2], images.shape[3]), total=total, layers=tuple(layers))
+        calls, total = _counted(model, images) if cost == "macs" else _timed(model, images, rounds)
+        layers = _with_features(model, images, calls)
+    return WorkloadProfile(cost=cost, input_size=(images.shape[2], images.shape[3]), total=total, layers=tuple(layers))
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -97,55 +101,93 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     return int(counter.get_total_flops() // 2)
 
 
-def _counted(model: nn.Module, images: Tensor) -> tuple[list[LayerCost], float]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
-        layers = _walk(model, fake.from_tensor(images), lambda: counter.get_total_flops() // 2)
-        return layers, float(counter.get_total_flops() // 2)
+_Shape = tuple[int, ...]
+_Calls = list[tuple[LayerCost, _Shape | None]]
+"""Module calls in order of completion, with the shape of what may be their feature."""
 
 
-def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[list[LayerCost], float]:
+def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
+    def count(inputs: Tensor) -> tuple[_Calls, float]:
+        with FlopCounterMode(display=False) as counter:
+            calls = _walk(model, inputs, lambda: counter.get_total_flops() // 2)
+            return calls, float(counter.get_total_flops() // 2)
+
+    try:
+        with quiet_attempt(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            return count(fake.from_tensor(images))
+    except Exception:  # a decision by a value, say: then the model has to be computed
+        return count(images)
+
+
+def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[_Calls, float]:
     def clock() -> float:
         return milliseconds(images.device)
 
-    runs: list[list[LayerCost]] = []
+    runs: list[_Calls] = []
     totals: list[float] = []
     for _ in range(rounds + 1):  # the first round warms up
         start = clock()
         runs.append(_walk(model, images, lambda: clock() - start))  # noqa: B023  (called before `start` changes)
         totals.append(clock() - start)
-    layers = [
-        replace(calls[0], start=median(c.start for c in calls), end=median(c.end for c in calls))
-        for calls in zip(*runs[1:], strict=True)
-    ]
-    return layers, median(totals[1:])
+    calls = []
+    for same in zip(*runs[1:], strict=True):
+        layer, shape = same[0]
+        start, end = median(c.start for c, _ in same), median(c.end for c, _ in same)
+        calls.append((replace(layer, start=start, end=end), shape))
+    return calls, median(totals[1:])
 
 
-def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> list[LayerCost]:
+def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[LayerCost]:
+    """Find where the picture is in each output: by its shape for images of another size, where the model takes one."""
+    height, width = images.shape[2:]
+    others: dict[tuple[str, int], _Shape | None] = {}
+    for other in ((2 * height, 3 * width), (2 * height, 2 * width)):
+        try:
+            with quiet_attempt(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                walked = _walk(model, fake.from_tensor(images.new_empty(1, images.shape[1], *other)), lambda: 0.0)
+        except Exception:  # the model takes no such size, or needs values: what one size says has to do
+            continue
+        others = {(layer.name, layer.call): shape for layer, shape in walked}
+        break
+    layers = []
+    for layer, shape in calls:
+        second = others.get((layer.name, layer.call))
+        if shape is None:
+            layout = None
+        elif second is None:
+            layout = layout_from_size(shape, (height, width)) if not others else None
+        else:
+            layout = layout_from_sizes(shape, second, ((height, width), other))
+        feature = layout.map_shape(shape, (height, width)) if layout and shape else None
+        layers.append(replace(layer, feature=feature, layout=layout))
+    return layers
+
+
+def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> _Calls:
     """Run the model once and note `workload()` whenever a module call completes."""
-    layers: list[LayerCost] = []
+    found: _Calls = []
     calls: Counter[str] = Counter()
     starts: list[float] = []  # a stack: module calls nest
-    outputs: list[tuple[Any, int]] = []
+    outputs: list[tuple[Tensor | None, int]] = []
 
     def begin(_: nn.Module, __: Any) -> None:
         starts.append(float(workload()))
 
     def end_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def end(module: nn.Module, _: Any, output: Any) -> None:
-            is_feature = isinstance(output, Tensor) and output.ndim == 4
-            layers.append(
-                LayerCost(
-                    name=name,
-                    call=calls[name],
-                    kind=type(module).__name__,
-                    is_container=isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict),
-                    is_stack=all(not list(child.children()) for child in module.children()),
-                    start=starts.pop(),
-                    end=float(workload()),
-                    feature=(output.shape[1], output.shape[2], output.shape[3]) if is_feature else None,
-                )
+            tensor = feature_tensor(output)
+            layer = LayerCost(
+                name=name,
+                call=calls[name],
+                kind=type(module).__name__,
+                is_container=isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict),
+                is_bundle=not isinstance(output, Tensor),
+                is_stack=all(not list(child.children()) for child in module.children()),
+                start=starts.pop(),
+                end=float(workload()),
             )
-            outputs.append((output, output._version if is_feature else 0))
+            found.append((layer, None if tensor is None else tuple(tensor.shape)))
+            outputs.append((tensor, 0 if tensor is None else tensor._version))
             calls[name] += 1
 
         return end
@@ -154,11 +196,11 @@ def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> li
     handles = [module.register_forward_pre_hook(begin) for _, module in named]
     handles += [module.register_forward_hook(end_of(name)) for name, module in named]
     try:
-        logits_from_output(model(images))
+        model(images)
     finally:
         for handle in handles:
             handle.remove()
     return [
-        replace(layer, is_overwritten=layer.feature is not None and output._version != version)
-        for layer, (output, version) in zip(layers, outputs, strict=True)
+        (replace(layer, is_overwritten=tensor is not None and tensor._version != version), shape)
+        for (layer, shape), (tensor, version) in zip(found, outputs, strict=True)
     ]

@@ -1,12 +1,14 @@
 """Exit heads: four independent options (method, section 2), and the grid of them that is searched.
 
-Reading order: `HeadSpec` (the options) -> `head_grid` (which combinations) -> `ExitHead` (the layers).
+Reading order: `HeadSpec` (the options) -> `head_grid` (which combinations) -> `ExitHead` (the layers). A `CustomHead`
+is whatever the user builds instead.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
@@ -18,7 +20,9 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 SegmentationHead = Literal["fcn", "deeplabv3"]
 GridName = Literal["full", "small", "tiny"]
-BlockKind = Literal["residual", "inverted_residual"]
+BlockKind = Literal["residual", "inverted_residual", "plain"]
+HeadBuilder = Callable[[int, int], nn.Module]
+"""(channels of the feature, number of classes) -> module from (B, channels, h, w) to logits (B, classes, h', w')."""
 
 _NAME = re.compile(r"(fcn|deeplabv3)-r(\d+)-b(\d+)(-d)?")
 
@@ -69,6 +73,35 @@ class HeadSpec:
             rapid_dilation=dilated is not None,
             segmentation_head="fcn" if head == "fcn" else "deeplabv3",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class CustomHead:
+    """A head of the user's: a name of letters, digits, `_` and `-`, and what builds it; equal by name."""
+
+    name: str
+    build: HeadBuilder = field(compare=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name) or _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"heads: expected a name of letters, digits, _ and - that is no grid head's, got {self.name!r}"
+            )
+
+
+AnyHead = HeadSpec | CustomHead
+
+
+def head_from(given: object) -> AnyHead:
+    """A head from a spec, its name, or a function `build(channels, num_classes)` that makes one, named after it."""
+    if isinstance(given, HeadSpec | CustomHead):
+        return given
+    if isinstance(given, str):
+        return HeadSpec.from_name(given)
+    if callable(given):
+        name = getattr(given, "__name__", type(given).__name__)
+        return CustomHead(name=re.sub(r"[^\w-]+", "_", name), build=given)
+    raise TypeError(f"heads: expected HeadSpec, names of heads or functions, got {type(given).__name__}")
 
 
 def head_grid(size: GridName = "full") -> tuple[HeadSpec, ...]:
@@ -124,9 +157,18 @@ class ExitHead(nn.Module):
 
 
 def block_kind_of(model: nn.Module) -> BlockKind:
-    """`inverted_residual` for backbones with depthwise convolutions (MobileNets), else `residual`."""
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
-    return "inverted_residual" if depthwise else "residual"
+    """The kind of block that a model is made of.
+
+    `inverted_residual` with depthwise 3 x 3 convolutions (MobileNets), `residual` with modules named like a residual
+    block or layers of attention, which have one too, else `plain`.
+    """
+    modules = list(model.modules())
+    if any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 and m.kernel_size == (3, 3) for m in modules):
+        return "inverted_residual"
+    names = " ".join({type(m).__name__ for m in modules})
+    return (
+        "residual" if re.search(r"BasicBlock|Bottleneck|Resid|ResNet|ConvNeXt|ConvNext|Attention", names) else "plain"
+    )
 
 
 def _reduction(channels: int, width: int) -> nn.Sequential:
@@ -135,8 +177,11 @@ def _reduction(channels: int, width: int) -> nn.Sequential:
 
 def _block(channels: int, kind: BlockKind, dilation: int) -> nn.Module:
     """One block that keeps the shape; every 3x3 convolution in it has `dilation`."""
-    if kind == "residual":
-        block: nn.Module = BasicBlock(channels, channels)
+    if kind == "plain":
+        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        block: nn.Module = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    elif kind == "residual":
+        block = BasicBlock(channels, channels)
     else:
         block = InvertedResidual(channels, channels, stride=1, expand_ratio=2)
     for part in block.modules():

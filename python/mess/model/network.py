@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mess.model.adapter import LogitsModel, check_example, evaluating
+from mess.model.adapter import LogitsModel, PickLogits, check_example, evaluating
+from mess.model.capture import captured_features
 from mess.model.cost import CostKind, WorkloadProfile, profile
-from mess.model.exits import ExitHead, GridName, HeadSpec, block_kind_of, head_grid
-from mess.model.points import ExitPoint, exit_points
-from mess.model.split import captured_features
+from mess.model.exits import AnyHead, ExitHead, GridName, HeadBuilder, HeadSpec, block_kind_of, head_from, head_grid
+from mess.model.points import ExitPoint, named_points
+from mess.model.points import exit_points as equidistant_points
+from mess.model.split import Backend, check_stages, split
+from mess.model.stages import Stages
 
 FINAL_EXIT = "final"
 """Name of the original model's own exit, beside `ExitId.name` of the early ones."""
@@ -29,7 +32,7 @@ class ExitId:
     """An early exit: index of its exit point, and the head attached there."""
 
     point: int
-    head: HeadSpec
+    head: AnyHead
 
     @property
     def name(self) -> str:
@@ -51,19 +54,24 @@ class MultiExitNetwork(LogitsModel):
         num_classes: C of the logits.
         workload: the profile that placed the points.
         in_channels: channels of the images.
+        stages: names of the stages that the user declared, if any.
     """
 
     def __init__(
         self,
         net: nn.Module,
         points: Sequence[ExitPoint],
-        heads: Sequence[HeadSpec],
+        heads: Sequence[AnyHead],
         num_classes: int,
         workload: WorkloadProfile,
         in_channels: int = 3,
+        pick_logits: PickLogits | None = None,
+        stages: Sequence[str] = (),
     ) -> None:
-        super().__init__(net)
+        super().__init__(net, pick_logits)
         self.points = tuple(points)
+        self.stages = tuple(stages)
+        self.head_specs = tuple(heads)
         self.num_classes = num_classes
         self.workload = workload
         self.in_channels = in_channels
@@ -84,18 +92,16 @@ class MultiExitNetwork(LogitsModel):
     @property
     def exits(self) -> tuple[ExitId, ...]:
         """Every candidate early exit, by point, then in the grid's order."""
-        return tuple(ExitId(i, HeadSpec.from_name(name)) for i in range(len(self.points)) for name in self._heads_at(i))
+        return tuple(ExitId(i, spec) for i in range(len(self.points)) for spec in self.head_specs)
 
     @property
     def plain_exits(self) -> tuple[ExitId, ...]:
         """The first head of every point: what stage 1 trains."""
-        return tuple(ExitId(i, HeadSpec.from_name(next(iter(self._heads_at(i))))) for i in range(len(self.points)))
+        return tuple(ExitId(i, self.head_specs[0]) for i in range(len(self.points)))
 
-    def head(self, exit_id: ExitId) -> ExitHead:
+    def head(self, exit_id: ExitId) -> nn.Module:
         """The head module of an exit."""
-        module = self._heads_at(exit_id.point)[exit_id.head.name]
-        assert isinstance(module, ExitHead)
-        return module
+        return self._heads_at(exit_id.point)[exit_id.head.name]
 
     def features(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """One pass: final logits (B, C, h, w), and the feature (B, channels, h_i, w_i) at every exit point."""
@@ -107,12 +113,34 @@ class MultiExitNetwork(LogitsModel):
         """Logits (B, C, h_i, w_i) of `exits`, at the resolution of their features."""
         return {exit_id: self.head(exit_id)(features[exit_id.point]) for exit_id in exits}
 
+    def split(
+        self,
+        example_input: Tensor | None = None,
+        *,
+        points: Sequence[ExitPoint] | None = None,
+        backend: Backend = "auto",
+    ) -> Stages:
+        """The model in stages that can stop at `points` (all of them), for the size of `example_input`.
+
+        Raises:
+            RuntimeError: it cannot be cut; see `mess.model.split.split`.
+        """
+        example = self.example() if example_input is None else example_input
+        chosen = self.points if points is None else points
+        model = LogitsModel(self.net, self.pick_logits)
+        return split(model, chosen, example, stages=self.stages, backend=backend)
+
     def _heads_at(self, point: int) -> nn.ModuleDict:
         at = self.heads[str(point)]
         assert isinstance(at, nn.ModuleDict)
         return at
 
-    def _new_head(self, point: ExitPoint, spec: HeadSpec) -> ExitHead:
+    def _new_head(self, point: ExitPoint, spec: AnyHead) -> nn.Module:
+        if not isinstance(spec, HeadSpec):
+            head = spec.build(point.channels, self.num_classes)
+            if not isinstance(head, nn.Module):
+                raise TypeError(f"heads: expected {spec.name} to build an nn.Module, got {type(head).__name__}")
+            return head
         return ExitHead(spec, channels=point.channels, num_classes=self.num_classes, block_kind=self.block_kind)
 
 
@@ -121,8 +149,11 @@ def convert(
     example_input: Tensor,
     *,
     num_exits: int = 6,
-    heads: Sequence[HeadSpec | str] | GridName = "full",
-    by: CostKind = "macs",
+    exit_points: Sequence[str] | None = None,
+    heads: Sequence[AnyHead | str | HeadBuilder] | GridName = "full",
+    cost: CostKind = "macs",
+    pick_logits: PickLogits | None = None,
+    stages: Sequence[str] = (),
     seed: int = 0,
 ) -> MultiExitNetwork:
     """Turn a segmentation model into a multi-exit network; no line of the model changes, no parameter is copied.
@@ -131,42 +162,52 @@ def convert(
         model: takes (B, channels, H, W) and returns logits (B, C, h, w), alone or in a dict, object or tuple.
         example_input: a batch of the size the network will see; only shapes matter.
         num_exits: exits wanted, the final one included.
-        heads: candidate heads of every point: a named grid, or any sequence of `HeadSpec` or of their names.
-        by: what "equidistant" is measured in, `macs` or `latency`.
+        exit_points: names of modules to exit behind, instead of points chosen by workload; `name#1` is the second call.
+        heads: candidate heads of every point: a named grid, or any sequence of `HeadSpec`, their names, and functions
+            `build(channels, num_classes)` that return a module from features (B, channels, h, w) to logits.
+        cost: what "equidistant" is measured in, `macs` or `latency`.
+        pick_logits: finds the logits in what the model returns, where `mess` does not know it.
+        stages: names of modules that, run one after the other (a tuple as the next one's arguments), are the model;
+            exits are then at their ends, and a deployed network runs them instead of a graph.
         seed: initialises the heads; the model's own weights are not touched.
 
     Returns:
         The network. A warning says so when the model offers fewer points than asked.
 
     Raises:
-        TypeError: the model's output holds no logits (B, C, H, W).
+        TypeError: the model's output holds no logits (B, C, H, W), or a head is none.
         ValueError: an argument is off, or the model has no block to exit from.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     images = check_example(example_input)
     given = head_grid(cast("GridName", heads)) if isinstance(heads, str) else heads
-    specs = tuple(HeadSpec.from_name(spec) if isinstance(spec, str) else spec for spec in given)
+    specs = tuple(head_from(spec) for spec in given)
     if not specs or len({spec.name for spec in specs}) != len(specs):
         raise ValueError(f"heads: expected at least one HeadSpec and no duplicates, got {[s.name for s in specs]}")
+    adapted = LogitsModel(model, pick_logits)
+    check_stages(adapted, stages)
     with evaluating(model):
-        num_classes = LogitsModel(model)(images[:1]).shape[1]
+        num_classes = adapted(images[:1]).shape[1]
     if num_classes < 2:
         raise ValueError(
             f"model: expected logits of at least 2 classes, got {num_classes}: confidence is a softmax; give a model "
             "with one sigmoid output two (0 and the logit)"
         )
-    workload = profile(model, images, by=by)
-    points = exit_points(workload, num_exits=num_exits)
-    if len(points) < num_exits - 1:
-        warnings.warn(
-            f"num_exits: asked {num_exits}, got {len(points) + 1}: several targets fall on the same block "
-            f"({', '.join(p.module for p in points)})",
-            stacklevel=2,
-        )
+    workload = profile(model, images, cost=cost)
+    if exit_points is not None:
+        points = named_points(workload, exit_points)
+    else:
+        points = equidistant_points(workload, num_exits=num_exits, among=stages or None)
+        if len(points) < num_exits - 1:
+            warnings.warn(
+                f"num_exits: asked {num_exits}, got {len(points) + 1}: several targets fall on the same block "
+                f"({', '.join(f'{p.name} at {p.share:.0%}' for p in points)})",
+                stacklevel=2,
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1])
+        network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1], pick_logits, stages)
     return network.to(device=images.device, dtype=images.dtype)
 
 

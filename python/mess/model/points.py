@@ -3,19 +3,23 @@
 Paper, "Multi-Exit Semantic Segmentation Networks" (Kouris et al., ECCV 2022), section on exit placement: profile the
 workload of every layer, then place N points as close as possible to i/N of the total. The N-th is the final exit.
 
-A *block* is the outermost module that gives one 4-D feature and costs at most half of the model; what is inside it is
-not a place to exit from (half a residual block is no feature). A plain container (Sequential, ModuleList, ModuleDict)
-is a block only when nothing but leaves is in it and it costs at most 1/N. The walk descends into whatever is no
-block. Of several modules that complete at the same workload the outermost, then the last one, is kept: it has seen the
-activation that follows a convolution. Outputs that are modified in place later are left out.
+A *block* is the outermost module whose output is one map of the picture, in whatever layout, and that costs at most
+half of the model; what is inside it is not a place to exit from (half a residual block is no feature). A plain
+container (Sequential, ModuleList, ModuleDict) is a block only when nothing but leaves is in it and it costs at most
+1/N; one that returns a tuple or a dict, which may be a whole encoder, when it costs at most 1/N. The walk descends into
+whatever is no block. Of several modules that complete at the same workload the outermost, then the last one, is kept:
+it has seen the activation that follows a convolution. Outputs that are modified in place later are left out.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mess.model.cost import LayerCost, WorkloadProfile
+from mess.model.layout import BCHW, Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +27,8 @@ class ExitPoint:
     """A place where an exit head can be attached.
 
     `module` and `call` name the module call whose output is the feature; `channels` and `feature_size` (height, width)
-    are its shape; `output_stride` is input pixels per feature pixel; `workload` is the cumulative cost there in the
-    profile's unit and `share` the same divided by the total.
+    are its shape, `layout` how they lie in the tensor; `output_stride` is input pixels per feature pixel; `workload` is
+    the cumulative cost there in the profile's unit and `share` the same divided by the total.
     """
 
     module: str
@@ -34,14 +38,23 @@ class ExitPoint:
     output_stride: int
     workload: float
     share: float
+    layout: Layout = BCHW
+
+    @property
+    def name(self) -> str:
+        """`module`, or `module#call` from the second call on."""
+        return f"{self.module}#{self.call}" if self.call else self.module
 
 
-def exit_points(workload: WorkloadProfile, *, num_exits: int = 6) -> tuple[ExitPoint, ...]:
+def exit_points(
+    workload: WorkloadProfile, *, num_exits: int = 6, among: Sequence[str] | None = None
+) -> tuple[ExitPoint, ...]:
     """Up to `num_exits - 1` early exit points; the final exit is the model's own output and not among them.
 
     Args:
         workload: from `mess.profile`.
         num_exits: exits wanted, the final one included; at least 2.
+        among: names of the modules to choose from; blocks by default.
 
     Returns:
         Points in order of execution. Fewer than asked when several targets fall on the same block.
@@ -51,15 +64,46 @@ def exit_points(workload: WorkloadProfile, *, num_exits: int = 6) -> tuple[ExitP
     """
     if num_exits < 2:
         raise ValueError(f"num_exits: expected at least 2 (one early exit and the final one), got {num_exits}")
-    candidates = block_candidates(workload, num_exits=num_exits)
+    if among is None:
+        candidates = block_candidates(workload, num_exits=num_exits)
+    else:
+        candidates = [layer for layer in workload.layers if layer.name in among and _is_place(layer)]
+        candidates = [layer for layer in candidates if layer.end < workload.total]
     if not candidates:
-        raise ValueError("model: expected a block with one (B, C, H, W) output before the end, found none to exit from")
+        raise ValueError(
+            "model: expected a block whose output is a map of the picture before the end, found none to exit from"
+        )
     chosen: list[LayerCost] = []
     for i in range(1, num_exits):
         target = workload.total * i / num_exits
         nearest = min(candidates, key=lambda layer: abs(layer.end - target))
         if nearest not in chosen:
             chosen.append(nearest)
+    return tuple(_point(layer, workload) for layer in chosen)
+
+
+def named_points(workload: WorkloadProfile, names: Sequence[str]) -> tuple[ExitPoint, ...]:
+    """Exit points at the modules with these names, in order of execution; `name#1` is the second call of a module.
+
+    Raises:
+        ValueError: a name that the model does not have, with the nearest ones; a name given twice; a module whose
+            output is no map of the picture, or is overwritten in place further on.
+    """
+    layers = {f"{layer.name}#{layer.call}" if layer.call else layer.name: layer for layer in workload.layers}
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"exit_points: expected at least one name and none twice, got {list(names)}")
+    for name in names:
+        if name not in layers:
+            near = difflib.get_close_matches(name, layers, n=3, cutoff=0.4)
+            raise ValueError(f"exit_points: expected modules that the model calls, got {name!r}; nearest: {near}")
+        if layers[name].feature is None:
+            raise ValueError(f"exit_points: expected modules whose output is a map of the picture, got {name!r}")
+        if layers[name].is_overwritten:
+            raise ValueError(
+                f"exit_points: {name!r}: its output is overwritten in place further down the model; name the module "
+                "that does so"
+            )
+    chosen = [layer for name, layer in layers.items() if name in names]
     return tuple(_point(layer, workload) for layer in chosen)
 
 
@@ -71,10 +115,10 @@ def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[Layer
         for layer in workload.layers
         if layer.name in blocks and not any(a in blocks for a in _ancestors(layer.name))
     ]
-    limit = workload.total * (1 - 0.5 / num_exits)
+    limit = workload.total * (1 - 0.5 / num_exits)  # behind it an early exit saves next to nothing
     best: dict[float, LayerCost] = {}
     for layer in outermost:
-        if layer.feature is None or layer.is_overwritten or not 0 < layer.end <= limit or not _is_map(layer, workload):
+        if not _is_place(layer) or not 0 < layer.end <= limit:
             continue
         rival = best.get(layer.end)
         if rival is None or layer.name.count(".") <= rival.name.count("."):
@@ -82,19 +126,17 @@ def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[Layer
     return list(best.values())
 
 
+def _is_place(layer: LayerCost) -> bool:
+    return layer.feature is not None and not layer.is_overwritten
+
+
 def _is_block(layer: LayerCost, total: float, num_exits: int) -> bool:
     if layer.feature is None:
         return False
     share = (layer.end - layer.start) / total if total else 0.0
-    return (layer.is_stack and share <= 1 / num_exits) if layer.is_container else share <= 0.5
-
-
-def _is_map(layer: LayerCost, workload: WorkloadProfile) -> bool:
-    """The feature is a map that covers the picture: one stride in both directions, at most 64, not a pooled vector."""
-    assert layer.feature is not None
-    _, height, width = layer.feature
-    strides = workload.input_size[0] / height, workload.input_size[1] / width
-    return max(strides) <= 64.5 and max(strides) / min(strides) < 1.5
+    if layer.is_container:
+        return layer.is_stack and share <= 1 / num_exits
+    return share <= (1 / num_exits if layer.is_bundle else 0.5)
 
 
 def _ancestors(name: str) -> list[str]:
@@ -112,7 +154,8 @@ def _point(layer: LayerCost, workload: WorkloadProfile) -> ExitPoint:
         feature_size=(height, width),
         output_stride=_output_stride(workload.input_size, (height, width)),
         workload=layer.end,
-        share=layer.end / workload.total,
+        share=layer.end / workload.total if workload.total else 0.0,
+        layout=layer.layout or BCHW,
     )
 
 

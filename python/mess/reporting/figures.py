@@ -46,7 +46,7 @@ def workload_figure(network: MultiExitNetwork, path: Path) -> None:
             ha="right",
             fontsize=7,
         )
-    total = f"{workload.total / 1e9:.2f} G{workload.unit}" if workload.by == "macs" else f"{workload.total:.1f} ms"
+    total = f"{workload.total / 1e9:.2f} G{workload.unit}" if workload.cost == "macs" else f"{workload.total:.1f} ms"
     axes.set(xlabel="module calls in order of completion", ylabel=f"share of the workload ({total})", ylim=(0, 1.05))
     axes.set_title("Workload and exit points")
     _save(figure, path)

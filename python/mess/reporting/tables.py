@@ -27,10 +27,10 @@ def points_table(network: MultiExitNetwork) -> Table:
             str(point.channels),
             size,
             str(point.output_stride),
-            amount(point.workload, workload.by),
+            amount(point.workload, workload.cost),
             f"{point.share:.1%}",
         )
-    table.add_row("final", "(the model itself)", "", "", "", amount(workload.total, workload.by), "100.0%")
+    table.add_row("final", "(the model itself)", "", "", "", amount(workload.total, workload.cost), "100.0%")
     return table
 
 

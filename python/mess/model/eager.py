@@ -1,0 +1,91 @@
+"""The eager back end: the user's own code, suspended at exit points.
+
+The forward pass runs in a greenlet, a stack of its own in the same thread. A hook at every exit point switches back to
+the caller with the feature; the next stage switches in again. Whatever Python does in between works, and a run that is
+dropped simply never goes on. A batch cannot be thinned out, since the suspended code holds all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from greenlet import getcurrent, greenlet
+from torch import Tensor
+
+from mess.model.adapter import LogitsModel, evaluating
+from mess.model.capture import marked
+from mess.model.layout import Size
+from mess.model.points import ExitPoint
+from mess.model.stages import Stages, State
+
+
+class EagerStages(Stages):
+    """The model itself, in eval mode while it runs; all of it is kept, also behind the last stage."""
+
+    backend = "eager"
+    can_drop = False
+
+    def __init__(self, model: LogitsModel, points: Sequence[ExitPoint], count: int, input_size: Size) -> None:
+        super().__init__(count, input_size)
+        self.model = model
+        self.points = tuple(points)
+
+    def up_to(self, count: int) -> EagerStages:
+        """The first `count` stages."""
+        return EagerStages(self.model, self.points[:count], count, self.input_size)
+
+    def start(self, images: Tensor) -> State:
+        """A run that has not begun."""
+        self.check_size(images)
+        return (_Run(self.model, self.points, images),)
+
+    def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
+        """Let the run go on to its next exit point."""
+        run: _Run = state[0]
+        return run.go_on(index), state
+
+    def keep(self, index: int, state: State, kept: Tensor) -> State:
+        """Not possible.
+
+        Raises:
+            RuntimeError: always; see `can_drop`.
+        """
+        raise RuntimeError("images of a batch cannot leave a model that runs with hooks; run them one by one")
+
+
+class _Run:
+    """One forward pass that stops at every exit point."""
+
+    def __init__(self, model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) -> None:
+        self._model = model
+        self._points = points
+        self._images = images
+        self._greenlet = greenlet(self._forward)
+        self._met = -1
+
+    def go_on(self, index: int) -> Tensor:
+        """The feature of exit point `index`, or the logits."""
+        self._greenlet.parent = getcurrent()  # whoever asks gets the answer, and the errors
+        with evaluating(self._model):
+            output = cast("Tensor", self._greenlet.switch())
+        met = len(self._points) if self._greenlet.dead else self._met
+        if met != index:
+            names = [point.name for point in self._points]
+            raise RuntimeError(
+                f"model: expected to meet the exit points {names} in this order on the way to the logits, met number "
+                f"{met} instead of {index}; exit where every image passes"
+            )
+        return output
+
+    def _forward(self) -> Tensor:
+        own = getcurrent()
+
+        def visit(index: int, feature: Tensor, input_size: Size) -> None:
+            if getcurrent() is own:  # not another pass of the same model in the meantime
+                self._met = index
+                own.parent.switch(self._points[index].layout.to_map(feature, input_size))
+
+        with marked(self._model.net, self._points, visit):
+            logits: Tensor = self._model(self._images)
+            return logits

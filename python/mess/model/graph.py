@@ -1,0 +1,246 @@
+"""The graph back end: a model exported once and cut at its exit points.
+
+`torch.export` records the model with a marker at every exit point, and the graph is cut at the markers. A stage takes
+the values that are still alive as a tuple of tensors and gives the next tuple, so a run can stop, wait, or go on with
+only some images of the batch. Parameters are shared with the user's model, never copied.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mess.model.adapter import LogitsModel, check_example, evaluating, quiet_attempt
+from mess.model.capture import marked
+from mess.model.layout import Layout, Size
+from mess.model.points import ExitPoint
+from mess.model.stages import Stages, State
+
+
+@torch.library.custom_op("mess::exit_point", mutates_args=())
+def _exit_point(feature: Tensor, index: int) -> Tensor:
+    """Marker in an exported graph; it is removed when the graph is cut."""
+    return feature.clone()
+
+
+fx.node.has_side_effect(torch.ops.mess.exit_point.default)  # kept where nothing further on reads the feature
+
+
+@_exit_point.register_fake
+def _(feature: Tensor, index: int) -> Tensor:
+    return torch.empty_like(feature)
+
+
+class GraphStages(Stages):
+    """A model cut at exit points into graphs that run one after the other.
+
+    Running all of them computes exactly the model's own operations in their order. `batched[i]` says which values of
+    the state after stage i have the batch as their first dimension.
+    """
+
+    backend = "graph"
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        batched: Sequence[tuple[bool, ...]],
+        layouts: Sequence[Layout],
+        input_size: Size,
+    ) -> None:
+        super().__init__(len(stages), input_size)
+        self.stages = nn.ModuleList(stages)
+        self.batched = tuple(batched)
+        self.layouts = tuple(layouts)
+
+    def up_to(self, count: int) -> GraphStages:
+        """The first `count` stages; what lies behind them is gone."""
+        return GraphStages(list(self.stages)[:count], self.batched[:count], self.layouts[:count], self.input_size)
+
+    def start(self, images: Tensor) -> State:
+        """The state before the first stage."""
+        self.check_size(images)
+        return (images,)
+
+    def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
+        """(feature, next state) of a stage that ends at an exit point; (logits, ()) of the last one."""
+        output: State = self.stages[index](*state)
+        first = output[0]
+        if index < len(self.layouts):
+            first = self.layouts[index].to_map(first, self.input_size)
+        return first, output[1:]
+
+    def keep(self, index: int, state: State, kept: Tensor) -> State:
+        """The state after stage `index` of the images that `kept` (B,) bool or indices selects."""
+        return tuple(v[kept] if batched else v for v, batched in zip(state, self.batched[index], strict=True))
+
+
+def split_graph(model: nn.Module, points: Sequence[ExitPoint], example_input: Tensor) -> GraphStages:
+    """Cut `model`, in eval mode, at `points`; valid for the height and width of `example_input` and any batch size.
+
+    Args:
+        model: the user's, or a `LogitsModel` of it.
+        points: of the user's model, in order of execution.
+        example_input: (B, channels, H, W).
+
+    Raises:
+        RuntimeError: the model cannot be exported, or an exit point was not met during export; says where and why.
+    """
+    example = check_example(example_input)
+    batch = torch.cat([example[:1], example[:1]])  # a batch of 1 would be baked in as a constant
+    adapted = model if isinstance(model, LogitsModel) else LogitsModel(model)
+
+    def mark(index: int, feature: Tensor, _: Size) -> Tensor:
+        replaced: Tensor = _exit_point(feature, index)
+        return replaced
+
+    with quiet_attempt(), evaluating(adapted), marked(adapted.net, points, mark):
+        try:
+            program = torch.export.export(
+                adapted, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+            )
+        except Exception as error:  # torch.export raises many types; the reason is what the user needs
+            reason = next((line for line in str(error).strip().splitlines() if line.strip()), "")
+            raise RuntimeError(
+                f"model: torch.export failed, so it cannot be cut into graphs: {type(error).__name__}: {reason}"
+                f"{_users_line(error)}"
+            ) from error
+        graph_module = program.module()
+    stages, batched = _cut(graph_module, len(points))
+    layouts = [point.layout for point in points]
+    return GraphStages(stages, batched, layouts, (batch.shape[2], batch.shape[3]))
+
+
+def _users_line(error: BaseException) -> str:
+    """Where the user's code was when torch gave up, if anywhere."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    return f", at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphModule], list[tuple[bool, ...]]]:
+    """Stages of an exported graph: nodes in order up to each marker; a boundary carries what is used behind it.
+
+    Also, for every boundary, which of the values it carries have the batch first: their first size is symbolic.
+
+    The order of an exported graph is the order of execution, so a prefix never needs a later value.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            graph.erase_node(node)  # checks the example's shape; GraphStages.start does it once instead
+    graph.eliminate_dead_code()
+    nodes = list(graph.nodes)
+    markers = {node.args[1]: node for node in nodes if node.target is torch.ops.mess.exit_point.default}
+    if sorted(markers) != list(range(num_points)):
+        raise RuntimeError(
+            f"model: expected to meet exit points 0..{num_points - 1} on the way to the logits, met {sorted(markers)}"
+        )
+    position = {node: i for i, node in enumerate(nodes)}
+    ends = [position[markers[i]] for i in range(num_points)] + [len(nodes) - 1]
+    if ends != sorted(ends):
+        raise RuntimeError("points: expected the order of execution, got another")
+    stage_of = {}
+    for node in nodes:
+        stage_of[node] = next(i for i, end in enumerate(ends) if position[node] <= end)
+
+    images = next(node for node in nodes if node.op == "placeholder")
+    batch = images.meta["val"].shape[0]
+    needed = {node: _needed_until(node, stage_of) for node in nodes}
+    carried = [[images]]
+    for i in range(num_points):
+        alive = [node for node in nodes if stage_of[node] <= i < needed[node] and _is_carried(node)]
+        carried.append(alive)
+    batched = [tuple(_is_batched(node, batch) for node in alive) for alive in carried[1:]]
+    stages = [
+        _stage(graph_module, nodes, stage_of, i, carried[i], carried[i + 1] if i < num_points else None, markers.get(i))
+        for i in range(num_points + 1)
+    ]
+    return stages, [*batched, ()]
+
+
+def _needed_until(node: fx.Node, stage_of: dict[fx.Node, int]) -> int:
+    """The last stage that reads `node`; one that reads a size computed from it does not count (see `_stage`)."""
+    return max((stage_of[user] for user in node.users if not _is_size(user)), default=-1)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """A number that follows from the batch size. It is computed anew in every stage that needs it and never carried,
+    because it changes when images leave."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def _is_carried(node: fx.Node) -> bool:
+    if node.op == "get_attr" or _is_size(node):
+        return False
+    if not isinstance(node.meta.get("val"), Tensor):
+        raise RuntimeError(f"model: a value that is no tensor ({node.name}) is alive at an exit point; exit elsewhere")
+    return True
+
+
+def _is_batched(node: fx.Node, batch: torch.SymInt) -> bool:
+    """Whether the first size is the batch; a batch folded into a size, or at another place, cannot be thinned out."""
+    symbol = batch.node.expr
+    sizes = [size.node.expr if isinstance(size, torch.SymInt) else None for size in node.meta["val"].shape]
+    depends = [expr is not None and symbol in expr.free_symbols for expr in sizes]
+    if not any(depends):
+        return False
+    if sizes[0] != symbol or any(depends[1:]):
+        raise RuntimeError(
+            f"model: {node.name} of shape {tuple(node.meta['val'].shape)} is alive at an exit point, with the batch "
+            f"({batch}) folded into a size or not in front, so no image can leave it; exit elsewhere"
+        )
+    return True
+
+
+def _is_sized_by_batch(node: fx.Node) -> bool:
+    shape = node.meta["val"].shape
+    return len(shape) > 0 and isinstance(shape[0], torch.SymInt)
+
+
+def _stage(
+    root: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    stage_of: dict[fx.Node, int],
+    index: int,
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[fx.Node] | None,
+    marker: fx.Node | None,
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+    leader = next((node for node in inputs if _is_sized_by_batch(node)), inputs[0])
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        """The copy of a node, made now for what earlier stages read first: parameters, and sizes of the batch."""
+        if node in copies:
+            return copies[node]
+        if node.op == "get_attr":
+            copies[node] = graph.node_copy(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            copies[node] = graph.call_function(torch.ops.aten.sym_size.int, (copies[leader], 0))
+        else:
+            assert _is_size(node), node
+            copies[node] = graph.node_copy(node, copy_of)
+        return copies[node]
+
+    result: Any = None
+    for node in nodes:
+        if stage_of[node] != index or node in copies:
+            continue
+        if node.op == "output":
+            result = node.args[0][0] if isinstance(node.args[0], tuple | list) else node.args[0]
+        elif node is marker:
+            copies[node] = copy_of(node.all_input_nodes[0])
+        elif node.op != "get_attr" and not _is_size(node):
+            copies[node] = graph.node_copy(node, copy_of)
+    first = copies[marker] if marker is not None else copy_of(result)
+    graph.output((first, *(copy_of(node) for node in outputs or ())))
+    graph.lint()
+    return fx.GraphModule(root, graph)
