@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
@@ -27,8 +28,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="mobilenet_v2_fcn[:OUTPUT_STRIDE], small_resnet_fcn, fcn_resnet50, deeplabv3_resnet50, "
-        "lraspp_mobilenet_v3_large, or your own package.module:factory, called with num_classes=",
+        help="mobilenet_v2_fcn[:OUTPUT_STRIDE], small_resnet_fcn, torchvision:NAME, smp:ARCHITECTURE/ENCODER, hf:TYPE, "
+        "or your own module.py:factory (or package.module:factory), given num_classes= if it takes that",
     ),
 ]
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
@@ -54,11 +55,12 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 @app.command()
 def profile(
     model: ModelOption,
-    size: SizeOption = "512x512",
+    shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="one image, such as 3x520x520")] = "3x512x512",
     classes: Annotated[int, typer.Option(help="number of classes")] = 21,
     num_exits: Annotated[int, typer.Option(help="exits, the final one included")] = 6,
     cost: Annotated[str, typer.Option(help="macs (counted) or latency (measured)")] = "macs",
-    picture: Annotated[Path | None, typer.Option(help="also draw the workload to this PNG file")] = None,
+    depth: Annotated[int, typer.Option(help="list modules nested up to so deep")] = 2,
+    picture: Annotated[Path, typer.Option(help="PNG file for the picture of the workload")] = Path("workload.png"),
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model spends its work, and where exits would go. Nothing is trained."""
@@ -68,20 +70,21 @@ def profile(
     from mess.model.zoo import model_from_spec
     from mess.progress import console
 
-    net = model_from_spec(model, num_classes=classes)
+    size = _shape(shape)
     kind = _choice("cost", cost, ("macs", "latency"))
-    network = convert(net, torch.zeros(1, 3, *_size(size)), num_exits=num_exits, heads="tiny", cost=kind)
-    if picture is not None:
-        from mess.reporting.figures import workload_figure
-
-        workload_figure(network, picture)
+    net = model_from_spec(model, num_classes=classes)
+    network = convert(net, torch.zeros(1, *size), num_exits=num_exits, heads=["fcn-r1-b0"], cost=kind)
     if as_json:
         total = {"total": network.workload.total, "unit": network.workload.unit}
         typer.echo(json.dumps({**total, "points": [asdict(point) for point in network.points]}))
-    else:
-        from mess.reporting.tables import points_table
+        return
+    from mess.reporting.figures import workload_figure
+    from mess.reporting.tables import layers_table, points_table
 
-        console.print(points_table(network))
+    console.print(layers_table(network, depth))
+    console.print(points_table(network))
+    workload_figure(network, picture)
+    console.print(f"picture: {picture}", highlight=False)
 
 
 @app.command()
@@ -345,6 +348,7 @@ def demo(
 def main() -> None:
     """Run a verb; a user's mistake is one line on standard error and exit status 2."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
+    warnings.showwarning = _show_warning
     sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")
@@ -353,11 +357,32 @@ def main() -> None:
         sys.exit(2)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What `mess` warns of is one line; what is meant for programmers is left out."""
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"mess: warning: {message}\n")
+
+
 def _size(text: str) -> tuple[int, int]:
     height, separator, width = text.lower().partition("x")
     if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise ValueError(f"--size: expected HEIGHTxWIDTH in pixels, got {text!r}")
     return int(height), int(width)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"--input: expected CHANNELSxHEIGHTxWIDTH, got {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _in_range(option: str, value: float | None, least: float, most: float, expected: str) -> None:

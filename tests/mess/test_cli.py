@@ -39,9 +39,10 @@ def test_version():
 
 
 def test_profile(tmp_path):
-    arguments = ("profile", "--model", "small_resnet_fcn", "--size", "64x64", "--classes", 5)
+    arguments = ("profile", "--model", "small_resnet_fcn", "--input", "3x64x64", "--classes", 5)
     found = mess(*arguments, "--picture", tmp_path / "w.png").stdout
     assert "output stride" in found
+    assert "features.1" in found  # the layers too
     assert "MACs" in found
     assert Image.open(tmp_path / "w.png").size[0] > 400
     points = json.loads(mess(*arguments, "--json").stdout)
@@ -53,7 +54,7 @@ def test_profile(tmp_path):
     ("arguments", "message"),
     [
         (("profile", "--model", "unet"), "mess: error: model: expected one of"),
-        (("profile", "--model", "small_resnet_fcn", "--size", "64"), "--size: expected HEIGHTxWIDTH"),
+        (("profile", "--model", "small_resnet_fcn", "--input", "64x64"), "--input: expected CHANNELSxHEIGHTxWIDTH"),
         (("profile", "--model", "small_resnet_fcn", "--cost", "watts"), "--cost: expected one of macs, latency"),
         (
             ("train", "--model", "small_resnet_fcn", "--data", "folder:/no/where", "--size", "8x8", "--out", "x"),

@@ -262,6 +262,36 @@ def test_a_users_own_factory():
         model_from_spec("tests.mess.test_model:wrong_factory", num_classes=3)
 
 
+def test_models_of_the_libraries_by_name(tmp_path):
+    assert type(model_from_spec("torchvision:lraspp_mobilenet_v3_large", num_classes=3)).__name__ == "LRASPP"
+    assert type(model_from_spec("smp:Unet/resnet18", num_classes=3)).__name__ == "Unet"
+    assert model_from_spec("hf:segformer", num_classes=3).config.num_labels == 3
+    for spec, message in [
+        ("smp:Nothing/resnet18", "smp has no such model"),
+        ("smp:Unet/nothing", "smp has no such model"),
+        ("hf:bert", "cannot make a segmentation model of 'bert'"),
+        ("torchvision:nothing", "model: expected one of mobilenet_v2_fcn"),
+        (f"{tmp_path}/none.py:net", "cannot import .*none.py:net: no such file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model_from_spec(spec, num_classes=3)
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n"
+        "@dataclass\nclass Answer:\n    logits: object\n"
+        "def net():\n    return nn.Conv2d(3, 7, 1)\n"
+        "def told(num_classes):\n    return nn.Conv2d(3, num_classes, 1)\n"
+    )
+    assert model_from_spec(f"{tmp_path}/mine.py:net", num_classes=3).out_channels == 7
+    assert model_from_spec(f"{tmp_path}/mine.py:told", num_classes=3).out_channels == 3
+
+
+def test_a_local_folder_of_transformers_brings_its_weights(tmp_path):
+    net = model_from_spec("hf:segformer", num_classes=3)
+    net.save_pretrained(tmp_path)
+    again = model_from_spec(f"hf:{tmp_path}", num_classes=3)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
 def small_factory(*, num_classes: int) -> nn.Module:
     return model_from_spec("small_resnet_fcn", num_classes=num_classes)
 

@@ -106,7 +106,7 @@ def calibrate(
         costs=costs,
         policy=settings,
         input_size=input_size,
-        model=tuple(point.module for point in network.points),
+        model=tuple(point.name for point in network.points),
         facts=known | (facts or {}),
     )
 

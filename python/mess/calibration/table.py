@@ -121,7 +121,7 @@ class CalibrationTable:
 
     def check_fits(self, network: MultiExitNetwork) -> None:
         """ValueError unless the table was made by a network with these exit points and heads."""
-        points = tuple(point.module for point in network.points)
+        points = tuple(point.name for point in network.points)
         exits = (*(exit_id.name for exit_id in network.exits), FINAL_EXIT)
         if points != self.model or exits != self.exits:
             raise ValueError(

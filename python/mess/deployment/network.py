@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ class DeployedNetwork(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        modules = tuple(point.module for point in network.points)
+        modules = tuple(point.name for point in network.points)
         if configuration.model != modules:
             raise ValueError(f"configuration: expected exit points {modules}, got {configuration.model}")
         self.configuration = configuration
@@ -210,6 +211,9 @@ class _EagerHead(nn.Module):
         with evaluating(self.head):
             logits: Tensor = self.head(feature)
             return logits
+
+    def train(self, mode: bool = True) -> Self:
+        return self
 
 
 def _frozen_head(head: nn.Module, feature: Tensor) -> nn.Module:

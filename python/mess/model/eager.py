@@ -7,6 +7,7 @@ dropped simply never goes on. A batch cannot be thinned out, since the suspended
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -55,21 +56,20 @@ class EagerStages(Stages):
 
 
 class _Run:
-    """One forward pass that stops at every exit point."""
+    """One forward pass that stops at every exit point. Dropping it unwinds the pass where it stands."""
 
     def __init__(self, model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) -> None:
         self._model = model
         self._points = points
-        self._images = images
-        self._greenlet = greenlet(self._forward)
-        self._met = -1
+        self._greenlet = greenlet(_forward)
+        self._arguments: tuple[object, ...] = (model, points, images)
 
     def go_on(self, index: int) -> Tensor:
         """The feature of exit point `index`, or the logits."""
         self._greenlet.parent = getcurrent()  # whoever asks gets the answer, and the errors
+        arguments, self._arguments = self._arguments, ()
         with evaluating(self._model):
-            output = cast("Tensor", self._greenlet.switch())
-        met = len(self._points) if self._greenlet.dead else self._met
+            met, output = cast("tuple[int, Tensor]", self._greenlet.switch(*arguments))
         if met != index:
             names = [point.name for point in self._points]
             raise RuntimeError(
@@ -78,14 +78,18 @@ class _Run:
             )
         return output
 
-    def _forward(self) -> Tensor:
-        own = getcurrent()
 
-        def visit(index: int, feature: Tensor, input_size: Size) -> None:
-            if getcurrent() is own:  # not another pass of the same model in the meantime
-                self._met = index
-                own.parent.switch(self._points[index].layout.to_map(feature, input_size))
+def _forward(model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) -> tuple[int, Tensor]:
+    """In a greenlet: switch back with (index, feature) at every exit point, return (number of points, logits).
 
-        with marked(self._model.net, self._points, visit):
-            logits: Tensor = self._model(self._images)
-            return logits
+    It must not hold the run that started it, nor itself: a run that is dropped is to end at once.
+    """
+    own = weakref.ref(getcurrent())
+
+    def visit(index: int, feature: Tensor, input_size: Size) -> None:
+        if getcurrent() is own():  # not another pass of the same model in the meantime
+            feature = points[index].layout.to_map(feature, input_size)
+            getcurrent().parent.switch((index, feature))  # no name for it: the frame would hold itself
+
+    with marked(model.net, points, visit):
+        return len(points), model(images)

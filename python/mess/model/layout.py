@@ -8,7 +8,6 @@ register tokens, queries).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,7 +102,8 @@ def layout_from_sizes(first: tuple[int, ...], second: tuple[int, ...], sizes: tu
 def layout_from_size(shape: tuple[int, ...], size: Size) -> Layout | None:
     """The same from one size, for models that take no other: (B, C, h, w) before (B, h, w, C), few tokens beside."""
     if len(shape) == 4:
-        return next((x for x in (Layout("BCHW"), Layout("BHWC")) if _is_cover(_map(x, shape, size), size)), None)
+        fits = [x for x in (BCHW, Layout("BHWC")) if _is_cover(_map(x, shape, size), size)]
+        return min(fits, key=lambda layout: _skew(_map(layout, shape, size), size), default=None)
     if len(shape) != 3:
         return None
     strides = (stride for stride in range(1, 65) if size[0] % stride == size[1] % stride == 0)
@@ -111,18 +111,19 @@ def layout_from_size(shape: tuple[int, ...], size: Size) -> Layout | None:
     return next((Layout("BNC", shape[1] - count) for count in places if count <= shape[1]), None)
 
 
-def is_map(shape: tuple[int, int, int], size: Size) -> bool:
-    """Whether (channels, height, width) covers the picture: one stride in both directions, at most 64."""
-    return _is_cover(shape[1:], size)
-
-
 def _map(layout: Layout, shape: tuple[int, ...], size: Size) -> tuple[int, int]:
     return layout.map_shape(shape, size)[1:]
 
 
-def _is_cover(feature: Iterable[int], size: Size) -> bool:
+def _is_cover(feature: Size, size: Size) -> bool:
     strides = [whole / part for whole, part in zip(size, feature, strict=True)]
-    return min(strides) >= 0.9 and max(strides) <= 64.5 and max(strides) / min(strides) < 1.5
+    return min(strides) >= 0.9 and max(strides) <= 64.5 and _skew(feature, size) < 1.5
+
+
+def _skew(feature: Size, size: Size) -> float:
+    """How much larger the stride is in one direction than in the other."""
+    strides = [whole / part for whole, part in zip(size, feature, strict=True)]
+    return max(strides) / min(strides)
 
 
 def _grid(places: int, size: Size) -> tuple[int, int] | None:

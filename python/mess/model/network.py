@@ -201,8 +201,8 @@ def convert(
         points = equidistant_points(workload, num_exits=num_exits, among=stages or None)
         if len(points) < num_exits - 1:
             warnings.warn(
-                f"num_exits: asked {num_exits}, got {len(points) + 1}: several targets fall on the same block "
-                f"({', '.join(f'{p.name} at {p.share:.0%}' for p in points)})",
+                f"num_exits: asked {num_exits}, got {len(points) + 1}: the blocks of this model end too far apart for "
+                f"more ({', '.join(f'{p.name} at {p.share:.0%}' for p in points)}); exit_points= names others",
                 stacklevel=2,
             )
     with torch.random.fork_rng(devices=[]):

@@ -57,7 +57,8 @@ def exit_points(
         among: names of the modules to choose from; blocks by default.
 
     Returns:
-        Points in order of execution. Fewer than asked when several targets fall on the same block.
+        Points in order of execution. Fewer than asked when several targets fall on the same block, or on two that are
+        less than 1/(4 N) of the workload apart.
 
     Raises:
         ValueError: `num_exits` is below 2, or the model offers no point at all.
@@ -74,10 +75,11 @@ def exit_points(
             "model: expected a block whose output is a map of the picture before the end, found none to exit from"
         )
     chosen: list[LayerCost] = []
+    apart = workload.total / (4 * num_exits)
     for i in range(1, num_exits):
         target = workload.total * i / num_exits
         nearest = min(candidates, key=lambda layer: abs(layer.end - target))
-        if nearest not in chosen:
+        if not any(abs(nearest.end - other.end) < apart for other in chosen):
             chosen.append(nearest)
     return tuple(_point(layer, workload) for layer in chosen)
 
@@ -108,17 +110,21 @@ def named_points(workload: WorkloadProfile, names: Sequence[str]) -> tuple[ExitP
 
 
 def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[LayerCost]:
-    """Every block end before the last 1/(2 N) of the workload, in order of execution, one per distinct workload."""
-    blocks = {layer.name for layer in workload.layers if _is_block(layer, workload.total, num_exits)}
-    outermost = [
-        layer
-        for layer in workload.layers
-        if layer.name in blocks and not any(a in blocks for a in _ancestors(layer.name))
-    ]
-    limit = workload.total * (1 - 0.5 / num_exits)  # behind it an early exit saves next to nothing
+    """Every block end before the last 1/(2 N) of the workload, in order of execution, one per distinct workload.
+
+    Behind that an early exit saves next to nothing; but a block that ends there may be half of the model, a decoder
+    say, so blocks inside it count too, as far as they are modules with parts of their own.
+    """
+    limit = workload.total * (1 - 0.5 / num_exits)
+    parents = {name for layer in workload.layers for name in _ancestors(layer.name)}
+    found = [layer for layer in workload.layers if _is_block(layer, workload.total, num_exits)]
+    early = {layer.name for layer in found if layer.end <= limit}
+    late = {layer.name for layer in found if layer.end > limit}
     best: dict[float, LayerCost] = {}
-    for layer in outermost:
-        if not _is_place(layer) or not 0 < layer.end <= limit:
+    for layer in found:
+        above = _ancestors(layer.name)
+        is_inner = any(name in late for name in above) and (layer.is_container or layer.name not in parents)
+        if any(name in early for name in above) or is_inner or not _is_place(layer) or not 0 < layer.end <= limit:
             continue
         rival = best.get(layer.end)
         if rival is None or layer.name.count(".") <= rival.name.count("."):

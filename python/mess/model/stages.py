@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -45,6 +45,10 @@ class Stages(nn.Module):
     def keep(self, index: int, state: State, kept: Tensor) -> State:
         """The state after stage `index` of the images that `kept` (B,) bool or indices selects."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: a stage always computes as in eval mode, and the modes of the user's modules are the user's."""
+        return self
 
     def check_size(self, images: Tensor) -> None:
         """ValueError when the images are not of the size that the stages were made for."""

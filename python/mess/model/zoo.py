@@ -1,23 +1,29 @@
-"""Models by name, for the command line: the project's own two, torchvision's, or a user's factory.
+"""Models by name, for the command line: the project's own two, those of the well-known libraries, or a user's factory.
 
-A factory is any callable `factory(num_classes=...) -> nn.Module`, named `package.module:factory`.
+A factory is any callable that returns a module, named `package.module:factory` or `path/to/module.py:factory`; it is
+given `num_classes=` if it takes that.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import MobileNetV2, get_model
+from torchvision.models import MobileNetV2, get_model, list_models, segmentation
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.segmentation.fcn import FCNHead
 
 from mess.model.weights import load_weights
 
-TORCHVISION_MODELS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 OWN_MODELS = ("mobilenet_v2_fcn", "small_resnet_fcn")
 
 
@@ -92,42 +98,103 @@ def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None =
     """The model that `spec` names, in train mode, randomly initialised unless `weights` is given.
 
     Args:
-        spec: one of `OWN_MODELS` or `TORCHVISION_MODELS`, `mobilenet_v2_fcn:OS` with an output stride, or
-            `package.module:factory` called with `num_classes=`.
+        spec: one of
+
+            - `mobilenet_v2_fcn`, `mobilenet_v2_fcn:OS` with an output stride, `small_resnet_fcn`;
+            - `torchvision:NAME`, a segmentation model of torchvision (its name alone will do);
+            - `smp:ARCHITECTURE/ENCODER` of segmentation_models_pytorch, such as `smp:Unet/resnet34`;
+            - `hf:TYPE`, a model type of transformers with its default configuration, such as `hf:segformer`, or
+              `hf:PATH-OR-HUB-ID` with the weights found there (safetensors only);
+            - `package.module:factory` or `path/module.py:factory`.
         num_classes: C of the logits.
         weights: a safetensors file. ImageNet backbone weights for `mobilenet_v2_fcn`; else a whole state dict.
 
     Raises:
-        ValueError: no such model, or the factory did not return a module.
+        ValueError: no such model, its library is not there, or the factory did not return a module.
     """
     name, _, rest = spec.partition(":")
     if name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()):
         return mobilenet_v2_fcn(num_classes=num_classes, output_stride=int(rest or 8), weights=weights)
+    torchvision_models = list_models(module=segmentation)
     if spec == "small_resnet_fcn":
         net: nn.Module = small_resnet_fcn(num_classes=num_classes)
-    elif spec in TORCHVISION_MODELS:
-        net = get_model(spec, weights=None, weights_backbone=None, num_classes=num_classes)
-    elif rest:
+    elif spec.removeprefix("torchvision:") in torchvision_models:
+        options = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
+        net = get_model(spec.removeprefix("torchvision:"), **options)
+    elif name in ("smp", "hf") and rest:
+        net = (_from_smp if name == "smp" else _from_transformers)(rest, num_classes)
+    elif rest and name != "torchvision":
         net = _from_factory(name, rest, num_classes)
     else:
-        known = ", ".join((*OWN_MODELS, *TORCHVISION_MODELS))
-        raise ValueError(f"model: expected one of {known}, or 'package.module:factory', got {spec!r}")
+        known = ", ".join((*OWN_MODELS, *torchvision_models))
+        raise ValueError(
+            f"model: expected one of {known}, 'smp:ARCHITECTURE/ENCODER', 'hf:TYPE', 'package.module:factory' or "
+            f"'module.py:factory', got {spec!r}"
+        )
     if weights is not None:
         load_weights(net, weights)
     return net
 
 
+def _from_smp(rest: str, num_classes: int) -> nn.Module:
+    library = _library("segmentation_models_pytorch", "segmentation-models-pytorch")
+    architecture, _, encoder = rest.partition("/")
+    try:
+        options = {"encoder_name": encoder} if encoder else {}
+        net: nn.Module = library.create_model(architecture, encoder_weights=None, classes=num_classes, **options)
+    except KeyError as error:
+        raise ValueError(f"model: smp has no such model {rest!r}: {error}") from None
+    return net
+
+
+def _from_transformers(rest: str, num_classes: int) -> nn.Module:
+    library = _library("transformers", "transformers")
+    tries: list[Callable[[], nn.Module]]
+    kinds = [library.AutoModelForSemanticSegmentation, library.AutoModelForUniversalSegmentation]
+    if rest in library.CONFIG_MAPPING:
+        config = library.AutoConfig.for_model(rest, num_labels=num_classes)
+        tries = [lambda kind=kind: kind.from_config(config) for kind in kinds]  # type: ignore[misc]
+    else:
+        options: dict[str, Any] = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        tries = [lambda kind=kind: kind.from_pretrained(rest, **options) for kind in kinds]  # type: ignore[misc]
+    reasons = []
+    for build in tries:
+        try:
+            return build()
+        except (ValueError, OSError) as error:
+            reasons.append(str(error).strip().splitlines()[0])
+    raise ValueError(f"model: transformers cannot make a segmentation model of {rest!r}: {reasons[0]}")
+
+
+def _library(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"model: needs the library {package}: pip install {package} ({error})") from None
+
+
 def _from_factory(module_name: str, attribute: str, num_classes: int) -> nn.Module:
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        module = _module_of_file(Path(module_name)) if module_name.endswith(".py") else None
+        factory = getattr(module or importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, OSError) as error:
         raise ValueError(f"model: cannot import {module_name}:{attribute}: {error}") from None
+    takes = inspect.signature(factory).parameters.values()
+    is_told = any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in takes)
     try:
-        net = factory(num_classes=num_classes)
+        net = factory(num_classes=num_classes) if is_told else factory()
     except TypeError as error:
-        raise ValueError(
-            f"model: expected {module_name}:{attribute} to be called with num_classes=: {error}"
-        ) from error
+        raise ValueError(f"model: {module_name}:{attribute} cannot be called: {error}") from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"model: expected {module_name}:{attribute} to return an nn.Module, got {type(net).__name__}")
     return net
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"mess_model_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise OSError("no such file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

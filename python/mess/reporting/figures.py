@@ -39,7 +39,7 @@ def workload_figure(network: MultiExitNetwork, path: Path) -> None:
         at = position[point.module, point.call]
         axes.plot(at, point.share, "o", color=ORANGE)
         axes.annotate(
-            f"{index}: {point.module}\n{point.share:.0%}",
+            f"{index}: {point.name}\n{point.share:.0%}",
             (at, point.share),
             textcoords="offset points",
             xytext=(-6, 3),

@@ -13,6 +13,26 @@ from mess.model.network import MultiExitNetwork
 from mess.searching.solve import Report, SearchResult
 
 
+def layers_table(network: MultiExitNetwork, depth: int = 2) -> Table:
+    """Workload of the modules nested up to `depth` deep that cost anything, in order of completion; and exit points."""
+    workload = network.workload
+    at = {(point.module, point.call): str(index) for index, point in enumerate(network.points)}
+    height, width = workload.input_size
+    table = Table(title=f"Workload, input {height} x {width}: {amount(workload.total, workload.cost)} {workload.unit}")
+    for heading in ("module", "kind", "output", workload.unit, "share", "so far", "exit point"):
+        table.add_column(heading, justify="left" if heading in ("module", "kind") else "right")
+    for layer in workload.layers:
+        work = layer.end - layer.start
+        point = at.get((layer.name, layer.call))
+        if point is None and (layer.name.count(".") >= depth or not work):
+            continue
+        name = f"{layer.name}#{layer.call}" if layer.call else layer.name
+        shape = " x ".join(map(str, layer.feature)) if layer.feature else ""
+        shares = [f"{value / workload.total:.1%}" for value in (work, layer.end)]
+        table.add_row(name, layer.kind, shape, amount(work, workload.cost), *shares, point or "")
+    return table
+
+
 def points_table(network: MultiExitNetwork) -> Table:
     """Exit points: where, how deep, what shape."""
     workload = network.workload
@@ -23,7 +43,7 @@ def points_table(network: MultiExitNetwork) -> Table:
         size = f"{point.feature_size[0]} x {point.feature_size[1]}"
         table.add_row(
             str(index),
-            point.module,
+            point.name,
             str(point.channels),
             size,
             str(point.output_stride),
