@@ -92,6 +92,14 @@ def test_a_captured_feature_that_is_overwritten_is_an_error():
         net(torch.rand(1, 4, 8, 8))
 
 
+def test_a_profile_inside_inference_mode_is_the_same():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1))
+    expected = mess.profile(net, torch.zeros(1, 4, 8, 8))
+    with torch.inference_mode():
+        assert mess.profile(net, torch.zeros(1, 4, 8, 8)) == expected
+        assert mess.profile(net, torch.zeros(1, 4, 8, 8), cost="latency").layers[0].is_overwritten
+
+
 def test_fewer_points_than_asked_are_said():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 64, 3, padding=1), nn.Conv2d(64, 5, 1))
     with pytest.warns(UserWarning, match="asked 6, got"):

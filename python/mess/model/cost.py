@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -84,7 +85,8 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
         raise ValueError(f"cost: expected 'macs' or 'latency', got {cost!r}")
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
-    with evaluating(model):
+    with torch.inference_mode(False), evaluating(model):  # inference tensors do not tell when they are overwritten
+        images = images.clone() if images.is_inference() else images
         calls, total = _counted(model, images) if cost == "macs" else _timed(model, images, rounds)
         layers = _with_features(model, images, calls)
     return WorkloadProfile(cost=cost, input_size=(images.shape[2], images.shape[3]), total=total, layers=tuple(layers))
