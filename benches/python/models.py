@@ -35,13 +35,15 @@ from mess.model.zoo import model_from_spec  # noqa: E402
 
 #: operations that `torch.utils.flop_counter` counts, by fvcore's names
 COUNTED = ("conv", "linear", "addmm", "matmul", "bmm", "einsum", "baddbmm")
+#: for the clock of one model, unless three rounds take longer
+SECONDS = 60
 PAPER = {"fcn_resnet50": 138.63, "deeplabv3_resnet50": 163.86, "mobilenet_v2_fcn:8": 8.78}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="at most; at least 3")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320))
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
@@ -155,6 +157,10 @@ def clock(network: MultiExitNetwork, stages: Stages, images: Tensor, rounds: int
     contenders: list[Callable[[], object]] = [lambda: run(stages, images), lambda: run(eager, images)]
     contenders += [lambda i=i: run(stages, images, i) for i in range(len(network.points))]
     ratios: list[list[float]] = [[] for _ in contenders]
+    began = time.perf_counter()
+    network.net(images)
+    once = time.perf_counter() - began
+    rounds = max(3, min(rounds, int(SECONDS / (4 * once * len(contenders)))))
     for number in range(rounds + 1):
         for index, contender in enumerate(contenders):
             times = []

@@ -166,6 +166,34 @@ def test_features_of_every_layout_become_maps(kind):
     assert {tuple(f.shape[2:]) for f in features.values()} == {(16, 8)}
 
 
+class Laterals(nn.Module):
+    """A deep encoder, then a lateral layer on its first stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.deep = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.lateral = nn.Conv2d(16, 16, 3, padding=1)
+        self.out = nn.Conv2d(32, 5, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = first = self.first(images)
+        for layer in self.deep:
+            x = layer(x)
+        return self.out(torch.cat([x, self.lateral(first)], dim=1))
+
+
+@pytest.mark.parametrize("cost", ["macs", "latency"])
+def test_a_feature_that_little_went_into_is_no_exit_point(cost):
+    workload = mess.profile(Laterals().eval(), torch.rand(1, 3, 32, 48), cost=cost)
+    uses = {layer.name: layer.uses for layer in workload.layers}
+    whole = 3 + 5 * 16
+    assert uses["deep.3"] == 1.0
+    assert uses["lateral"] == pytest.approx((3 + 16) / whole)
+    assert "lateral" not in [p.module for p in converted(Laterals(), (32, 48), num_exits=8).points]
+    assert [p.module for p in converted(Laterals(), (32, 48), exit_points=["lateral"]).points] == ["lateral"]
+
+
 def test_exit_points_by_hand():
     net = InDataclass()
     network = converted(net, (32, 48), exit_points=["last.0", "shared#1"])

@@ -8,7 +8,7 @@ convolutions and matrix products are counted (the counter's list); interpolation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
@@ -16,7 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mess.clock import milliseconds
 from mess.model.adapter import check_example, evaluating, quiet_attempt
@@ -33,7 +36,8 @@ class LayerCost:
     the cumulative workload when the call begins and completes, in MACs or milliseconds of one image. `feature` is
     (channels, height, width) of an output that is a map of the picture, in whatever `layout`, else None. `is_container`
     marks Sequential, ModuleList, ModuleDict; `is_bundle` an output that only holds the map; `is_stack` a module whose
-    children are all leaves. `is_overwritten`: the output is modified in place further on.
+    children are all leaves. `is_overwritten`: the output is modified in place further on. `uses`: the share of the MACs
+    so far that went into the feature; the rest went into other branches.
     """
 
     name: str
@@ -47,6 +51,7 @@ class LayerCost:
     feature: tuple[int, int, int] | None = None
     layout: Layout | None = None
     is_overwritten: bool = False
+    uses: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +92,9 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     with torch.inference_mode(False), evaluating(model):  # inference tensors do not tell when they are overwritten
         images = images.clone() if images.is_inference() else images
-        calls, total = _counted(model, images) if cost == "macs" else _timed(model, images, rounds)
+        calls, total = _counted(model, images)
+        if cost == "latency":
+            calls, total = _timed(model, images, rounds, {(call.name, call.call): call.uses for call, _ in calls})
         layers = _with_features(model, images, calls)
     return WorkloadProfile(cost=cost, input_size=(images.shape[2], images.shape[3]), total=total, layers=tuple(layers))
 
@@ -110,8 +117,8 @@ _Calls = list[tuple[LayerCost, _Shape | None]]
 
 def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
     def count(inputs: Tensor) -> tuple[_Calls, float]:
-        with FlopCounterMode(display=False) as counter:
-            calls = _walk(model, inputs, lambda: counter.get_total_flops() // 2)
+        with FlopCounterMode(display=False) as counter, _Ancestry(counter) as ancestry:
+            calls = _walk(model, inputs, lambda: counter.get_total_flops() // 2, ancestry.share)
             return calls, float(counter.get_total_flops() // 2)
 
     try:
@@ -121,7 +128,43 @@ def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
         return count(images)
 
 
-def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[_Calls, float]:
+class _Ancestry(TorchDispatchMode):
+    """Which operations each tensor comes from, of those that the counter counts."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._counter = counter
+        self._costs: list[int] = []
+        self._masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        """Tensor -> bits of the operations behind it."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self._counter.get_total_flops()
+        output = function(*args, **(kwargs or {}))
+        cost = self._counter.get_total_flops() - before
+        mask = 0
+        for tensor in _tensors((args, kwargs)):
+            mask |= self._masks.get(tensor, 0)
+        if cost:
+            mask |= 1 << len(self._costs)
+            self._costs.append(cost)
+        if mask:
+            for tensor in _tensors(output):
+                self._masks[tensor] = mask
+        return output
+
+    def share(self, tensor: Tensor) -> float:
+        """Of all that was counted so far, the share that went into this tensor."""
+        mask, total = self._masks.get(tensor, 0), sum(self._costs)
+        own = sum(cost for at, cost in enumerate(self._costs) if mask >> at & 1)
+        return own / total if total else 1.0
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _timed(model: nn.Module, images: Tensor, rounds: int, uses: dict[tuple[str, int], float]) -> tuple[_Calls, float]:
     def clock() -> float:
         return milliseconds(images.device)
 
@@ -135,7 +178,8 @@ def _timed(model: nn.Module, images: Tensor, rounds: int) -> tuple[_Calls, float
     for same in zip(*runs[1:], strict=True):
         layer, shape = same[0]
         start, end = median(c.start for c, _ in same), median(c.end for c, _ in same)
-        calls.append((replace(layer, start=start, end=end), shape))
+        used = uses.get((layer.name, layer.call), 1.0)
+        calls.append((replace(layer, start=start, end=end, uses=used), shape))
     return calls, median(totals[1:])
 
 
@@ -165,7 +209,12 @@ def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[Laye
     return layers
 
 
-def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> _Calls:
+def _walk(
+    model: nn.Module,
+    images: Tensor,
+    workload: Callable[[], float],
+    uses: Callable[[Tensor], float] = lambda _: 1.0,
+) -> _Calls:
     """Run the model once and note `workload()` whenever a module call completes."""
     found: _Calls = []
     calls: Counter[str] = Counter()
@@ -187,6 +236,7 @@ def _walk(model: nn.Module, images: Tensor, workload: Callable[[], float]) -> _C
                 is_stack=all(not list(child.children()) for child in module.children()),
                 start=starts.pop(),
                 end=float(workload()),
+                uses=1.0 if tensor is None else uses(tensor),
             )
             found.append((layer, None if tensor is None else tuple(tensor.shape)))
             outputs.append((tensor, 0 if tensor is None else tensor._version))

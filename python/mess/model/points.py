@@ -8,7 +8,8 @@ half of the model; what is inside it is not a place to exit from (half a residua
 container (Sequential, ModuleList, ModuleDict) is a block only when nothing but leaves is in it and it costs at most
 1/N; one that returns a tuple or a dict, which may be a whole encoder, when it costs at most 1/N. The walk descends into
 whatever is no block. Of several modules that complete at the same workload the outermost, then the last one, is kept:
-it has seen the activation that follows a convolution. Outputs that are modified in place later are left out.
+it has seen the activation that follows a convolution. Outputs that are modified in place later are left out, and those
+into which little of the work so far went.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from dataclasses import dataclass
 
 from mess.model.cost import LayerCost, WorkloadProfile
 from mess.model.layout import BCHW, Layout
+
+LEAST_USE = 0.3
+"""Of the work so far, the share that has to have gone into a feature: a lateral layer of a decoder often sees only the
+first stage of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +130,8 @@ def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[Layer
         above = _ancestors(layer.name)
         is_inner = any(name in late for name in above) and (layer.is_container or layer.name not in parents)
         if any(name in early for name in above) or is_inner or not _is_place(layer) or not 0 < layer.end <= limit:
+            continue
+        if layer.uses < LEAST_USE:
             continue
         rival = best.get(layer.end)
         if rival is None or layer.name.count(".") <= rival.name.count("."):
