@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mess.model.exits import HeadSpec, head_grid
     from mess.model.network import MultiExitNetwork, convert
     from mess.searching.solve import SearchResult, evaluate, search
+    from mess.training import losses
     from mess.training.loop import TrainSettings, pretrain, train, train_exits
     from mess.verbs import demo
 
@@ -47,6 +48,7 @@ _HOMES = {
     "deploy": "mess.deployment.network",
     "evaluate": "mess.searching.solve",
     "head_grid": "mess.model.exits",
+    "losses": "mess.training.losses",
     "pretrain": "mess.training.loop",
     "profile": "mess.model.cost",
     "run": "mess.deployment.run",
@@ -73,6 +75,7 @@ __all__ = [
     "deploy",
     "evaluate",
     "head_grid",
+    "losses",
     "pretrain",
     "profile",
     "run",
@@ -86,7 +89,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'mess' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        module = importlib.import_module(_HOMES[name])
+        value = module if name == "losses" else getattr(module, name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"mess.{name} needs the torch extra: pip install 'mess[torch]' ({error})") from error
     globals()[name] = value

@@ -32,6 +32,9 @@ ModelOption = Annotated[
         "or your own module.py:factory (or package.module:factory), given num_classes= if it takes that",
     ),
 ]
+ExitPointsOption = Annotated[
+    str, typer.Option(help="names of modules to exit behind, joined by commas, instead of --num-exits by workload")
+]
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
@@ -58,6 +61,7 @@ def profile(
     shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="one image, such as 3x520x520")] = "3x512x512",
     classes: Annotated[int, typer.Option(help="number of classes")] = 21,
     num_exits: Annotated[int, typer.Option(help="exits, the final one included")] = 6,
+    exit_points: ExitPointsOption = "",
     cost: Annotated[str, typer.Option(help="macs (counted) or latency (measured)")] = "macs",
     depth: Annotated[int, typer.Option(help="list modules nested up to so deep")] = 2,
     picture: Annotated[Path, typer.Option(help="PNG file for the picture of the workload")] = Path("workload.png"),
@@ -73,7 +77,10 @@ def profile(
     size = _shape(shape)
     kind = _choice("cost", cost, ("macs", "latency"))
     net = model_from_spec(model, num_classes=classes)
-    network = convert(net, torch.zeros(1, *size), num_exits=num_exits, heads=["fcn-r1-b0"], cost=kind)
+    named = _names(exit_points) or None
+    network = convert(
+        net, torch.zeros(1, *size), num_exits=num_exits, exit_points=named, heads=["fcn-r1-b0"], cost=kind
+    )
     if as_json:
         total = {"total": network.workload.total, "unit": network.workload.unit}
         typer.echo(json.dumps({**total, "points": [asdict(point) for point in network.points]}))
@@ -90,11 +97,17 @@ def profile(
 @app.command()
 def train(
     model: ModelOption,
-    data: Annotated[str, typer.Option(help="scenes[:COUNT] (drawn), folder:PATH or camvid:PATH")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="scenes[:COUNT] (drawn), or PATH after folder:, camvid:, voc:, cityscapes:, ade20k: or coco:"
+        ),
+    ],
     size: SizeOption,
     out: Annotated[Path, typer.Option(help="run folder; calling again with the same settings resumes")],
     weights: Annotated[Path | None, typer.Option(help="safetensors file to start from")] = None,
     num_exits: Annotated[int, typer.Option(help="exits, the final one included")] = 6,
+    exit_points: ExitPointsOption = "",
     heads: Annotated[str, typer.Option(help="full, small, tiny, or names such as fcn-r1-b0,fcn-r4-b1-d")] = "small",
     epochs: Annotated[int, typer.Option(help="epochs of stage 1 (backbone and exits)")] = 30,
     exit_epochs: Annotated[int, typer.Option(help="epochs of stage 2 (all heads, frozen backbone)")] = 10,
@@ -114,7 +127,14 @@ def train(
     from mess.training.loop import TrainSettings
 
     settings = runs.RunSettings(
-        model=model, data=data, size=_size(size), num_exits=num_exits, heads=heads, batch_size=batch_size, seed=seed
+        model=model,
+        data=data,
+        size=_size(size),
+        num_exits=num_exits,
+        exit_points=_names(exit_points),
+        heads=heads,
+        batch_size=batch_size,
+        seed=seed,
     )
     first = TrainSettings(
         epochs=epochs,
@@ -383,6 +403,10 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise ValueError(f"--input: expected CHANNELSxHEIGHTxWIDTH, got {text!r}")
     channels, height, width = map(int, parts)
     return channels, height, width
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _in_range(option: str, value: float | None, least: float, most: float, expected: str) -> None:

@@ -32,6 +32,7 @@ class RunSettings:
     data: see `mess.data.dataset_from_spec`.
     size: (height, width) in pixels that images are brought to.
     num_exits: exits wanted, the final one included.
+    exit_points: names of modules to exit behind instead; none for points chosen by workload.
     heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
     batch_size: images a training batch.
     seed: of heads, order and augmentation.
@@ -47,6 +48,7 @@ class RunSettings:
     batch_size: int = 8
     seed: int = 0
     weights: str = ""
+    exit_points: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
 
@@ -77,6 +79,7 @@ class RunSettings:
             raise ValueError(f"run: {folder / 'run.json'}: expected the fields {sorted(known)}, got {sorted(value)}")
         frozen = {
             "size": tuple(value["size"]),
+            "exit_points": tuple(value.get("exit_points", ())),
             "class_names": tuple(value.get("class_names", ())),
             "palette": tuple(tuple(colour) for colour in value.get("palette", ())),
         }
@@ -96,8 +99,14 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = model_from_spec(settings.model, num_classes=num_classes, weights=weights)
-    example = torch.zeros(1, 3, *settings.size)
-    return convert(net, example, num_exits=settings.num_exits, heads=head_specs(settings.heads), seed=settings.seed)
+    return convert(
+        net,
+        torch.zeros(1, 3, *settings.size),
+        num_exits=settings.num_exits,
+        exit_points=settings.exit_points or None,
+        heads=head_specs(settings.heads),
+        seed=settings.seed,
+    )
 
 
 def trained_network(folder: Path) -> MultiExitNetwork:

@@ -48,6 +48,8 @@ def test_profile(tmp_path):
     points = json.loads(mess(*arguments, "--json").stdout)
     assert points["unit"] == "MACs"
     assert len(points["points"]) == 5
+    points = json.loads(mess(*arguments, "--exit-points", "features.7, features.3", "--json").stdout)
+    assert [point["module"] for point in points["points"]] == ["features.3", "features.7"]
 
 
 @pytest.mark.parametrize(

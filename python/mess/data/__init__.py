@@ -1,6 +1,6 @@
 """Datasets, transforms and loaders. Nothing here knows a model.
 
-Reading order: `spec` (a string names a dataset) -> `folder` and `scenes` (where images come from) ->
+Reading order: `spec` (a string names a dataset) -> `pairs`, `folder`, `published`, `scenes` (where images come from) ->
 `transforms` (what training sees) -> `loader` (seeded batches).
 """
 

@@ -135,7 +135,7 @@ class _Ancestry(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._counter = counter
         self._costs: list[int] = []
-        self._masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
         """Tensor -> bits of the operations behind it."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,0 +1,154 @@
+"""A split of images and label maps in files: what all datasets on disk have in common.
+
+A label map is an 8-bit picture of one channel (a palette does not matter); `lookup` says what each of its values means.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mess.data.dataset import IGNORE_INDEX, SegmentationDataset, default_palette
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+UNKNOWN = -1
+"""In a lookup: a value that a label map must not have."""
+
+
+def lookup_of(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> npt.NDArray[np.int16]:
+    """(256,) from the values of a label map to class indices; `IGNORE_INDEX` for `ignored`, `UNKNOWN` elsewhere."""
+    lookup = np.full(256, UNKNOWN, np.int16)
+    for value in ignored:
+        if 0 <= value < 256:
+            lookup[value] = IGNORE_INDEX
+    for value, index in classes.items():
+        lookup[value] = index
+    return lookup
+
+
+class PairDataset(SegmentationDataset):
+    """Images and label maps of one split.
+
+    `check()` decodes every pair and reports everything that is wrong with them at once.
+
+    Args:
+        name: of the dataset, for people.
+        split: of the dataset.
+        pairs: (image file, label map file).
+        class_names: of the classes, by index.
+        lookup: see `lookup_of`.
+        palette: (C, 3) uint8 RGB.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        pairs: Sequence[tuple[Path, Path]],
+        class_names: Sequence[str],
+        lookup: npt.NDArray[np.int16],
+        palette: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.name = name
+        self.split = split
+        self.class_names = tuple(class_names)
+        self.palette = default_palette(len(self.class_names)) if palette is None else palette
+        self._pairs = list(pairs)
+        self._lookup = lookup
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def identity(self, index: int) -> str:
+        return self._pairs[index][0].stem
+
+    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image_path, label_path = self._pairs[index]
+        image = decode(image_path, "RGB")
+        values = decode(label_path, None)
+        if values.ndim != 2 or values.dtype != np.uint8:
+            raise ValueError(
+                f"{label_path}: expected a single-channel 8-bit label map, got shape {values.shape}, {values.dtype}"
+            )
+        if values.shape != image.shape[:2]:
+            raise ValueError(f"{label_path}: expected the image's size {image.shape[:2]}, got {values.shape}")
+        labels = self._lookup[values]
+        if (labels == UNKNOWN).any():
+            raise ValueError(f"{label_path}: expected {self._expected()}, {_found(values[labels == UNKNOWN])}")
+        return image, labels.astype(np.uint8)
+
+    def check(self) -> list[str]:
+        problems = []
+        labelled = np.zeros(256, dtype=np.int64)
+        for index in range(len(self)):
+            try:
+                _, labels = self.pair(index)
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+            else:
+                labelled += np.bincount(labels.ravel(), minlength=256)
+        never = [name for name, count in zip(self.class_names, labelled, strict=False) if count == 0]
+        if never and not problems:
+            told = f"{self.name}, split {self.split!r}: no pixel is labelled {', '.join(never)}"
+            if labelled[IGNORE_INDEX] and len(never) == self.num_classes - 1:
+                # masks of 0 and 255, say: nothing but one class and what is ignored
+                ignored = self._values(IGNORE_INDEX)
+                problems.append(f"{told}; {labelled[IGNORE_INDEX]} pixels are ignored (value {ignored})")
+            else:
+                warnings.warn(f"{told}: its IoU there is undefined and left out of the mean", stacklevel=2)
+        return problems
+
+    def _values(self, meaning: int) -> str:
+        return ", ".join(str(value) for value in np.flatnonzero(self._lookup == meaning))
+
+    def _expected(self) -> str:
+        known = np.flatnonzero((self._lookup != UNKNOWN) & (self._lookup != IGNORE_INDEX))
+        first, last = int(known.min()), int(known.max())
+        ignored = self._values(IGNORE_INDEX)
+        return f"labels {first}..{last}" + (f" or {ignored} (ignored)" if ignored else "")
+
+
+def _found(unknown: npt.NDArray[np.uint8]) -> str:
+    """What came; a single value that surrounds objects or fills much of a map is likely one to ignore."""
+    values = np.unique(unknown).tolist()
+    hint = f": if {values[0]} stands for 'ignore', say so" if len(values) == 1 else ""
+    return f"got {values}{hint}"
+
+
+def decode(path: Path, mode: str | None) -> np.ndarray:
+    """Pixels of an image file, in PIL's `mode` or as they are stored."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode) if mode else image)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from None
+
+
+def matched(
+    root: Path, split: str, names: Sequence[str], images: Mapping[str, Path], labels: Mapping[str, Path]
+) -> list[tuple[Path, Path]]:
+    """The pairs of `names`, in their order.
+
+    Raises:
+        ValueError: names without an image or a label map, all of them; or no name at all.
+    """
+    problems = [f"no image for {n}" for n in names if n not in images]
+    problems += [f"no label map for {n}" for n in names if n not in labels]
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ValueError(f"data: {root}, split {split!r}: {len(problems)} incomplete pairs: {shown}")
+    if not names:
+        raise ValueError(f"data: {root}, split {split!r}: expected at least one image, got none")
+    return [(images[n], labels[n]) for n in names]
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files of a folder by their name without suffix; empty when there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes}
