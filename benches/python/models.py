@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ from benches.machine import facts  # noqa: E402
 from tests.user_models import CASES, Case  # noqa: E402
 
 import mess  # noqa: E402
+from mess.files import write_json  # noqa: E402
 from mess.model.adapter import LogitsModel  # noqa: E402
 from mess.model.network import MultiExitNetwork  # noqa: E402
 from mess.model.stages import Stages  # noqa: E402
@@ -37,6 +39,7 @@ from mess.model.zoo import model_from_spec  # noqa: E402
 COUNTED = ("conv", "linear", "addmm", "matmul", "bmm", "einsum", "baddbmm")
 #: for the clock of one model, unless three rounds take longer
 SECONDS = 60
+CACHE = ROOT / "runs" / "models.json"
 PAPER = {"fcn_resnet50": 138.63, "deeplabv3_resnet50": 163.86, "mobilenet_v2_fcn:8": 8.78}
 
 
@@ -46,14 +49,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="at most; at least 3")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320))
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="take what an interrupted run has measured already")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    known = json.loads(CACHE.read_text()) if arguments.resume and CACHE.is_file() else {}
     rows = []
     for case in CASES:
         if arguments.only in case.name:
-            rows.append(measured(case, tuple(arguments.size), arguments.rounds))
+            rows.append(known.get(case.name) or measured(case, tuple(arguments.size), arguments.rounds))
             print(rows[-1], flush=True)
+            known[case.name] = rows[-1]
+            write_json(CACHE, known)
     lines = record(rows, arguments)
     if arguments.record:
         (ROOT / "benches" / "record" / "models.md").write_text("\n".join(lines) + "\n")
@@ -132,7 +139,10 @@ def second_count(network: MultiExitNetwork, images: Tensor) -> tuple[float, str]
 
     analysis = FlopCountAnalysis(LogitsModel(network.net), images)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_operator = analysis.by_operator()
+    try:
+        by_operator = analysis.by_operator()
+    except Exception:  # it traces the model with torch.jit
+        return by_modules(network.net, images), "(cannot trace it: convolutions and linear layers by their formula)"
     ours = sum(value for name, value in by_operator.items() if name in COUNTED)
     others = {name: value for name, value in by_operator.items() if name not in COUNTED and value}
     missing = [name for name in analysis.unsupported_ops() if "attention" in name]
@@ -140,6 +150,23 @@ def second_count(network: MultiExitNetwork, images: Tensor) -> tuple[float, str]
         f"{name} {value / network.workload.total:.1%}" for name, value in sorted(others.items(), key=lambda x: -x[1])
     ]
     return ours, ", ".join([*listed[:3], *(f"not {name.removeprefix('aten::')}" for name in missing)])
+
+
+def by_modules(net: nn.Module, images: Tensor) -> float:
+    """MACs of the convolutions and linear layers that are modules: outputs times inputs of each."""
+    total = 0.0
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        total += output.numel() * weight[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        net(images)
+    for handle in handles:
+        handle.remove()
+    return total
 
 
 def run(stages: Stages, images: Tensor, until: int | None = None) -> Tensor:
@@ -213,10 +240,13 @@ def record(rows: list[dict[str, str]], arguments: argparse.Namespace) -> list[st
         "- one thread, batch 1, random weights, eval mode; ratios are medians over rounds of (staged, staged) against "
         "(plain, plain) run around them",
         f"- workload and clock at {height} x {width}, for models that take square sizes only at that of the test",
+        "- staged: the back end that is chosen; suspended: the eager one, which costs a fraction of a millisecond a run",
         "- asked 5 points before the final exit; the share is of the MACs",
         "- bit for bit: runs equal to the model's own, of two sizes (one where it takes one) times two batch sizes",
-        "- fvcore, same operations: its count of convolutions and matrix products, against ours",
-        "- clock at exits: a staged run that stops there; latency profile: `mess.profile(cost='latency')`, shares of "
+        "- fvcore, same operations: its count of convolutions and matrix products, against ours; it traces only what the "
+        "logits depend on, so auxiliary heads are missing there (fcn and deeplabv3 + aux, BiSeNet-like, UPerNet of "
+        "transformers), and it does not know scaled_dot_product_attention",
+        "- clock at exits: a staged run that stops there, without the auxiliary heads that the plain model runs; latency profile: `mess.profile(cost='latency')`, shares of "
         "its total; farthest: the largest difference of the two",
         "",
         "| " + " | ".join(columns) + " |",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -86,9 +86,13 @@ def check_example(example_input: Any) -> Tensor:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in eval() and without gradients inside the block; every sub-module's own mode is restored after it."""
-    training = [part for part in module.modules() if part.training]
+def evaluating(module: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
+    """`module` in eval() and without gradients inside the block; every sub-module's own mode is restored after it.
+
+    A list of all modules, instead of the one that holds them, saves the search for them.
+    """
+    parts = module.modules() if isinstance(module, nn.Module) else module
+    training = [part for part in parts if part.training]
     for part in training:
         part.training = False
     try:

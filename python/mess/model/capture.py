@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,10 +50,12 @@ def captured_features(net: nn.Module, points: Sequence[ExitPoint]) -> Iterator[d
 
 
 @contextmanager
-def marked(net: nn.Module, points: Sequence[ExitPoint], visit: Visit) -> Iterator[None]:
+def marked(
+    net: nn.Module, points: Sequence[ExitPoint], visit: Visit, modules: Mapping[str, nn.Module] | None = None
+) -> Iterator[None]:
     """Call `visit(index, feature, input_size)` when the call of `points[index]` completes; its result, if any, replaces
     the feature, which is in the model's own layout."""
-    modules = dict(net.named_modules())
+    modules = dict(net.named_modules()) if modules is None else modules
     sizes: list[Size] = [(0, 0)]
 
     def begin(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ dropped simply never goes on. A batch cannot be thinned out, since the suspended
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from greenlet import getcurrent, greenlet
-from torch import Tensor
+from torch import Tensor, nn
 
 from mess.model.adapter import LogitsModel, evaluating
 from mess.model.capture import marked
@@ -31,6 +31,7 @@ class EagerStages(Stages):
         super().__init__(count, input_size)
         self.model = model
         self.points = tuple(points)
+        self._modules_by_name = dict(model.net.named_modules())
 
     def up_to(self, count: int) -> EagerStages:
         """The first `count` stages."""
@@ -39,7 +40,7 @@ class EagerStages(Stages):
     def start(self, images: Tensor) -> State:
         """A run that has not begun."""
         self.check_size(images)
-        return (_Run(self.model, self.points, images),)
+        return (_Run(self.model, self.points, images, self._modules_by_name),)
 
     def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
         """Let the run go on to its next exit point."""
@@ -58,17 +59,19 @@ class EagerStages(Stages):
 class _Run:
     """One forward pass that stops at every exit point. Dropping it unwinds the pass where it stands."""
 
-    def __init__(self, model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) -> None:
-        self._model = model
+    def __init__(
+        self, model: LogitsModel, points: Sequence[ExitPoint], images: Tensor, modules: Mapping[str, nn.Module]
+    ) -> None:
         self._points = points
+        self._parts = list(modules.values())
         self._greenlet = greenlet(_forward)
-        self._arguments: tuple[object, ...] = (model, points, images)
+        self._arguments: tuple[object, ...] = (model, points, images, modules)
 
     def go_on(self, index: int) -> Tensor:
         """The feature of exit point `index`, or the logits."""
         self._greenlet.parent = getcurrent()  # whoever asks gets the answer, and the errors
         arguments, self._arguments = self._arguments, ()
-        with evaluating(self._model):
+        with evaluating(self._parts):
             met, output = cast("tuple[int, Tensor]", self._greenlet.switch(*arguments))
         if met != index:
             names = [point.name for point in self._points]
@@ -79,7 +82,9 @@ class _Run:
         return output
 
 
-def _forward(model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) -> tuple[int, Tensor]:
+def _forward(
+    model: LogitsModel, points: Sequence[ExitPoint], images: Tensor, modules: Mapping[str, nn.Module]
+) -> tuple[int, Tensor]:
     """In a greenlet: switch back with (index, feature) at every exit point, return (number of points, logits).
 
     It must not hold the run that started it, nor itself: a run that is dropped is to end at once.
@@ -91,5 +96,5 @@ def _forward(model: LogitsModel, points: Sequence[ExitPoint], images: Tensor) ->
             feature = points[index].layout.to_map(feature, input_size)
             getcurrent().parent.switch((index, feature))  # no name for it: the frame would hold itself
 
-    with marked(model.net, points, visit):
+    with marked(model.net, points, visit, modules):
         return len(points), model(images)

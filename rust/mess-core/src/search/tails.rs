@@ -9,9 +9,10 @@
 //! over images of the best of them. ∎)
 //!
 //! The values come from the family's plane (`field`), lifted over the box of the chain as a whole (`spread`), and then, if
-//! that does not exclude it, over that of each group of runs. A front asks for this once for each band of costs, with its
-//! own multiplier and targets. What survives is bounded by a plane of its own (`gates`), what survives that is left to
-//! `regions`.
+//! that does not exclude it, over that of each group of runs. A front asks for this for each band of costs, with its own
+//! multiplier and targets; but the greatest accuracy less m times the cost is a convex function of m, so bounds at two
+//! multipliers bound it at all between, and most bands are given up without a look (`bands_alive`). What survives is
+//! bounded by a plane of its own (`gates`), what survives that is left to `regions`.
 //!
 //! # Rounding
 //!
@@ -22,7 +23,7 @@
 
 use std::sync::Arc;
 
-use super::bound::{MARGIN, Ranges};
+use super::bound::{MARGIN, Ranges, larger};
 use super::compact::{GROUPS, RUNS};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
@@ -48,6 +49,8 @@ pub(crate) struct Task<'s, 'a, 't> {
     /// Image of each entry, the number of images where there is none.
     images: Vec<u32>,
     bands: Vec<TaskBand<'s>>,
+    /// Numbers of the bands, by rising multiplier.
+    rising: Vec<usize>,
     /// (n,) group of each image, for `spread`.
     group_of: &'s [u8],
     /// Exits at each point behind the first, with their values in the order of this gate.
@@ -69,6 +72,8 @@ struct TaskBand<'s> {
     any: Vec<Vec<f32>>,
     /// What a bound by the family's plane has to reach.
     needed: f64,
+    /// Greatest m b - a of the targets, for the band's multiplier m.
+    slack: f64,
     /// The least accuracy of any target.
     least: f64,
     /// Value less cost of stopping at the first exit.
@@ -128,11 +133,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let any = deeper.iter().enumerate().map(any_at).collect();
             let stopped_before = sums_before(&first);
             let targets = Arc::new(Targets { corners: Vec::new() });
-            TaskBand { band, targets, any, needed: 0.0, least: 0.0, first, stopped_before }
+            TaskBand { band, targets, any, needed: 0.0, slack: 0.0, least: 0.0, first, stopped_before }
         };
         let least_at = |exits: &Vec<usize>| {
             exits.iter().map(|exit| costs.head[*exit] + costs.policy[*exit]).fold(f64::INFINITY, f64::min)
         };
+        let mut rising: Vec<usize> = (0..field.bands.len()).collect();
+        rising.sort_by(|a, b| field.bands[*a].multiplier.total_cmp(&field.bands[*b].multiplier));
         let least_on_the_way = field.exits[1..].iter().map(least_at).collect();
         let mut task = Self {
             shared,
@@ -142,6 +149,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             costs,
             num_rows,
             bands: field.bands.iter().map(of_band).collect(),
+            rising,
             group_of: &order.groups,
             deeper,
             least_on_the_way,
@@ -164,6 +172,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let band = self.bands[at].band;
             self.bands[at].targets = self.shared.targets(band.costs, self.costs.of_first(self.exit)).1;
             self.bands[at].needed = self.needed(at, constant, self.rounding(band.multiplier));
+            self.bands[at].slack = self.bands[at].targets.slack(band.multiplier);
             let first = self.bands[at].targets.corners.first();
             self.bands[at].least = first.map_or(f64::INFINITY, |(_, accuracy)| accuracy - MARGIN);
         }
@@ -255,11 +264,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         }
         let starts = [self.shared.steps.alone(self.exit)];
         let [whole] = isa.run(Spreads { plane: &self.field.plane, truth: &compact.truth, starts, widths: &widths });
-        let is_alive = |(band, best): (&TaskBand<'_>, &Vec<f32>)| {
-            if whole.greatest < band.least {
-                return false;
-            }
-            let (mut best, shares) = (best.clone(), &self.shares[..]);
+        let bound = |at: usize| {
+            let band = &self.bands[at];
+            let (mut best, shares) = (path.best[at].clone(), &self.shares[..]);
             let mut on_the_way = path.on_the_way;
             for (values, least) in band.any[from..].iter().zip(&self.least_on_the_way[from..]) {
                 let cost = (band.band.multiplier * on_the_way) as f32;
@@ -267,9 +274,52 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 on_the_way += least;
             }
             let sums = TailSums { best: &best, last: &best, cost: 0.0, shares, first: &band.first };
-            band.runs_alive(&isa.run(sums), &[whole; GROUPS]).is_some()
+            (band.heights(&isa.run(sums), &[whole; GROUPS]).0, ())
         };
-        self.bands.iter().zip(path.best).any(is_alive)
+        !self.bands_alive(whole.greatest, bound, true).is_empty()
+    }
+
+    /// Bands in which a set of configurations may reach a target, with what was found on the way; only one of them when
+    /// any will do. `greatest` bounds the accuracy; `bound(band)` gives by how much the bound exceeds what is needed.
+    ///
+    /// *Admissible*: let phi(m) be the greatest of A - m K over the set, a maximum of affine functions of m and so convex.
+    /// Band k, with multiplier m_k and slack s_k (the greatest of m b - a over its targets), is excluded if phi(m_k) + s_k
+    /// < 0. A bound that exceeds what is needed by e_k says phi(m_k) <= e_k - s_k, and for i, j on both sides of k
+    /// convexity gives phi(m_k) <= the value at m_k of the chord through (m_i, e_i - s_i) and (m_j, e_j - s_j). ∎
+    fn bands_alive<T>(&self, greatest: f64, bound: impl Fn(usize) -> (f64, T), any: bool) -> Vec<(usize, T)> {
+        let mut alive = Vec::new();
+        let candidates = self.rising.iter().copied().filter(|at| greatest >= self.bands[*at].least);
+        let candidates: Vec<usize> = candidates.collect();
+        let look = |number: usize, alive: &mut Vec<(usize, T)>| {
+            let (excess, found) = bound(candidates[number]);
+            if excess >= 0.0 {
+                alive.push((candidates[number], found));
+            }
+            excess - self.bands[candidates[number]].slack
+        };
+        let Some(last) = candidates.len().checked_sub(1) else { return alive };
+        let first = (0, look(0, &mut alive));
+        if last == 0 || any && !alive.is_empty() {
+            return alive;
+        }
+        let mut open = vec![(first, (last, look(last, &mut alive)))];
+        while let Some((left, right)) = open.pop() {
+            if any && !alive.is_empty() {
+                return alive;
+            }
+            let multiplier = |number: usize| self.bands[candidates[number]].band.multiplier;
+            let (from, width) = (multiplier(left.0), multiplier(right.0) - multiplier(left.0));
+            let is_open = |number: usize| {
+                let along = if width > 0.0 { (multiplier(number) - from) / width } else { 0.0 };
+                left.1 + along * (right.1 - left.1) + self.bands[candidates[number]].slack >= 0.0
+            };
+            if (left.0 + 1..right.0).any(is_open) {
+                let middle = (left.0 + right.0) / 2;
+                let found = (middle, look(middle, &mut alive));
+                open.extend([(left, found), (found, right)]);
+            }
+        }
+        alive
     }
 
     /// Bound a chain by the family's plane, in each band.
@@ -291,21 +341,22 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let mut found: Vec<Candidate> = Vec::new();
         let (next, last) = &self.deeper[exits.len() - 2][index];
         let stop_cost = self.costs.backbone[*next] + path.on_the_way + self.costs.head[*next];
-        for (at, (band, best)) in self.bands.iter().zip(path.best).enumerate() {
-            if whole.greatest < band.least {
-                continue;
-            }
+        let bound = |at: usize| {
+            let (band, best) = (&self.bands[at], &path.best[at][..]);
             let cost = (band.band.multiplier * stop_cost) as f32;
             let sums = isa.run(TailSums { best, last, cost, shares: &self.shares, first: &band.first });
-            if band.runs_alive(&sums, &[whole; GROUPS]).is_none() {
-                continue;
-            }
+            (band.heights(&sums, &[whole; GROUPS]).0, sums)
+        };
+        let mut bands = self.bands_alive(whole.greatest, bound, false);
+        bands.sort_by_key(|(at, _)| *at); // the order of work is that of the bands
+        for (at, sums) in bands {
+            let band = &self.bands[at];
             let spreads = of_groups.get_or_insert_with(|| {
                 let start = start.get_or_insert_with(|| Start::new(compact, exits[0], exits[1], self.group_of));
                 let starts = std::array::from_fn(|group| start.of(group));
                 isa.run(Spreads { plane, truth, starts, widths })
             });
-            match band.runs_alive(&sums, spreads) {
+            match band.heights(&sums, spreads).1 {
                 Some((excess, runs)) if exits.len() == 2 => {
                     if let Some(gate) = self.first_gate(runs) {
                         found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], band: at });
@@ -398,14 +449,16 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
 }
 
 impl TaskBand<'_> {
-    /// By how much a chain's bound exceeds what is needed, and the first and the last run in which it does.
-    fn runs_alive(&self, sums: &[[f32; RUNS]; 2], spreads: &[Spread; GROUPS]) -> Option<(f64, Runs)> {
+    /// By how much a chain's bound exceeds what is needed in the run where it does most; the same of the runs in which it
+    /// may hold something, with the first and the last of them.
+    fn heights(&self, sums: &[[f32; RUNS]; 2], spreads: &[Spread; GROUPS]) -> (f64, Option<(f64, Runs)>) {
         let mut alive: Option<(f64, Runs)> = None;
-        let mut going_on = 0.0;
+        let (mut greatest_excess, mut going_on) = (f64::NEG_INFINITY, 0.0);
         for run in (0..RUNS).rev() {
             let Spread { lift, greatest } = spreads[run / (RUNS / GROUPS)];
             let excess = self.stopped_before[run] + f64::from(sums[0][run]) + going_on + lift - self.needed;
             going_on += f64::from(sums[1][run]);
+            greatest_excess = larger(greatest_excess, excess);
             if excess >= 0.0 && greatest >= self.least {
                 alive = Some(match alive {
                     None => (excess, (run, run)),
@@ -413,6 +466,6 @@ impl TaskBand<'_> {
                 });
             }
         }
-        alive
+        (greatest_excess, alive)
     }
 }
