@@ -53,11 +53,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    known = json.loads(CACHE.read_text()) if arguments.resume and CACHE.is_file() else {}
+    known = json.loads(CACHE.read_text()) if CACHE.is_file() else {}
     rows = []
     for case in CASES:
         if arguments.only in case.name:
-            rows.append(known.get(case.name) or measured(case, tuple(arguments.size), arguments.rounds))
+            row = known.get(case.name) if arguments.resume else None
+            rows.append(row or measured(case, tuple(arguments.size), arguments.rounds))
             print(rows[-1], flush=True)
             known[case.name] = rows[-1]
             write_json(CACHE, known)
@@ -240,14 +241,14 @@ def record(rows: list[dict[str, str]], arguments: argparse.Namespace) -> list[st
         "- one thread, batch 1, random weights, eval mode; ratios are medians over rounds of (staged, staged) against "
         "(plain, plain) run around them",
         f"- workload and clock at {height} x {width}, for models that take square sizes only at that of the test",
-        "- staged: the back end that is chosen; suspended: the eager one, which costs a fraction of a millisecond a run",
+        "- staged: the back end that is chosen; suspended: the eager one, which adds a fraction of a millisecond a run",
         "- asked 5 points before the final exit; the share is of the MACs",
         "- bit for bit: runs equal to the model's own, of two sizes (one where it takes one) times two batch sizes",
-        "- fvcore, same operations: its count of convolutions and matrix products, against ours; it traces only what the "
-        "logits depend on, so auxiliary heads are missing there (fcn and deeplabv3 + aux, BiSeNet-like, UPerNet of "
+        "- fvcore, same operations: its count of convolutions and matrix products, against ours; it traces only what "
+        "the logits depend on, so auxiliary heads are missing there (fcn and deeplabv3 + aux, BiSeNet-like, UPerNet of "
         "transformers), and it does not know scaled_dot_product_attention",
-        "- clock at exits: a staged run that stops there, without the auxiliary heads that the plain model runs; latency profile: `mess.profile(cost='latency')`, shares of "
-        "its total; farthest: the largest difference of the two",
+        "- clock at exits: a staged run that stops there, without the auxiliary heads that the plain model runs; "
+        "latency profile: `mess.profile(cost='latency')`, shares of its total; farthest: their largest difference",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),

@@ -243,4 +243,22 @@ def _stage(
     first = copies[marker] if marker is not None else copy_of(result)
     graph.output((first, *(copy_of(node) for node in outputs or ())))
     graph.lint()
-    return fx.GraphModule(root, graph)
+    return fx.GraphModule(_own_attributes(root, graph), graph)
+
+
+def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:
+    """What the graph reads, under short names of its own: going down the user's tree of modules for every parameter in
+    every run took 3 % of a MobileNetV3. The tensors themselves are shared."""
+    found: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            target = str(node.target)
+            if target not in names:
+                names[target] = f"value_{len(names)}"
+                value: Any = root
+                for part in target.split("."):
+                    value = getattr(value, part)
+                found[names[target]] = value
+            node.target = names[target]
+    return found

@@ -39,7 +39,7 @@ use crate::isa::Isa;
 /// Gaps of the passes over a space of more chains than `FEW_CHAINS`, and than `MANY_CHAINS`; the last pass has none.
 const GAPS: [f64; 2] = [0.1, 0.01];
 const MORE_GAPS: [f64; 9] = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01];
-/// The same for a front, of any size: accuracies.
+/// The same for a front of more than `FEW_CHAINS`: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
@@ -197,10 +197,10 @@ impl Shared<'_, '_> {
         let num_chains = fields.iter().map(chains).sum::<f64>() * self.compact.num_pixels as f64;
         let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
         let gaps = match self.query.objective {
+            _ if num_chains <= FEW_CHAINS => &[],
             Objective::ParetoFront { .. } => &FRONT_GAPS[..],
             _ if num_chains > MANY_CHAINS => &MORE_GAPS[..],
-            _ if num_chains > FEW_CHAINS => &GAPS[..],
-            _ => &[],
+            _ => &GAPS[..],
         };
         for &wanted in gaps.iter().chain(&[0.0]) {
             self.incumbents.set_gap(wanted);
