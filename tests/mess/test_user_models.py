@@ -434,6 +434,12 @@ def test_logits_of_masks_with_a_class_each_by_hand():
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("compile_it", [torch.compile, lambda net: torch.jit.trace(net, torch.rand(1, 3, 32, 48))])
+def test_a_compiled_model_is_refused(compile_it):
+    with pytest.raises(TypeError, match="convert it before torch.compile"):
+        mess.convert(compile_it(UNet().eval()), torch.rand(1, 3, 32, 48))
+
+
 def test_stages_compile_and_run_in_mixed_precision():
     network = converted(UNet().eval(), (32, 48))
     stages = network.split()

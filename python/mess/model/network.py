@@ -175,11 +175,16 @@ def convert(
         The network. A warning says so when the model offers fewer points than asked.
 
     Raises:
-        TypeError: the model's output holds no logits (B, C, H, W), or a head is none.
+        TypeError: the model's output holds no logits (B, C, H, W), the model is compiled already, or a head is none.
         ValueError: an argument is off, or the model has no block to exit from.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise TypeError(
+            f"model: expected the model as Python runs it, got {type(model).__name__}; convert it before torch.compile "
+            "or torch.jit.script, whose code no hook sees"
+        )
     images = check_example(example_input)
     given = head_grid(cast("GridName", heads)) if isinstance(heads, str) else heads
     specs = tuple(head_from(spec) for spec in given)
