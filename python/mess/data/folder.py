@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mess.data.dataset import IGNORE_INDEX, default_palette
-from mess.data.pairs import IMAGE_SUFFIXES, PairDataset, files_by_stem, lookup_of, matched
+from mess.data.pairs import IMAGE_SUFFIXES, PairDataset, files_by_stem, lookup_of, matched, split_folders
 
 
 class FolderDataset(PairDataset):
@@ -68,11 +68,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    image_dir, label_dir = root / "images" / split, root / "labels" / split
-    for folder in (image_dir, label_dir):
-        if not folder.is_dir():
-            known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-            raise FileNotFoundError(f"data: split {split!r} expects the folder {folder}; splits there: {known}")
+    image_dir, label_dir = split_folders(root, "images", "labels", split)
     images, labels = files_by_stem(image_dir, IMAGE_SUFFIXES), files_by_stem(label_dir, (".png",))
     listing = root / "splits" / f"{split}.txt"
     lines = listing.read_text().splitlines() if listing.is_file() else list(images)

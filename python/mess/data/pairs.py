@@ -152,3 +152,17 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes}
+
+
+def split_folders(root: Path, images: str, labels: str, split: str) -> tuple[Path, Path]:
+    """The folders of images and of label maps of a split.
+
+    Raises:
+        FileNotFoundError: one is not there; says which splits are.
+    """
+    folders = root / images / split, root / labels / split
+    for folder in folders:
+        if not folder.is_dir():
+            known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            raise FileNotFoundError(f"data: split {split!r} expects the folder {folder}; splits there: {known}")
+    return folders

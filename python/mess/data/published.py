@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mess.data.dataset import IGNORE_INDEX, SegmentationDataset
-from mess.data.pairs import PairDataset, decode, files_by_stem, lookup_of, matched
+from mess.data.pairs import PairDataset, decode, files_by_stem, lookup_of, matched, split_folders
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -67,7 +67,7 @@ def cityscapes(root: str | Path, split: str) -> PairDataset:
     """
     from torchvision.datasets import Cityscapes
 
-    images_dir, labels_dir = _split_folders(Path(root), "leftImg8bit", "gtFine", split)
+    images_dir, labels_dir = split_folders(Path(root), "leftImg8bit", "gtFine", split)
     images = {_stem(path, "_leftImg8bit.png"): path for path in sorted(images_dir.glob("*/*_leftImg8bit.png"))}
     found = sorted(labels_dir.glob("*/*_gtFine_labelIds.png"))
     labels = {_stem(path, "_gtFine_labelIds.png"): path for path in found}
@@ -88,7 +88,7 @@ def ade20k(root: str | Path, split: str) -> PairDataset:
         ValueError: pairs are incomplete, all of them listed.
     """
     folder = {"train": "training", "val": "validation"}.get(split, split)
-    images_dir, labels_dir = _split_folders(Path(root), "images", "annotations", folder)
+    images_dir, labels_dir = split_folders(Path(root), "images", "annotations", folder)
     info = Path(root) / "objectInfo150.txt"
     if not info.is_file():
         raise FileNotFoundError(f"data: expected {info} naming the classes, got no such file")
@@ -183,15 +183,6 @@ def bit_palette(num_classes: int) -> npt.NDArray[np.uint8]:
                 palette[index, channel] |= (rest >> channel & 1) << shift
             rest >>= 3
     return palette
-
-
-def _split_folders(root: Path, images: str, labels: str, split: str) -> tuple[Path, Path]:
-    folders = root / images / split, root / labels / split
-    for folder in folders:
-        if not folder.is_dir():
-            known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-            raise FileNotFoundError(f"data: split {split!r} expects the folder {folder}; splits there: {known}")
-    return folders
 
 
 def _stem(path: Path, ending: str) -> str:

@@ -33,16 +33,17 @@ class LogitsModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, h, w) of the final exit, exactly as the user's model computes them."""
-        output = self.net(images)
-        return logits_from_output(output if self.pick_logits is None else self.pick_logits(output))
+        return logits_from_output(self.net(images), self.pick_logits)
 
 
-def logits_from_output(output: Any) -> Tensor:
-    """The logits (B, C, h, w) inside whatever a segmentation model returned.
+def logits_from_output(output: Any, pick_logits: PickLogits | None = None) -> Tensor:
+    """The logits (B, C, h, w) inside whatever a segmentation model returned, or what `pick_logits` makes of it.
 
     Raises:
         TypeError: no tensor of four dimensions is where one is expected; says what came.
     """
+    if pick_logits is not None:
+        output = pick_logits(output)
     found: Any = output
     if getattr(output, "masks_queries_logits", None) is not None:
         found = _logits_from_masks(output.class_queries_logits, output.masks_queries_logits)

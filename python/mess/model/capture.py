@@ -28,21 +28,19 @@ def captured_features(net: nn.Module, points: Sequence[ExitPoint]) -> Iterator[d
         RuntimeError: a captured feature was modified in place after its exit point.
     """
     features: dict[int, Tensor] = {}
-    raw: dict[int, Tensor] = {}
-    versions: dict[int, int] = {}
+    watched: dict[int, tuple[Tensor, int]] = {}  # as the model has them, with their version then
 
     def keep(index: int, feature: Tensor, input_size: Size) -> None:
         if feature.is_inference():  # has no version counter: a copy is safe whatever happens to the original
             feature = feature.clone()
         else:
-            versions[index] = feature._version
-            raw[index] = feature
+            watched[index] = (feature, feature._version)
         features[index] = points[index].layout.to_map(feature, input_size)
 
     with marked(net, points, keep):
         yield features
-    for index, version in versions.items():
-        if raw[index]._version != version:
+    for index, (feature, version) in watched.items():
+        if feature._version != version:
             raise RuntimeError(
                 f"exit point {points[index].module!r}: its feature is overwritten in place further down the model; "
                 "place the exit at another module"

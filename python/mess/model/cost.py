@@ -53,6 +53,11 @@ class LayerCost:
     is_overwritten: bool = False
     uses: float = 1.0
 
+    @property
+    def call_name(self) -> str:
+        """`name`, or `name#call` from the second call on."""
+        return f"{self.name}#{self.call}" if self.call else self.name
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadProfile:

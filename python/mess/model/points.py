@@ -96,7 +96,7 @@ def named_points(workload: WorkloadProfile, names: Sequence[str]) -> tuple[ExitP
         ValueError: a name that the model does not have, with the nearest ones; a name given twice; a module whose
             output is no map of the picture, or is overwritten in place further on.
     """
-    layers = {f"{layer.name}#{layer.call}" if layer.call else layer.name: layer for layer in workload.layers}
+    layers = {layer.call_name: layer for layer in workload.layers}
     if not names or len(set(names)) != len(names):
         raise ValueError(f"exit_points: expected at least one name and none twice, got {list(names)}")
     for name in names:

@@ -120,8 +120,7 @@ class DeclaredStages(Stages):
                 output = module(*state)
                 state = output if isinstance(output, tuple) else (output,)
         if index == len(self.points):
-            output = state[0] if len(state) == 1 else state
-            return logits_from_output(output if self.pick is None else self.pick(output)), ()
+            return logits_from_output(state[0] if len(state) == 1 else state, self.pick), ()
         feature = feature_tensor(state[0] if len(state) == 1 else state)
         if feature is None:
             raise RuntimeError(f"stages: expected one map among the outputs of {self.points[index].name!r}")

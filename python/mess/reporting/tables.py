@@ -26,10 +26,9 @@ def layers_table(network: MultiExitNetwork, depth: int = 2) -> Table:
         point = at.get((layer.name, layer.call))
         if point is None and (layer.name.count(".") >= depth or not work):
             continue
-        name = f"{layer.name}#{layer.call}" if layer.call else layer.name
         shape = " x ".join(map(str, layer.feature)) if layer.feature else ""
         shares = [f"{value / workload.total:.1%}" for value in (work, layer.end)]
-        table.add_row(name, layer.kind, shape, amount(work, workload.cost), *shares, point or "")
+        table.add_row(layer.call_name, layer.kind, shape, amount(work, workload.cost), *shares, point or "")
     return table
 
 
