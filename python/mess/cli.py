@@ -115,7 +115,7 @@ def train(
     exit_learning_rate: Annotated[float, typer.Option(help="peak rate of stage 2")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="images a batch")] = 8,
     schedule: Annotated[
-        str, typer.Option(help="stage 1: round_robin, or divisor (the printed formula)")
+        str, typer.Option(help="stage 1: round_robin, divisor (the printed formula), all or final")
     ] = "round_robin",
     loss: Annotated[str, typer.Option(help="stage 2: pfd, kd or ce")] = "pfd",
     loss_stride: Annotated[int, typer.Option(help="compare every n-th pixel in both directions")] = 1,
@@ -139,7 +139,7 @@ def train(
     first = TrainSettings(
         epochs=epochs,
         learning_rate=learning_rate,
-        schedule=_choice("schedule", schedule, ("round_robin", "divisor")),
+        schedule=_choice("schedule", schedule, ("round_robin", "divisor", "all", "final")),
         loss_stride=loss_stride,
         precision=_choice("precision", precision, ("float32", "bfloat16")),
         seed=seed,

@@ -89,7 +89,7 @@ def test_cross_entropy_is_torchs_mean():
 @pytest.mark.parametrize("kind", ["pfd", "kd", "ce"])
 def test_nothing_valid_is_zero_not_nan(kind):
     student, teacher, labels = random_case(4)
-    loss = losses.exit_loss(kind, student, teacher, torch.full_like(labels, 255), alpha=0.5, temperature=2.0)
+    loss = losses.ExitLoss(kind, teacher, torch.full_like(labels, 255), temperature=2.0)(student)
     assert float(loss.detach()) == 0.0
 
 
@@ -110,8 +110,8 @@ def test_temperature_flattens_both_sides():
         (lambda s, t, y: losses.knowledge_distillation(s, t[:1], y), r"teacher_logits: expected shape"),
         (lambda s, t, y: losses.knowledge_distillation(s, t, y, alpha=2), r"alpha: expected 0..1, got 2"),
         (lambda s, t, y: losses.knowledge_distillation(s, t, y, temperature=0), r"temperature: expected > 0"),
-        (lambda s, t, y: losses.exit_loss("mse", s, t, y, alpha=1, temperature=1), r"loss: expected 'pfd'"),
-        (lambda s, t, y: schedule.active_exits("random", 1, 3), r"schedule: expected 'round_robin'"),
+        (lambda s, t, y: losses.ExitLoss("mse", t, y), r"loss: expected 'pfd'"),
+        (lambda s, t, y: schedule.active_exits("random", 1, 3), r"schedule: expected one of \('round_robin'"),
         (lambda s, t, y: schedule.active_exits("divisor", 0, 3), r"batch: expected a count from 1"),
     ],
 )

@@ -223,7 +223,7 @@ def test_labels_outside_the_classes_stop_the_run():
         ({"epochs": -1}, "epochs: expected at least 0"),
         ({"learning_rate": 0.0}, "learning_rate: expected > 0"),
         ({"loss_stride": 0}, "loss_stride: expected at least 1"),
-        ({"schedule": "all"}, "schedule: expected one of"),
+        ({"schedule": "random"}, "schedule: expected one of"),
         ({"loss": "mse"}, "loss: expected one of"),
         ({"precision": "int8"}, "precision: expected one of"),
     ],

@@ -22,8 +22,8 @@ from mess.model.adapter import evaluating
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.progress import console, progress
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mess.training.losses import LossKind, cross_entropy, exit_loss
-from mess.training.schedule import Schedule, active_exits
+from mess.training.losses import ExitLoss, LossKind
+from mess.training.schedule import SCHEDULES, Schedule, active_exits
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, 3, H, W) float, labels (B, H, W) int64); has `__len__`, may have `set_epoch(int)`."""
@@ -66,7 +66,7 @@ class TrainSettings:
         if self.loss_stride < 1:
             raise ValueError(f"loss_stride: expected at least 1, got {self.loss_stride}")
         for name, value, known in (
-            ("schedule", self.schedule, ("round_robin", "divisor")),
+            ("schedule", self.schedule, SCHEDULES),
             ("loss", self.loss, ("pfd", "kd", "ce")),
             ("precision", self.precision, ("float32", "bfloat16")),
         ):
@@ -124,8 +124,8 @@ def pretrain(
             final, features = network.features(images)
             early = network.exit_logits(features, active)
         size = _loss_size(labels, settings)
-        target = coarse_labels(labels, size)
-        losses = [cross_entropy(upsampled(logits.float(), size), target) for logits in (final, *early.values())]
+        loss = ExitLoss("ce", upsampled(final, size), coarse_labels(labels, size))
+        losses = [loss(upsampled(logits.float(), size)) for logits in (final, *early.values())]
         total = torch.stack(losses).sum()
         torch.autograd.backward(total)
         return total.detach()
@@ -151,22 +151,21 @@ def train_exits(
         with evaluating(network.net), _autocast(images, settings):
             final, features = network.features(images)
         size = _loss_size(labels, settings)
-        target, teacher = coarse_labels(labels, size), upsampled(final.to(dtype), size)
+        loss = ExitLoss(
+            settings.loss,
+            upsampled(final.to(dtype), size),
+            coarse_labels(labels, size),
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+        )
         total = torch.zeros((), device=images.device)
         for exit_id in exits:
             # the heads' own dtype whatever the backbone runs in: with bfloat16 the weight gradient of a dilated
             # convolution of 40 channels (DeepLabV3 head) came back NaN from oneDNN (torch 2.15, CPU)
             logits = network.head(exit_id)(features[exit_id.point].to(dtype))
-            loss = exit_loss(
-                settings.loss,
-                upsampled(logits, size),
-                teacher,
-                target,
-                alpha=settings.alpha,
-                temperature=settings.temperature,
-            )
-            torch.autograd.backward(loss)  # one head's graph at a time: memory does not grow with the number of heads
-            total += loss.detach()
+            of_head = loss(upsampled(logits, size))
+            torch.autograd.backward(of_head)  # one head's graph at a time: memory does not grow with their number
+            total += of_head.detach()
         return total / len(exits)
 
     return _run("exits", network, parameters, batches, settings, step, checkpoint)

@@ -26,9 +26,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORE_
         labels: (B, H, W) int64, 0..C-1 or `ignore_index`.
         ignore_index: label of pixels that count for nothing.
     """
-    _check(logits, None, labels)
-    pixels = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return pixels / (labels != ignore_index).sum().clamp(min=1)
+    return ExitLoss("ce", logits, labels, ignore_index=ignore_index)(logits)
 
 
 def knowledge_distillation(
@@ -44,7 +42,7 @@ def knowledge_distillation(
 
     Arguments as for `positive_filtering_distillation`.
     """
-    return _distillation(logits, teacher_logits, labels, alpha, temperature, ignore_index, filtered=False)
+    return _distillation("kd", logits, teacher_logits, labels, alpha, temperature, ignore_index)
 
 
 def positive_filtering_distillation(
@@ -78,56 +76,89 @@ def positive_filtering_distillation(
     Returns:
         A scalar; 0 when no pixel is valid.
     """
-    return _distillation(logits, teacher_logits, labels, alpha, temperature, ignore_index, filtered=True)
+    return _distillation("pfd", logits, teacher_logits, labels, alpha, temperature, ignore_index)
 
 
-def exit_loss(
-    kind: LossKind, logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, alpha: float, temperature: float
-) -> Tensor:
-    """The loss that `kind` names; arguments as above."""
-    if kind == "ce":
-        return cross_entropy(logits, labels)
-    if kind == "kd":
-        return knowledge_distillation(logits, teacher_logits, labels, alpha=alpha, temperature=temperature)
-    if kind == "pfd":
-        return positive_filtering_distillation(logits, teacher_logits, labels, alpha=alpha, temperature=temperature)
-    raise ValueError(f"loss: expected 'pfd', 'kd' or 'ce', got {kind!r}")
+class ExitLoss:
+    """One of the losses above on one batch, for any number of heads: what all of them share is worked out once.
+
+    With soft targets s = alpha 1[kept] onehot(t) + (1 - alpha) T^2 p_N the loss of a head is
+    (constant - sum over pixels and classes of s log p_i) / valid pixels: one log-softmax of the head's logits and one
+    product, whatever the loss; at a temperature other than 1 the two terms need a log-softmax each.
+
+    Args:
+        kind: `pfd`, `kd` or `ce`.
+        teacher_logits: (B, C, H, W) float of the final exit; not looked at for `ce`.
+        labels, alpha, temperature, ignore_index: as for `positive_filtering_distillation`.
+
+    Attributes:
+        num_valid: scalar int64 tensor, pixels that count; the mean is over them.
+    """
+
+    def __init__(
+        self,
+        kind: LossKind,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        *,
+        alpha: float = 0.5,
+        temperature: float = 1.0,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        if kind not in ("pfd", "kd", "ce"):
+            raise ValueError(f"loss: expected 'pfd', 'kd' or 'ce', got {kind!r}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected 0..1, got {alpha}")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected > 0, got {temperature}")
+        _check(teacher_logits, labels)
+        self.kind, self.shape, self.labels, self.ignore_index = kind, teacher_logits.shape, labels, ignore_index
+        valid = labels != ignore_index
+        self.num_valid = valid.sum()
+        if kind == "ce":
+            return
+        teacher = teacher_logits.detach()
+        kept = valid & (teacher.argmax(dim=1) == labels) if kind == "pfd" else valid
+        log_teacher = F.log_softmax(teacher / temperature, dim=1)
+        share = (1 - alpha) * temperature**2 * (log_teacher.exp() * valid.unsqueeze(1))
+        # a class that the teacher excludes (logit -infinity) adds 0, not 0 * infinity
+        self._constant = torch.where(share > 0, share * log_teacher, 0.0).sum()
+        soft, one_hot = share, torch.zeros_like(share)
+        one_hot.scatter_(1, torch.where(kept, labels, 0).unsqueeze(1), alpha * kept.unsqueeze(1).to(share.dtype))
+        self._terms = [(soft + one_hot, 1.0)] if temperature == 1 else [(one_hot, 1.0), (soft, temperature)]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The mean (a scalar; 0 when no pixel is valid) for a head's logits (B, C, H, W)."""
+        if logits.shape != self.shape:
+            raise ValueError(f"logits: expected shape {tuple(self.shape)}, the teacher's, got {tuple(logits.shape)}")
+        if self.kind == "ce":
+            total = F.cross_entropy(logits, self.labels, ignore_index=self.ignore_index, reduction="sum")
+        else:
+            total = self._constant + sum(
+                F.cross_entropy(logits if t == 1 else logits / t, target, reduction="sum") for target, t in self._terms
+            )
+        return total / self.num_valid.clamp(min=1)
 
 
 def _distillation(
+    kind: LossKind,
     logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
     alpha: float,
     temperature: float,
     ignore_index: int,
-    *,
-    filtered: bool,
 ) -> Tensor:
-    _check(logits, teacher_logits, labels)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected 0..1, got {alpha}")
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected > 0, got {temperature}")
-    teacher = teacher_logits.detach()
-    valid = labels != ignore_index
-    kept = valid & (teacher.argmax(dim=1) == labels) if filtered else valid
-    target = torch.where(kept, labels, ignore_index)
-    ce = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-    log_p = F.log_softmax(logits / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    p_teacher = log_teacher.exp()
-    # a class that the teacher excludes (logit -infinity) adds 0, not 0 * infinity
-    kl = torch.where(p_teacher > 0, p_teacher * (log_teacher - log_p), 0.0).sum(dim=1)  # (B, H, W)
-    distilled = temperature**2 * torch.where(valid, kl, 0.0).sum()
-    return (alpha * ce + (1 - alpha) * distilled) / valid.sum().clamp(min=1)
+    _check(logits, labels)
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(f"teacher_logits: expected shape {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
+    prepared = ExitLoss(kind, teacher_logits, labels, alpha=alpha, temperature=temperature, ignore_index=ignore_index)
+    return prepared(logits)
 
 
-def _check(logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> None:
+def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 4:
         raise ValueError(f"logits: expected (B, C, H, W), got {tuple(logits.shape)}")
-    if teacher_logits is not None and teacher_logits.shape != logits.shape:
-        raise ValueError(f"teacher_logits: expected shape {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(labels.shape) != expected or labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 of shape {expected}, got {labels.dtype} {tuple(labels.shape)}")
