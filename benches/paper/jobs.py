@@ -19,7 +19,8 @@ from mess import runs, verbs
 from mess.files import write_json
 from mess.model.network import MultiExitNetwork
 from mess.training.checkpoint import load_checkpoint
-from mess.training.loop import EXITS_FILE, PRETRAIN_FILE, TrainSettings, pretrain, train_exits
+from mess.training.loop import EXITS_FILE, PRETRAIN_FILE, pretrain, train_exits
+from mess.training.settings import TrainSettings
 
 GRID = (
     "fcn-r1-b0,fcn-r1-b1,fcn-r2-b0,fcn-r2-b1,fcn-r4-b0,fcn-r4-b1,fcn-r4-b2-d,fcn-r8-b0,fcn-r8-b2-d,"

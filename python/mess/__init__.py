@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mess.model.network import MultiExitNetwork, convert
     from mess.searching.solve import SearchResult, evaluate, search
     from mess.training import losses
-    from mess.training.loop import TrainSettings, pretrain, train, train_exits
+    from mess.training.loop import pretrain, train, train_exits
+    from mess.training.settings import TrainSettings
     from mess.verbs import demo
 
 _HOMES = {
@@ -41,7 +42,7 @@ _HOMES = {
     "PolicySettings": "mess.confidence",
     "Prediction": "mess.deployment.network",
     "SearchResult": "mess.searching.solve",
-    "TrainSettings": "mess.training.loop",
+    "TrainSettings": "mess.training.settings",
     "calibrate": "mess.calibration.collect",
     "convert": "mess.model.network",
     "demo": "mess.verbs",

@@ -119,12 +119,22 @@ def train(
     ] = "round_robin",
     loss: Annotated[str, typer.Option(help="stage 2: pfd, kd or ce")] = "pfd",
     loss_stride: Annotated[int, typer.Option(help="compare every n-th pixel in both directions")] = 1,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (CUDA)")] = "float32",
+    accumulate: Annotated[int, typer.Option(help="batches that make one step")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: a GPU where there is one")] = "auto",
+    workers: Annotated[int, typer.Option(help="processes that read images ahead")] = 0,
+    cache_views: Annotated[
+        int, typer.Option(help="stage 2: keep the backbone's features of so many epochs in OUT/features; 0: none")
+    ] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write curves to OUT/tensorboard")] = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
 ) -> None:
-    """Convert a model, train it with its exits (stage 1), then every candidate head (stage 2)."""
+    """Convert a model, train it with its exits (stage 1), then every candidate head (stage 2).
+
+    On several GPUs or machines: torchrun --nproc-per-node N -m mess train ...; --batch-size is of one process.
+    """
     from mess import runs, verbs
-    from mess.training.loop import TrainSettings
+    from mess.training.settings import TrainSettings
 
     settings = runs.RunSettings(
         model=model,
@@ -141,12 +151,23 @@ def train(
         learning_rate=learning_rate,
         schedule=_choice("schedule", schedule, ("round_robin", "divisor", "all", "final")),
         loss_stride=loss_stride,
-        precision=_choice("precision", precision, ("float32", "bfloat16")),
+        precision=_choice("precision", precision, ("float32", "bfloat16", "float16")),
+        accumulate=accumulate,
         seed=seed,
     )
     kind = _choice("loss", loss, ("pfd", "kd", "ce"))
     second = replace(first, epochs=exit_epochs, learning_rate=exit_learning_rate, loss=kind)
-    verbs.train_run(out, settings, first, second, weights)
+    verbs.train_run(
+        out,
+        settings,
+        first,
+        second,
+        weights,
+        device=device,
+        workers=workers,
+        cache_views=cache_views,
+        with_tensorboard=tensorboard,
+    )
 
 
 @app.command()

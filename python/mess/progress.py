@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+"""False in all but one of the processes that `torchrun` starts."""
+
+console = Console(width=None if sys.stdout.isatty() else 120, quiet=not IS_FIRST_PROCESS)
 """Where every verb prints; rich drops colours and live bars when it is no terminal."""
 
 
@@ -36,8 +40,8 @@ class Bar:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Bar]:
-    """A bar of `total` steps inside the block."""
+def progress(title: str, total: int, completed: int = 0) -> Iterator[Bar]:
+    """A bar of `total` steps inside the block, of which `completed` are done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,5 +50,5 @@ def progress(title: str, total: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield Bar(bar, bar.add_task(title, total=total, text=""))
+    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal, transient=True) as bar:
+        yield Bar(bar, bar.add_task(title, total=total, completed=completed, text=""))

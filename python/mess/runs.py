@@ -121,7 +121,7 @@ def dataset(settings: RunSettings, *, split: str) -> SegmentationDataset:
     return dataset_from_spec(settings.data, split=split)
 
 
-def loader(settings: RunSettings, *, split: str, train: bool = False) -> SeededLoader:
+def loader(settings: RunSettings, *, split: str, train: bool = False, workers: int = 0) -> SeededLoader:
     """Batches of one split at the run's size; augmented and shuffled for training."""
     return SeededLoader(
         dataset(settings, split=split),
@@ -129,4 +129,5 @@ def loader(settings: RunSettings, *, split: str, train: bool = False) -> SeededL
         size=settings.size,
         train=train,
         seed=settings.seed,
+        workers=workers,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from mess.deployment import run as run_image
 from mess.deployment.measure import measure_deployed
 from mess.files import file_sha256, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
-from mess.progress import Bar, console, progress
+from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
 from mess.reporting import figures, tables
 from mess.searching import SearchResult, baselines, evaluate, search
-from mess.training.loop import TrainSettings, train
+from mess.training.board import tensorboard
+from mess.training.loop import train
+from mess.training.settings import TrainSettings
 from mess_core import Metric, Progress, Setting
 
 
@@ -89,23 +92,42 @@ def _show(bar: Bar, state: Progress) -> None:
 
 
 def train_run(
-    folder: Path, settings: runs.RunSettings, first: TrainSettings, second: TrainSettings, weights: Path | None = None
+    folder: Path,
+    settings: runs.RunSettings,
+    first: TrainSettings,
+    second: TrainSettings,
+    weights: Path | None = None,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    cache_views: int = 0,
+    with_tensorboard: bool = False,
 ) -> MultiExitNetwork:
-    """Convert and train; a second call with the same settings continues where the first one stopped."""
+    """Convert and train; a second call with the same settings continues where the first one stopped.
+
+    Args:
+        device: as torch names it, or `auto` for a GPU where there is one; `torchrun` gives each process its own.
+        workers: processes that read images ahead.
+        cache_views: see `mess.train`.
+        with_tensorboard: write curves to `folder/tensorboard`.
+    """
     if weights is not None and weights.is_file():
         settings = replace(settings, weights=file_sha256(weights))
     settings = settings.described()
     _check_data(settings)
     network = runs.new_network(settings, weights=weights)
     settings.save(folder)
-    console.print(tables.points_table(network))
-    try:
-        network.split()  # warns when it will run one image at a time
-    except RuntimeError as error:
-        console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
-    figures.workload_figure(network, folder / "pictures" / "workload.png")
-    batches = runs.loader(settings, split="train", train=True)
-    train(network, batches, pretraining=first, exits=second, out=folder)
+    if IS_FIRST_PROCESS:
+        console.print(tables.points_table(network))
+        try:
+            network.split()  # warns when it will run one image at a time
+        except RuntimeError as error:
+            console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
+        figures.workload_figure(network, folder / "pictures" / "workload.png")
+    network.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    batches = runs.loader(settings, split="train", train=True, workers=workers)
+    with tensorboard(folder / "tensorboard") if with_tensorboard and IS_FIRST_PROCESS else nullcontext() as log:
+        train(network, batches, pretraining=first, exits=second, out=folder, cache_views=cache_views, log=log)
     return network
 
 

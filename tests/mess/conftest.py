@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mess import runs, verbs
-from mess.training.loop import TrainSettings
+from mess.training.settings import TrainSettings
 
 SETTINGS = runs.RunSettings(
     model="small_resnet_fcn", data="scenes:24", size=(48, 64), num_exits=4, heads="tiny", batch_size=4

@@ -167,3 +167,19 @@ def test_loading_does_not_disturb_the_global_stream():
 def test_bad_loader_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SeededLoader(SceneDataset(split="train", count=4), **options)
+
+
+def test_workers_and_later_beginnings_change_nothing():
+    data = SceneDataset(split="train", count=6)
+    plain = SeededLoader(data, size=(16, 24), batch_size=2, train=True, seed=1)
+    ahead = SeededLoader(data, size=(16, 24), batch_size=2, train=True, seed=1, workers=2)
+    expected, found = list(plain.begin(3, 0)), list(ahead.begin(3, 0))
+    later = list(plain.begin(3, 1))
+    assert len(expected) == len(found) == 3
+    for (a, b), (c, d) in zip(expected, found, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+    assert torch.equal(later[0][0], expected[1][0])
+    assert len(later) == 2
+    with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
+        SeededLoader(data, workers=-1)

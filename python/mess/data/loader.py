@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mess.data.dataset import SegmentationDataset
@@ -24,6 +27,7 @@ class SeededLoader:
         size: (height, width) in pixels that images are brought to.
         train: shuffle and augment.
         seed: any integer.
+        workers: processes that read and augment ahead; 0 does it in this one. The batches are the same.
     """
 
     def __init__(
@@ -34,33 +38,71 @@ class SeededLoader:
         size: tuple[int, int] | None = None,
         train: bool = False,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {workers}")
         if train and size is None:
             raise ValueError("size: expected (height, width) for training, got None")
         if train and len(dataset) < batch_size:
             raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the split, got {batch_size}")
         self.dataset, self.batch_size, self.train, self.seed = dataset, batch_size, train, seed
-        self._epoch = 0
+        self.size, self.workers = size, workers
+        self._epoch, self._rank, self._count = 0, 0, 1
+        self._order: tuple[int, list[int]] = (-1, [])
         self._transform: v2.Transform = train_transform(size) if train and size else eval_transform(size)
+
+    @property
+    def identity(self) -> str:
+        """What the batches depend on, in words."""
+        images = f"{self.dataset.name}, {len(self.dataset)} images from {self.dataset.identity(0)}"
+        kind = "augmented" if self.train else "plain"
+        return f"{images}, {kind}, {self.size}, batches of {self.batch_size}, seed {self.seed}"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch the next iteration is."""
         self._epoch = epoch
 
+    def begin(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `epoch` from number `first` on; what lies before is not read."""
+        self._epoch = epoch
+        batches = [self._indices(batch) for batch in range(first, len(self))]
+        own = torch.Generator()  # its workers' seeds, which nothing here uses, would come from the global stream
+        return iter(DataLoader(_Examples(self), batch_sampler=batches, num_workers=self.workers, generator=own))
+
+    def shard(self, rank: int, count: int) -> None:
+        """Be process `rank` of `count`: `count` batches in a row make one large batch, of which this is one part."""
+        if not 0 <= rank < count:
+            raise ValueError(f"rank: expected 0..{count - 1}, got {rank}")
+        if self.train and len(self.dataset) < self.batch_size * count:
+            raise ValueError(
+                f"batch_size: expected at most {len(self.dataset) // count}, as {count} processes share "
+                f"{len(self.dataset)} images, got {self.batch_size}"
+            )
+        self._rank, self._count = rank, count
+
     def __len__(self) -> int:
-        count = len(self.dataset)
-        return count // self.batch_size if self.train else -(-count // self.batch_size)
+        images, together = len(self.dataset), self.batch_size * self._count
+        return images // together if self.train else -(-images // together)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = list(range(len(self.dataset)))
-        if self.train:
-            generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch, 0))
-            order = torch.randperm(len(order), generator=generator).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            examples = [self.example(index) for index in order[start : start + self.batch_size]]
-            yield torch.stack([image for image, _ in examples]), torch.stack([labels for _, labels in examples])
+        return self.begin(self._epoch, 0)
+
+    def names(self, batch: int) -> tuple[str, ...]:
+        """The images of a batch of the current epoch, as `dataset.identity` has them."""
+        return tuple(self.dataset.identity(index) for index in self._indices(batch))
+
+    def _indices(self, batch: int) -> list[int]:
+        if self._order[0] != self._epoch:
+            order = list(range(len(self.dataset)))
+            if self.train:
+                generator = torch.Generator().manual_seed(mixed_seed(self.seed, self._epoch, 0))
+                order = torch.randperm(len(order), generator=generator).tolist()
+            self._order = (self._epoch, order)
+        start = (batch * self._count + self._rank) * self.batch_size
+        return self._order[1][start : start + self.batch_size]
 
     def example(self, index: int) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) float32 and labels (H, W) int64 of one pair, as the current epoch sees it."""
@@ -68,12 +110,32 @@ class SeededLoader:
         if not self.train:
             return apply_transform(self._transform, image, labels)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self._epoch, index + 1))
+            torch.manual_seed(mixed_seed(self.seed, self._epoch, index + 1))
             return apply_transform(self._transform, image, labels)
 
 
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed from several integers (splitmix64 steps), so that neighbouring seeds give unrelated streams."""
+def batches_from(batches: Any, epoch: int, first: int) -> Iterator[Any]:
+    """The batches of `epoch` from number `first` on, of any iterable; one without `begin` is run through to there."""
+    if hasattr(batches, "begin"):
+        return iter(batches.begin(epoch, first))
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)
+    return islice(batches, first, None)
+
+
+class _Examples(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, loader: SeededLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._loader.example(index)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A 63-bit seed from several integers (splitmix64 steps): neighbouring integers give unrelated streams."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF

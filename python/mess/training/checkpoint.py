@@ -1,13 +1,14 @@
 """Checkpoints: one safetensors file, its JSON header included, written whole or not at all. No pickle.
 
 Tensors are named `network.<state dict name>` and `optimizer.<parameter index>.<entry>`; the header's `mess` entry holds
-`{"version": 1, "stage": ..., "epoch": epochs done, "settings": {...}, "losses": [mean loss of each epoch]}`.
+`{"version": 2, "stage": ..., "epoch": epochs done, "step": steps done in the epoch after them, "settings": {...},
+"losses": [{exit: mean loss} of each epoch done], "running": {exit: [sum of losses, steps] in the unfinished epoch}}`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from torch import Tensor, nn
 from mess.files import check_version, differences, read_safetensors, write_whole
 from mess.model.weights import check_fits
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a stage has come."""
+    """How far a stage has come; the fields are the header's."""
 
     stage: str
-    epoch: int
     settings: dict[str, Any]
-    losses: tuple[float, ...]
+    epoch: int = 0
+    step: int = 0
+    losses: tuple[dict[str, float], ...] = ()
+    running: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -40,13 +43,7 @@ def save_checkpoint(
         for index, entries in optimizer.state_dict()["state"].items():
             for key, value in entries.items():
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    header = {
-        "version": VERSION,
-        "stage": progress.stage,
-        "epoch": progress.epoch,
-        "settings": progress.settings,
-        "losses": list(progress.losses),
-    }
+    header = {"version": VERSION, **asdict(progress)}
     write_whole(path, lambda temporary: save_file(_untied(tensors), temporary, metadata={"mess": json.dumps(header)}))
 
 
@@ -70,7 +67,12 @@ def load_checkpoint(
     given = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
     check_fits("checkpoint", path, network.state_dict(), given)
     done = Progress(
-        stage=header["stage"], epoch=header["epoch"], settings=header["settings"], losses=tuple(header["losses"])
+        stage=header["stage"],
+        settings=header["settings"],
+        epoch=header["epoch"],
+        step=header["step"],
+        losses=tuple(header["losses"]),
+        running={name: (float(total), int(count)) for name, (total, count) in header["running"].items()},
     )
     if expected is not None and (done.stage, done.settings) != (expected.stage, expected.settings):
         changed = differences({"stage": done.stage, **done.settings}, {"stage": expected.stage, **expected.settings})

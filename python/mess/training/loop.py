@@ -3,75 +3,48 @@
 Stage 1 (`pretrain`) trains backbone and final exit together with one early exit at a time; stage 2 (`train_exits`)
 freezes both and trains every candidate head from the same features. `train` runs the two, resuming where a killed run
 stopped: a run that was interrupted and continued gives the same weights as one that was not.
+
+Started by `torchrun`, every process trains on its part of each batch and all end with the same weights, those that one
+process gives with the batches put together (`launch`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, cast
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mess.data.dataset import IGNORE_INDEX, check_labels
+from mess.data.loader import batches_from, mixed_seed
 from mess.model.adapter import evaluating
-from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.network import FINAL_EXIT, ExitId, MultiExitNetwork, upsampled
 from mess.progress import console, progress
+from mess.training.cache import FeatureCache, Frozen
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mess.training.losses import ExitLoss, LossKind
-from mess.training.schedule import SCHEDULES, Schedule, active_exits
+from mess.training.launch import average_gradients, batch_norm_synchronised, launcher
+from mess.training.losses import ExitLoss
+from mess.training.schedule import active_exits
+from mess.training.settings import TrainSettings
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, 3, H, W) float, labels (B, H, W) int64); has `__len__`, may have `set_epoch(int)`."""
 
+Log = Callable[[int, dict[str, float]], object]
+"""Called as `log(step, values)` after every step, with values by name, such as `pretrain/loss/final`."""
+
 PRETRAIN_FILE = "pretrain.safetensors"
 EXITS_FILE = "exits.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
-    """How one stage is trained.
-
-    epochs: passes over the data.
-    learning_rate: peak rate of AdamW; decays to 0 as (1 - step / steps)^0.9.
-    weight_decay: AdamW's.
-    schedule: stage 1 only, see `mess.training.schedule`.
-    loss, alpha, temperature: stage 2 only, see `mess.training.losses`.
-    loss_stride: logits and labels are compared on a grid this many pixels apart; 1 is every pixel.
-    precision: `float32`, or `bfloat16` by autocast for the backbone and the heads of stage 1 (losses, and the heads of
-        stage 2, stay float32).
-    seed: of everything random in the stage.
-    """
-
-    epochs: int = 30
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    schedule: Schedule = "round_robin"
-    loss: LossKind = "pfd"
-    alpha: float = 0.5
-    temperature: float = 1.0
-    loss_stride: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs: expected at least 0, got {self.epochs}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
-        if self.loss_stride < 1:
-            raise ValueError(f"loss_stride: expected at least 1, got {self.loss_stride}")
-        for name, value, known in (
-            ("schedule", self.schedule, SCHEDULES),
-            ("loss", self.loss, ("pfd", "kd", "ce")),
-            ("precision", self.precision, ("float32", "bfloat16")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
 
 
 def train(
@@ -81,190 +54,365 @@ def train(
     pretraining: TrainSettings | None = None,
     exits: TrainSettings | None = None,
     out: str | Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    cache_views: int = 0,
+    log: Log | None = None,
 ) -> None:
     """Both stages in turn, in place; with `out`, checkpoints go there and a second call continues from them.
 
     Args:
         network: from `mess.convert`.
-        batches: training batches; anything iterable with a length.
+        batches: training batches; anything iterable with a length. With several processes (`torchrun`), a
+            `mess.data.SeededLoader` or a `torch.utils.data.DataLoader`, which are divided among them.
         pretraining: settings of stage 1 (None: defaults).
         exits: settings of stage 2 (None: defaults with a third of the epochs).
         out: folder for `pretrain.safetensors` and `exits.safetensors`.
+        checkpoint_minutes: a checkpoint is written after every epoch, and inside one when the last is this old.
+        cache_views: stage 2 keeps the backbone's features of this many epochs in `out/features` and goes through them
+            in turn, see `mess.training.cache`; 0 runs the backbone every time.
+        log: called after every step, such as `mess.training.board.tensorboard(folder)`.
 
     Raises:
         ValueError: a checkpoint in `out` is damaged, or belongs to another network or other settings.
-        KeyboardInterrupt: Ctrl-C; the last finished epoch is on disk.
+        KeyboardInterrupt: Ctrl-C; the last checkpoint is on disk.
     """
     first = pretraining or TrainSettings()
     second = exits or replace(first, epochs=max(1, first.epochs // 3))
     folder = Path(out) if out is not None else None
-    pretrain(network, batches, settings=first, checkpoint=folder / PRETRAIN_FILE if folder else None)
-    train_exits(network, batches, settings=second, checkpoint=folder / EXITS_FILE if folder else None)
+    if cache_views and folder is None:
+        raise ValueError("out: expected a folder for the features of cache_views, got None")
+    pretrain(
+        network,
+        batches,
+        settings=first,
+        checkpoint=folder / PRETRAIN_FILE if folder else None,
+        checkpoint_minutes=checkpoint_minutes,
+        log=log,
+    )
+    train_exits(
+        network,
+        batches,
+        settings=second,
+        checkpoint=folder / EXITS_FILE if folder else None,
+        checkpoint_minutes=checkpoint_minutes,
+        cache=folder / "features" if folder and cache_views else None,
+        cache_views=cache_views,
+        log=log,
+    )
 
 
 def pretrain(
-    network: MultiExitNetwork, batches: Batches, *, settings: TrainSettings, checkpoint: Path | None = None
-) -> tuple[float, ...]:
+    network: MultiExitNetwork,
+    batches: Batches,
+    *,
+    settings: TrainSettings,
+    checkpoint: Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    log: Log | None = None,
+) -> tuple[dict[str, float], ...]:
     """Stage 1: every batch trains the final exit and the early exits that the schedule names.
 
     An early exit here is its point's first head. Heads that a batch leaves out are not run, so their batch-norm
     statistics do not move.
 
     Returns:
-        Mean loss of every epoch.
+        Mean loss of every epoch, by exit.
     """
+    fabric = launcher(network, settings.precision)
     network.train()
     plain = network.plain_exits
+    whole = fabric.setup_module(_WithExits(network))
+    dtype = next(network.parameters()).dtype
     heads = [network.head(exit_id) for exit_id in plain]
     parameters = [*network.net.parameters(), *(p for head in heads for p in head.parameters())]
 
-    def step(images: Tensor, labels: Tensor, batch: int) -> Tensor:
-        active = [plain[i] for i in active_exits(settings.schedule, batch, len(plain))]
-        with _autocast(images, settings):
-            final, features = network.features(images)
-            early = network.exit_logits(features, active)
-        size = _loss_size(labels, settings)
-        loss = ExitLoss("ce", upsampled(final, size), coarse_labels(labels, size))
-        losses = [loss(upsampled(logits.float(), size)) for logits in (final, *early.values())]
-        total = torch.stack(losses).sum()
-        torch.autograd.backward(total)
-        return total.detach()
+    def step(images: Tensor, target: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
+        active = [plain[i] for i in active_exits(settings.schedule, number, len(plain))]
+        size = (target.shape[1], target.shape[2])
+        every = [upsampled(logits.to(dtype), size) for logits in whole(images, active)]
+        loss = ExitLoss("ce", every[0], target)
+        names = [FINAL_EXIT, *(exit_id.name for exit_id in active)]
+        yield {name: loss(logits) for name, logits in zip(names, every, strict=True)}
 
-    return _run("pretrain", network, parameters, batches, settings, step, checkpoint)
+    stage = _Stage(
+        "pretrain",
+        fabric,
+        network,
+        parameters,
+        settings,
+        checkpoint=checkpoint,
+        checkpoint_minutes=checkpoint_minutes,
+        log=log,
+        data_parallel=whole,
+    )
+    return stage.run(_shared(batches, fabric), step)
+
+
+class _WithExits(nn.Module):
+    """Stage 1 as one forward pass, which is what data parallelism wraps: the final logits, then those of `active`."""
+
+    def __init__(self, network: MultiExitNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, active: Sequence[ExitId]) -> list[Tensor]:
+        final, features = self.network.features(images)
+        return [final, *self.network.exit_logits(features, active).values()]
 
 
 def train_exits(
-    network: MultiExitNetwork, batches: Batches, *, settings: TrainSettings, checkpoint: Path | None = None
-) -> tuple[float, ...]:
+    network: MultiExitNetwork,
+    batches: Batches,
+    *,
+    settings: TrainSettings,
+    checkpoint: Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    cache: Path | None = None,
+    cache_views: int = 1,
+    log: Log | None = None,
+) -> tuple[dict[str, float], ...]:
     """Stage 2: backbone and final exit frozen, in eval mode; all heads learn from one pass over the backbone.
 
+    Args:
+        cache: folder for what the backbone says of `cache_views` epochs, see `mess.training.cache`.
+
     Returns:
-        Mean loss of every epoch, averaged over the heads.
+        Mean loss of every epoch, by exit.
     """
+    fabric = launcher(network, settings.precision)
     network.eval()
     network.heads.train()
-    exits = network.exits
     parameters = list(network.heads.parameters())
     dtype = parameters[0].dtype
 
-    def step(images: Tensor, labels: Tensor, batch: int) -> Tensor:
-        with evaluating(network.net), _autocast(images, settings):
-            final, features = network.features(images)
-        size = _loss_size(labels, settings)
-        loss = ExitLoss(
-            settings.loss,
-            upsampled(final.to(dtype), size),
-            coarse_labels(labels, size),
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-        )
-        total = torch.zeros((), device=images.device)
-        for exit_id in exits:
+    def frozen(images: Tensor) -> Frozen:
+        with evaluating(network.net), fabric.autocast():
+            return Frozen(*network.features(_prepared(images, fabric.device, dtype)))
+
+    def step(images: Tensor | Frozen, target: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
+        known = images if isinstance(images, Frozen) else frozen(images)
+        size = (target.shape[1], target.shape[2])
+        final = upsampled(known.final.to(dtype), size)
+        loss = ExitLoss(settings.loss, final, target, alpha=settings.alpha, temperature=settings.temperature)
+        for exit_id in network.exits:
             # the heads' own dtype whatever the backbone runs in: with bfloat16 the weight gradient of a dilated
             # convolution of 40 channels (DeepLabV3 head) came back NaN from oneDNN (torch 2.15, CPU)
-            logits = network.head(exit_id)(features[exit_id.point].to(dtype))
-            of_head = loss(upsampled(logits, size))
-            torch.autograd.backward(of_head)  # one head's graph at a time: memory does not grow with their number
-            total += of_head.detach()
-        return total / len(exits)
+            logits = network.head(exit_id)(known.features[exit_id.point].to(dtype))
+            # one head's graph at a time: memory does not grow with their number
+            yield {exit_id.name: loss(upsampled(logits, size))}
 
-    return _run("exits", network, parameters, batches, settings, step, checkpoint)
-
-
-def _run(
-    stage: str,
-    network: MultiExitNetwork,
-    parameters: Sequence[nn.Parameter],
-    batches: Batches,
-    settings: TrainSettings,
-    step: Callable[[Tensor, Tensor, int], Tensor],
-    checkpoint: Path | None,
-) -> tuple[float, ...]:
-    """Epochs of `step`; everything random depends on (seed, stage, epoch), so there is no random state to store."""
-    per_epoch = len(batches)  # type: ignore[arg-type]
-    if per_epoch == 0:
-        raise ValueError("batches: expected at least one batch, got none")
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    done = _resume(stage, network, optimizer, settings, checkpoint)
-    losses = list(done.losses)
-    device = next(network.parameters()).device
-    try:
-        for epoch in range(done.epoch, settings.epochs):
-            if hasattr(batches, "set_epoch"):
-                batches.set_epoch(epoch)
-            # for dropout; tuples of integers hash alike in every process
-            torch.manual_seed(hash((settings.seed, len(stage), epoch)) & 0x7FFFFFFF)
-            mean, start = 0.0, time.perf_counter()
-            with progress(f"{stage} epoch {epoch + 1}/{settings.epochs}", per_epoch) as advance:
-                for index, (images, labels) in enumerate(batches):
-                    batch = epoch * per_epoch + index
-                    for group in optimizer.param_groups:
-                        group["lr"] = (
-                            settings.learning_rate * max(0.0, 1 - batch / (settings.epochs * per_epoch)) ** 0.9
-                        )
-                    check_labels(labels[labels != IGNORE_INDEX], network.num_classes)
-                    images = images.to(device).contiguous(memory_format=torch.channels_last)
-                    loss = float(step(images, labels.to(device), batch + 1))
-                    if not math.isfinite(loss):
-                        raise RuntimeError(
-                            f"{stage}: the loss is {loss} at batch {index + 1} of epoch {epoch + 1}; "
-                            "lower learning_rate or use precision='float32'"
-                        )
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    mean += loss / per_epoch
-                    advance(f"loss {loss:.3f}")
-            losses.append(mean)
-            seconds = time.perf_counter() - start
-            console.print(
-                f"{stage} epoch {epoch + 1}/{settings.epochs}  loss {mean:.4f}  {seconds:.0f} s", highlight=False
-            )
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, network, optimizer, _progress(stage, epoch + 1, settings, losses))
-    except KeyboardInterrupt:
-        kept = f"; {len(losses)} epochs are in {checkpoint}, the same call goes on from there" if checkpoint else ""
-        console.print(f"{stage}: interrupted{kept}", highlight=False)
-        raise
-    network.eval()
-    return tuple(losses)
+    own = _shared(batches, fabric)
+    if cache is not None:
+        part = f"-{fabric.global_rank}of{fabric.world_size}" if fabric.world_size > 1 else ""
+        own = FeatureCache(cache, own, frozen, network.net, views=cache_views, part=part)
+    stage = _Stage(
+        "exits",
+        fabric,
+        network,
+        parameters,
+        settings,
+        checkpoint=checkpoint,
+        checkpoint_minutes=checkpoint_minutes,
+        log=log,
+    )
+    return stage.run(own, step)
 
 
-def _resume(
-    stage: str,
-    network: MultiExitNetwork,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
-    checkpoint: Path | None,
-) -> Progress:
-    fresh = _progress(stage, 0, settings, [])
-    if checkpoint is None:
-        return fresh
-    if not checkpoint.is_file():
-        save_checkpoint(checkpoint, network, optimizer, fresh)  # so that an early Ctrl-C leaves something to continue
-        return fresh
-    done = load_checkpoint(checkpoint, network, optimizer, expected=fresh)
-    console.print(f"{stage}: {done.epoch} of {settings.epochs} epochs are done already", highlight=False)
-    return done
+Step = Callable[[Any, Tensor, int], Iterator[dict[str, Tensor]]]
+"""(images or `Frozen`, labels on the grid of the loss, number of the step from 1) -> losses by exit, means over valid
+pixels, in groups that are backpropagated together."""
 
 
-def _progress(stage: str, epoch: int, settings: TrainSettings, losses: Sequence[float]) -> Progress:
-    return Progress(stage=stage, epoch=epoch, settings=asdict(settings), losses=tuple(losses))
+class _Stage:
+    """Epochs of a step: `run` -> `_epoch` -> `_gradients`.
+
+    Everything random depends on (seed, stage, epoch, step, process), so there is no random state to store.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fabric: Fabric,
+        network: MultiExitNetwork,
+        parameters: Sequence[nn.Parameter],
+        settings: TrainSettings,
+        *,
+        checkpoint: Path | None,
+        checkpoint_minutes: float,
+        log: Log | None,
+        data_parallel: _FabricModule | None = None,
+    ) -> None:
+        self.name, self.fabric, self.network, self.settings = name, fabric, network, settings
+        self.parameters, self.data_parallel = parameters, data_parallel
+        self.checkpoint, self.checkpoint_minutes, self.log = checkpoint, checkpoint_minutes, log
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        # the same behind loss scaling, where the precision has that
+        self.scaled = cast("_FabricOptimizer", fabric.setup_optimizers(self.optimizer))
+
+    def run(self, batches: Any, step: Step) -> tuple[dict[str, float], ...]:
+        """Every epoch that is not done yet."""
+        if len(batches) == 0:
+            raise ValueError("batches: expected at least one batch, got none")
+        per_epoch = -(-len(batches) // self.settings.accumulate)
+        done = self._resume(per_epoch)
+        self._saved, self._epochs_saved = time.perf_counter(), done.epoch
+        synchronised = self.fabric.world_size > 1 and self.settings.sync_batch_norm
+        try:
+            with batch_norm_synchronised(self.network, enabled=synchronised):
+                while done.epoch < self.settings.epochs:
+                    done = self._epoch(batches, step, done, per_epoch)
+                    self._save(done)
+        except KeyboardInterrupt:
+            kept = f"; {self._epochs_saved} epochs are in {self.checkpoint}, the same call goes on from there"
+            console.print(f"{self.name}: interrupted{kept if self.checkpoint else ''}", highlight=False)
+            raise
+        self.network.eval()
+        return done.losses
+
+    def _epoch(self, batches: Any, step: Step, done: Progress, per_epoch: int) -> Progress:
+        """One epoch from `done.step` on."""
+        settings, fabric, epoch, first = self.settings, self.fabric, done.epoch, done.step
+        running = dict(done.running)
+        seeds = (settings.seed, len(self.name), epoch)  # the stages' names differ in length
+        torch.manual_seed(mixed_seed(*seeds))  # a DataLoader draws its order from it
+        source = batches_from(batches, epoch, first * settings.accumulate)
+        title = f"{self.name} epoch {epoch + 1}/{settings.epochs}"
+        images_seen, start, rate, speed = 0, time.perf_counter(), 0.0, 0.0
+        with progress(title, per_epoch, first) as advance:
+            for index in range(first, per_epoch):
+                group = list(islice(source, settings.accumulate))
+                number = epoch * per_epoch + index
+                rate = settings.learning_rate * max(0.0, 1 - number / (settings.epochs * per_epoch)) ** 0.9
+                for parameter_group in self.optimizer.param_groups:
+                    parameter_group["lr"] = rate
+                torch.manual_seed(mixed_seed(*seeds, index, fabric.global_rank))  # for dropout
+                losses = self._gradients(group, step, number + 1)
+                self._check_finite(losses, batches, index, epoch)
+                self.scaled.step()
+                self.scaled.zero_grad(set_to_none=True)
+                for name, loss in losses.items():
+                    total, count = running.get(name, (0.0, 0))
+                    running[name] = (total + loss, count + 1)
+                images_seen += fabric.world_size * sum(len(labels) for _, labels in group)
+                speed = images_seen / (time.perf_counter() - start)
+                advance(f"loss {_mean(losses):.3f}  lr {rate:.1e}  {speed:.0f} images/s")
+                if self.log is not None and fabric.is_global_zero:
+                    values = {f"{self.name}/loss/{name}": loss for name, loss in losses.items()}
+                    values |= {f"{self.name}/learning_rate": rate, f"{self.name}/images_per_second": speed}
+                    self.log(number + 1, values)
+                if time.perf_counter() - self._saved >= 60 * self.checkpoint_minutes and index + 1 < per_epoch:
+                    self._save(replace(done, step=index + 1, running=running))
+        means = {name: total / count for name, (total, count) in running.items()}
+        seconds = time.perf_counter() - start
+        left = seconds / (per_epoch - first) * per_epoch * (settings.epochs - epoch - 1)
+        console.print(_line(title, means, rate, speed, seconds, left), highlight=False)
+        return replace(done, epoch=epoch + 1, step=0, running={}, losses=(*done.losses, means))
+
+    def _gradients(self, group: Sequence[tuple[Any, Tensor]], step: Step, number: int) -> dict[str, float]:
+        """Gradients of one step, added over the batches of `group` and averaged over the processes; losses by exit.
+
+        A batch weighs as many pixels as are valid in it, so that the loss is the mean over the valid pixels of all.
+        """
+        fabric, parallel = self.fabric, self.data_parallel
+        targets = []
+        for _, labels in group:
+            check_labels(labels[labels != IGNORE_INDEX], self.network.num_classes)
+            targets.append(coarse_labels(labels.to(fabric.device), self.settings.loss_stride))
+        counts = torch.stack([(target != IGNORE_INDEX).sum() for target in targets])
+        valid = torch.as_tensor(fabric.all_reduce(counts.sum(), reduce_op="sum"))
+        shares = counts * fabric.world_size / valid.clamp(min=1)
+        sums: dict[str, Tensor] = {}
+        for share, (images, _), target in zip(shares, group, targets, strict=True):
+            is_last = target is targets[-1]
+            with nullcontext() if parallel is None else fabric.no_backward_sync(parallel, enabled=not is_last):
+                for losses in step(_prepared(images, fabric.device, self.parameters[0].dtype), target, number):
+                    fabric.backward(torch.stack([loss * share for loss in losses.values()]).sum())
+                    for name, loss in losses.items():
+                        part = loss.detach() * share
+                        sums[name] = sums[name] + part if name in sums else part
+        if parallel is None:
+            average_gradients(fabric, self.parameters)
+        means = torch.as_tensor(fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean"))
+        return dict(zip(sums, means.tolist(), strict=True))
+
+    def _check_finite(self, losses: Mapping[str, float], batches: Any, index: int, epoch: int) -> None:
+        wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if not wrong:
+            return
+        first = index * self.settings.accumulate
+        numbers = range(first, min(first + self.settings.accumulate, len(batches)))
+        images = [name for number in numbers for name in batches.names(number)] if hasattr(batches, "names") else []
+        shown = f" ({', '.join(images[:8])}{', ...' if len(images) > 8 else ''})" if images else ""
+        raise RuntimeError(
+            f"{self.name}: the loss of exit {wrong[0]} is {losses[wrong[0]]} at batch {first + 1} of epoch "
+            f"{epoch + 1}{shown}; lower learning_rate or use precision='float32'"
+        )
+
+    def _save(self, now: Progress) -> None:
+        if self.checkpoint is not None and self.fabric.is_global_zero:
+            save_checkpoint(self.checkpoint, self.network, self.optimizer, now)
+        self._saved, self._epochs_saved = time.perf_counter(), now.epoch
+
+    def _resume(self, per_epoch: int) -> Progress:
+        fresh = Progress(stage=self.name, settings={**asdict(self.settings), "steps_per_epoch": per_epoch})
+        if self.checkpoint is None:
+            return fresh
+        if self.fabric.is_global_zero and not self.checkpoint.is_file():
+            save_checkpoint(self.checkpoint, self.network, self.optimizer, fresh)  # for an early Ctrl-C
+        self.fabric.barrier()
+        done = load_checkpoint(self.checkpoint, self.network, self.optimizer, expected=fresh)
+        self.fabric.barrier()
+        if done.epoch or done.step:
+            part = f" and {done.step} of {per_epoch} steps" if done.step else ""
+            epochs = f"{done.epoch} of {self.settings.epochs} epochs{part}"
+            console.print(f"{self.name}: {epochs} are done already", highlight=False)
+        return done
 
 
-def _autocast(images: Tensor, settings: TrainSettings) -> torch.autocast:
-    return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")
+def _shared(batches: Any, fabric: Fabric) -> Any:
+    """This process's part of the batches."""
+    if fabric.world_size == 1:
+        return batches
+    if hasattr(batches, "shard"):
+        batches.shard(fabric.global_rank, fabric.world_size)
+        return batches
+    if isinstance(batches, DataLoader):
+        return fabric.setup_dataloaders(batches, move_to_device=False)
+    raise ValueError(
+        f"batches: expected a mess.data.SeededLoader or a torch DataLoader to divide among {fabric.world_size} "
+        f"processes, got {type(batches).__name__}"
+    )
 
 
-def _loss_size(labels: Tensor, settings: TrainSettings) -> tuple[int, int]:
-    return -(-labels.shape[1] // settings.loss_stride), -(-labels.shape[2] // settings.loss_stride)
+def _prepared(images: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(images, Frozen):
+        return images.to(device)
+    return images.to(device, dtype).contiguous(memory_format=torch.channels_last)
 
 
-def coarse_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) at the grid of `size`: the pixel at the middle of each cell, as bilinear resampling has it."""
-    if tuple(labels.shape[1:]) == size:
+def _mean(losses: Mapping[str, float]) -> float:
+    return sum(losses.values()) / len(losses)
+
+
+def _line(title: str, means: Mapping[str, float], rate: float, speed: float, seconds: float, left: float) -> str:
+    """One epoch in one line: losses by exit, of many heads their mean by exit point."""
+    by_point: dict[str, list[float]] = {}
+    for name, loss in means.items():
+        by_point.setdefault(name.partition(":")[0], []).append(loss)
+    order = sorted(by_point, key=lambda point: (point == FINAL_EXIT, point.zfill(4)))
+    parts = " ".join(f"{point} {sum(by_point[point]) / len(by_point[point]):.3f}" for point in order)
+    rest = f", {left / 60:.0f} min left" if left >= 60 else ""
+    return f"{title}  loss {_mean(means):.4f} ({parts})  lr {rate:.1e}  {speed:.0f} images/s  {seconds:.0f} s{rest}"
+
+
+def coarse_labels(labels: Tensor, stride: int) -> Tensor:
+    """Labels (B, H, W) at every `stride`-th pixel: at the middle of each cell, as bilinear resampling has it."""
+    if stride == 1:
         return labels
     rows, columns = (
         ((2 * torch.arange(count, device=labels.device) + 1) * length) // (2 * count)
-        for count, length in zip(size, labels.shape[1:], strict=True)
+        for length in labels.shape[1:]
+        for count in [-(-length // stride)]
     )
     return labels[:, rows][:, :, columns]

@@ -1,0 +1,129 @@
+"""One process or many: what the loop needs beside the paper's arithmetic.
+
+Devices, processes, mixed precision and data parallelism are Lightning Fabric's: one explicit object, no trainer, and
+what `torchrun` sets is all it asks for. (Accelerate would do as well; it keeps its state in a process-wide singleton
+and brings the hub client.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mess.training.settings import Precision
+
+_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def launcher(network: nn.Module, precision: Precision) -> Fabric:
+    """Fabric for this process: on the device of `network`, or, started by `torchrun`, one of its many.
+
+    Under `torchrun` every process takes the GPU of its local rank, or the CPU where there is none, and `network` is
+    moved there.
+
+    Raises:
+        ValueError: float16 without CUDA.
+    """
+    device = next(network.parameters()).device
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
+    options: dict[str, Any]
+    if processes > 1:
+        options = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "devices": here}
+        # a batch leaves out all early heads but one
+        options |= {"num_nodes": processes // here, "strategy": DDPStrategy(find_unused_parameters=True)}
+    else:
+        options = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
+        options["devices"] = 1 if device.type == "cpu" else options["devices"]
+    if precision == "float16" and options["accelerator"] != "cuda":
+        raise ValueError(f"precision: expected 'float32' or 'bfloat16' on {options['accelerator']}, got 'float16'")
+    fabric = Fabric(precision=_PRECISIONS[precision], **options)  # type: ignore[arg-type]
+    fabric.launch()
+    network.to(fabric.device)
+    return fabric
+
+
+def average_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes, in one collective a dtype.
+
+    For the heads of stage 2, which are backpropagated one by one; a parameter without gradient has none anywhere.
+    """
+    if fabric.world_size == 1:
+        return
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            groups.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in groups.values():
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        mean = fabric.all_reduce(joined, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def batch_norm_synchronised(module: nn.Module, *, enabled: bool) -> Iterator[None]:
+    """Inside, batch-norm layers of `module` that are in training mode normalise over all processes.
+
+    `torch.nn.SyncBatchNorm` does the same on GPUs only, and by other modules than the user's.
+    """
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm)] if enabled else []
+    for layer in layers:
+        layer.forward = partial(_synchronised_batch_norm, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _synchronised_batch_norm(layer: _BatchNorm, x: Tensor) -> Tensor:
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    axes = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = _sum_of_all(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+    mean = _sum_of_all(values.sum(axes)) / count
+    centred = values - mean.view(shape)
+    variance = _sum_of_all(centred.square().sum(axes)) / count
+    if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
+        assert layer.num_batches_tracked is not None
+        layer.num_batches_tracked.add_(1)
+        momentum = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+        layer.running_mean.lerp_(mean.detach().to(layer.running_mean.dtype), momentum)
+        unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+        layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum)
+    normal = centred * (variance + layer.eps).rsqrt().view(shape)
+    if layer.affine:
+        normal = normal * layer.weight.view(shape) + layer.bias.view(shape)
+    return normal.to(x.dtype)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over processes, as a step of the graph: its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOfAll.forward(ctx, gradient.contiguous())
+
+
+def _sum_of_all(x: Tensor) -> Tensor:
+    total: Tensor = _SumOfAll.apply(x)
+    return total
