@@ -73,7 +73,7 @@ class FeatureCache:
         need = self._check_room()
         write_json(path, identity)
         console.print(
-            f"feature cache: {need / 1e9:.2f} GB in {folder} ({views} views of {len(batches)} batches)", highlight=False
+            f"feature cache: {_gigabytes(need)} in {folder} ({views} views of {len(batches)} batches)", highlight=False
         )
 
     def __len__(self) -> int:
@@ -119,8 +119,8 @@ class FeatureCache:
         free = shutil.disk_usage(self.folder).free
         if one * missing > free:
             raise ValueError(
-                f"cache: expected {one * missing / 1e9:.1f} GB free in {self.folder} for {self.views} views, "
-                f"got {free / 1e9:.1f}; take fewer views or another disk"
+                f"cache: expected {_gigabytes(one * missing)} free in {self.folder} for {self.views} views, "
+                f"got {_gigabytes(free)}; take fewer views or another disk"
             )
         return one * len(self) * self.views
 
@@ -130,6 +130,10 @@ def _load(path: Path) -> tuple[Frozen, Tensor]:
     read = {name: value.permute(0, 3, 1, 2) if name in last else value for name, value in tensors.items()}
     features = {int(n.removeprefix("feature.")): value for n, value in read.items() if n.startswith("feature.")}
     return Frozen(read["final"], features), read["labels"].long()
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _is_last(value: Tensor) -> bool:

@@ -8,6 +8,7 @@ and brings the hub client.)
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +42,8 @@ def launcher(network: nn.Module, precision: Precision) -> Fabric:
         options = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "devices": here}
         # a batch leaves out all early heads but one
         options |= {"num_nodes": processes // here, "strategy": DDPStrategy(find_unused_parameters=True)}
+        # gradients of 1x1 convolutions of channels-last images: the strides differ, not the order in memory
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     else:
         options = {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
         options["devices"] = 1 if device.type == "cpu" else options["devices"]
