@@ -1,4 +1,4 @@
-"""What stage 2 costs: all heads of an exit point in one step, against the slowest of them alone and the backbone's pass.
+"""What stage 2 costs: all heads of an exit point in one step, against the slowest of them and the backbone's pass.
 
 Goal: a step with all heads of a point <= 2 x the slowest head alone + one pass of the backbone. The row beside it says
 what no implementation gets below: multiply-accumulates of all heads / of the largest.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -55,11 +56,11 @@ def main() -> None:
         "```",
         "",
         *(f"- {key}: {value}" for key, value in facts("torch").items()),
-        f"- {arguments.model}, {arguments.batch_size} images of {arguments.size[0]} x {arguments.size[1]}, PFD at every "
-        f"second pixel, {torch.get_num_threads()} threads, medians of {arguments.steps} steps",
+        f"- {arguments.model}, {arguments.batch_size} images of {arguments.size[0]} x {arguments.size[1]}, PFD at "
+        f"every second pixel, {torch.get_num_threads()} threads, medians of {arguments.steps} steps",
         "",
-        "| point | grid | heads | backbone, s | slowest head, s | all heads, s | all / (2 slowest + backbone) | MACs of all "
-        "/ of the largest |",
+        "| point | grid | heads | backbone, s | slowest head, s | all heads, s | all / (2 slowest + backbone) | "
+        "MACs of all / of the largest |",
         "|---" * 8 + "|",
     ]
     for point in arguments.points:
@@ -97,7 +98,7 @@ def step_seconds(network: MultiExitNetwork, batch: Batch, steps: int) -> float:
     times: list[float] = []
     settings = TrainSettings(epochs=1, loss_stride=2)
     train_exits(network, [batch] * (steps + 2), settings=settings, log=lambda *_: times.append(time.perf_counter()))
-    return median(later - earlier for earlier, later in zip(times[1:], times[2:], strict=False))
+    return median(later - earlier for earlier, later in pairwise(times[1:]))
 
 
 def backbone_seconds(network: MultiExitNetwork, batch: Batch, steps: int) -> float:
