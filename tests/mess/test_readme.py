@@ -49,10 +49,10 @@ def test_commands(tmp_path):
         words = shlex.split(command)
         if words[0] == "make":
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        elif words[0] == "mess":
-            found = subprocess.run(
-                [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-            )
+        elif words[0] in ("mess", "torchrun"):
+            module = {"torchrun": "torch.distributed.run"}.get(words[0], words[0])
+            words = [sys.executable, "-m", module, *words[1:]]
+            found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert found.returncode == 0, f"{command}\n{found.stderr}"
         else:
             assert words[:2] == ["pip", "install"], command

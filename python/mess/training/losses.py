@@ -56,14 +56,21 @@ def positive_filtering_distillation(
 ) -> Tensor:
     """Mean over valid pixels of alpha 1[argmax y_N = t] CE(y_i, t) + (1 - alpha) T^2 KL(p_N || p_i).
 
-    A 1 x 2 picture with two classes: the student says (0, 0) at both pixels, so CE is ln 2 at both. The teacher says
-    (ln 3, 0), that is p = (3/4, 1/4), at both, and KL(p_N || p_i) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308. With labels
-    (0, 1) the teacher is right at the first pixel only: (0.5 ln 2 + 0.5 * 0.1308 + 0.5 * 0.1308) / 2 = 0.2387.
+    A 2 x 2 image with two classes: the student says (0, 0) everywhere, so CE is ln 2 at every pixel. The teacher says
+    (ln 3, 0), that is p_N = (3/4, 1/4), and KL(p_N || p_i) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308 at every pixel. Of the
+    labels ((0, 1), (255, 0)) three are valid, and the teacher is right at two of them:
+    (2 * 0.5 ln 2 + 3 * 0.5 * 0.1308) / 3 = 0.2965. Without the filter (knowledge distillation) the cross-entropy counts
+    at all three: (3 * 0.5 ln 2 + 3 * 0.5 * 0.1308) / 3 = 0.4120.
 
-    >>> student = torch.zeros(1, 2, 1, 2)
-    >>> teacher = torch.tensor([1.0986123, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 2)
-    >>> round(float(positive_filtering_distillation(student, teacher, torch.tensor([[[0, 1]]]))), 4)
-    0.2387
+    >>> student = torch.zeros(1, 2, 2, 2)
+    >>> teacher = torch.tensor([1.0986123, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    >>> labels = torch.tensor([[[0, 1], [255, 0]]])
+    >>> round(float(positive_filtering_distillation(student, teacher, labels)), 4)
+    0.2965
+    >>> round(float(knowledge_distillation(student, teacher, labels)), 4)
+    0.412
+    >>> round(float(cross_entropy(student, labels)), 4)
+    0.6931
 
     Args:
         logits: (B, C, H, W) float of the early exit.
