@@ -67,6 +67,7 @@ def main() -> None:
         for grid in arguments.grids:
             out.append(row(arguments, point, grid, batch))
             print(out[-1], flush=True)
+    out += ["", *grouping(arguments.batch_size, arguments.steps)]
     if arguments.record:
         (ROOT / "benches" / "record" / "training.md").write_text("\n".join(out) + "\n")
     print("\n".join(out))
@@ -108,6 +109,47 @@ def backbone_seconds(network: MultiExitNetwork, batch: Batch, steps: int) -> flo
             start = time.perf_counter()
             network.features(images)
             times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+def grouping(batch_size: int, steps: int) -> list[str]:
+    """Would convolutions of several heads gain by being one? Forward and weight gradients of three, on 24 x 32."""
+    out = [
+        "## Convolutions of three heads: one after the other, or as one",
+        "",
+        "Forward and backward, ms. Same feature: one convolution with all output channels. Features of three points:",
+        "one grouped convolution.",
+        "",
+        "| channels in, out, kernel | same feature: separate | as one | three features: separate | grouped |",
+        "|---" * 5 + "|",
+    ]
+    for channels, width, kernel in ((160, 40, 1), (160, 40, 3), (160, 160, 3), (40, 40, 3), (40, 10, 3)):
+        features = [torch.rand(batch_size, channels, 24, 32) for _ in range(3)]
+        features = [feature.contiguous(memory_format=torch.channels_last) for feature in features]
+        joined = torch.cat(features, 1).contiguous(memory_format=torch.channels_last)
+
+        def convolution(inside: int, outside: int, groups: int, kernel: int = kernel) -> torch.nn.Conv2d:
+            return torch.nn.Conv2d(inside, outside, kernel, padding=kernel // 2, groups=groups, bias=False)
+
+        heads = [convolution(channels, width, 1) for _ in range(3)]
+        ways = (
+            [(head, features[0]) for head in heads],
+            [(convolution(channels, 3 * width, 1), features[0])],
+            list(zip(heads, features, strict=True)),
+            [(convolution(3 * channels, 3 * width, 3), joined)],
+        )
+        cells = [f"{1e3 * both_ways_seconds(way, 4 * steps):.1f}" for way in ways]
+        out.append(f"| {channels}, {width}, {kernel} x {kernel} | {' | '.join(cells)} |")
+    return out
+
+
+def both_ways_seconds(calls: list[tuple[torch.nn.Conv2d, torch.Tensor]], rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        for convolution, feature in calls:
+            convolution(feature).sum().backward()
+        times.append(time.perf_counter() - start)
     return median(times[1:])
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 import mess_core
 from mess_core import ConfidenceKind, EdgeKind
 
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicySettings:
@@ -35,9 +38,12 @@ class PolicySettings:
 
 
 def image_confidence(
-    logits: Tensor, *, pixel_threshold: float, output_stride: int, policy: PolicySettings
+    logits: Tensor, *, size: Size, pixel_threshold: float, output_stride: int, policy: PolicySettings
 ) -> npt.NDArray[np.float64]:
-    """Image confidence (B,) of full-size logits (B, C, H, W), on the host; CPU float32 logits are read in place."""
+    """Image confidence (B,) at `size` of a head's own logits (B, C, h, w), on the host.
+
+    CPU float32 logits are read in place, and the upsampling is part of the kernel: no full-size map is made.
+    """
     values = mess_core.image_confidence(
         host_array(logits),
         pixel_threshold=pixel_threshold,
@@ -45,20 +51,30 @@ def image_confidence(
         refine=policy.refine,
         edges=policy.edges,
         confidence=policy.confidence,
+        size=_upsampling(logits, size),
     )
     assert isinstance(values, np.ndarray)
     return values
 
 
+def label_map(logits: Tensor, *, size: Size) -> npt.NDArray[np.integer]:
+    """Label map (H, W) of one image's own logits (C, h, w), upsampled to `size` on the way."""
+    return mess_core.confidence_map(host_array(logits), size=_upsampling(logits, size))[1]
+
+
 def labels_and_confidences(
-    logits: Tensor, *, pixel_thresholds: Sequence[float], output_stride: int, policy: PolicySettings
+    logits: Tensor, *, size: Size, pixel_thresholds: Sequence[float], output_stride: int, policy: PolicySettings
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.float64]]:
-    """Label map (H, W) of one image's full-size logits (C, H, W), and its image confidence (T,) at each threshold.
+    """Label map (H, W) of one image's own logits (C, h, w), and its image confidence (T,) at each threshold.
+
+    Both as `label_map` and `image_confidence` have them, exactly.
 
     Raises:
         ValueError: logits whose softmax is undefined somewhere: a network that gives NaN cannot be calibrated.
     """
-    confidence, labels = mess_core.confidence_map(host_array(logits), kind=policy.confidence)
+    confidence, labels = mess_core.confidence_map(
+        host_array(logits), kind=policy.confidence, size=_upsampling(logits, size)
+    )
     if np.isnan(confidence).any():
         row, column = np.argwhere(np.isnan(confidence))[0]
         raise ValueError(f"logits: expected numbers, got NaN or +inf at row {row}, column {column}")
@@ -72,6 +88,11 @@ def labels_and_confidences(
     )
     assert isinstance(values, np.ndarray)
     return labels, values
+
+
+def _upsampling(logits: Tensor, size: Size) -> Size | None:
+    """What `mess_core` is asked for: nothing where the logits have the size already."""
+    return None if tuple(logits.shape[-2:]) == tuple(size) else (int(size[0]), int(size[1]))
 
 
 def host_array(logits: Tensor) -> npt.NDArray[np.float32]:

@@ -238,7 +238,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     plain_ms: float | None = None
     for name, configuration in found.items():
         report = evaluate(configuration, table)
-        clock = measure_deployed(network.net, deploy(network, configuration), images, rounds=rounds)
+        clock = measure_deployed(network, deploy(network, configuration), images, rounds=rounds)
         plain_ms = plain_ms or clock.plain_ms
         console.print(tables.configuration_table(name, configuration, table, report))
         accuracy = float(np.nanmean(report.iou))  # anytime: of the last prediction

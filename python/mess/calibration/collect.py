@@ -17,7 +17,7 @@ from mess.confidence import PolicySettings, labels_and_confidences
 from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
-from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
+from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess.progress import progress
 
 PIXEL_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
@@ -84,10 +84,13 @@ def calibrate(
             truth = labels.cpu().numpy()
             rows += [_Row(network.num_classes, truth[i]) for i in range(len(truth))]
             for stride, logits in zip([*strides, 1], every, strict=True):
-                full = upsampled(logits, size)
                 for i, row in enumerate(rows[-len(truth) :]):
                     predicted, confidences = labels_and_confidences(
-                        full[i], pixel_thresholds=pixel_thresholds, output_stride=stride, policy=settings
+                        logits[i],
+                        size=size,
+                        pixel_thresholds=pixel_thresholds,
+                        output_stride=stride,
+                        policy=settings,
                     )
                     row.add(predicted, confidences)
             advance()

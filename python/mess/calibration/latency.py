@@ -1,8 +1,8 @@
 """Measured cost of every candidate exit: milliseconds of one image on the network's device, batch 1.
 
-Stages are timed as they will run when deployed (by the same back end), heads with their upsampling, and the policy with
-its decision. Every number is a median over rounds, and a round times everything once, so that drift of the machine hits
-all alike.
+Stages are timed as they will run when deployed (by the same back end), and the policy on each head's own logits with
+the upsampling in it. Every number is a median over rounds, and a round times everything once, so that drift of the
+machine hits all alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from mess.calibration.table import Costs
 from mess.clock import milliseconds
 from mess.confidence import PolicySettings, image_confidence
-from mess.model.network import MultiExitNetwork, upsampled
+from mess.model.network import MultiExitNetwork
 
 
 def measure_latency(
@@ -49,11 +49,11 @@ def measure_latency(
                 features.append(output)
             for exit_id in exits:
                 timer.start()
-                logits = upsampled(network.head(exit_id)(features[exit_id.point]), input_size)
+                logits = network.head(exit_id)(features[exit_id.point])
                 timer.stop(("head", exit_id))
                 stride = network.points[exit_id.point].output_stride
                 timer.start()
-                image_confidence(logits, pixel_threshold=0.9, output_stride=stride, policy=policy)
+                image_confidence(logits, size=input_size, pixel_threshold=0.9, output_stride=stride, policy=policy)
                 timer.stop(("policy", exit_id))
     medians = {key: median(values[2:]) for key, values in timer.values.items()}
     cumulative = np.cumsum([medians["stage", i] for i in range(len(network.points) + 1)])

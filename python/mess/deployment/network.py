@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mess.confidence import image_confidence
+from mess.confidence import Size, image_confidence, label_map
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
@@ -26,21 +26,35 @@ from mess.model.stages import Stages
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Result for a batch of B images.
+    """Result for a batch of B images. Full-size logits and label maps are made when they are asked for.
 
-    logits: (B, C, H, W) float32 at the input's size.
+    parts: in the order of leaving, which images left, and their exit's own logits (b, C, h, w).
+    size: (height, width) of the input.
     exits: (B,) int64, position in the configuration's exits at which each image stopped.
     image_confidence: (B, G) float64 on the host, one column a gate; NaN where an image had left before.
     """
 
-    logits: Tensor
+    parts: tuple[tuple[np.ndarray, Tensor], ...]
+    size: Size
     exits: Tensor
     image_confidence: Tensor
 
     @property
+    def logits(self) -> Tensor:
+        """(B, C, H, W), upsampled bilinearly to the input's size; no copy where that is their size already."""
+        whole = [upsampled(logits, self.size) for _, logits in self.parts]
+        return whole[0] if len(whole) == 1 else torch.cat(whole)[self._order(whole[0].device)]
+
+    @property
     def labels(self) -> Tensor:
-        """Label map (B, H, W) int64."""
-        return self.logits.argmax(dim=1)
+        """Label map (B, H, W) int64, on the device of the logits; the same that calibration counts."""
+        maps = [label_map(image, size=self.size) for _, logits in self.parts for image in logits]
+        device = self.parts[0][1].device
+        return torch.from_numpy(np.stack(maps).astype(np.int64)).to(device)[self._order(device)]
+
+    def _order(self, device: torch.device) -> Tensor:
+        """Where each image of the batch is in the parts."""
+        return torch.from_numpy(np.argsort(np.concatenate([images for images, _ in self.parts]))).to(device)
 
 
 class StaticNetwork(nn.Module):
@@ -129,11 +143,12 @@ class DeployedNetwork(nn.Module):
         left: list[tuple[np.ndarray, Tensor]] = []  # (which images, their logits), in order of leaving
         for position, entry in enumerate(chosen):
             output, state = self.stages.run_stage(position, state)
-            full = upsampled(self.heads[position](output), self.stages.input_size)
+            logits = self.heads[position](output)
             leaves = np.ones(len(remaining), dtype=bool)
             if entry.pixel_threshold is not None and entry.image_threshold is not None:
                 values = image_confidence(
-                    full,
+                    logits,
+                    size=self.stages.input_size,
                     pixel_threshold=entry.pixel_threshold,
                     output_stride=self._strides[position],
                     policy=self.configuration.policy,
@@ -142,13 +157,14 @@ class DeployedNetwork(nn.Module):
                 leaves = values >= entry.image_threshold
             exits[remaining[leaves]] = position
             if leaves.all():
-                left.append((remaining, full))
+                left.append((remaining, logits))
                 break
             if leaves.any():
-                left.append((remaining[leaves], full[_indices(leaves, full)]))
-                state = self.stages.keep(position, state, _indices(~leaves, full))
+                left.append((remaining[leaves], logits[_indices(leaves, logits)]))
+                state = self.stages.keep(position, state, _indices(~leaves, logits))
                 remaining = remaining[~leaves]
-        return Prediction(_in_order(left), torch.from_numpy(exits), torch.from_numpy(confidences))
+        size = self.stages.input_size
+        return Prediction(tuple(left), size, torch.from_numpy(exits), torch.from_numpy(confidences))
 
     def anytime(self, images: Tensor) -> Iterator[Prediction]:
         """Progressively better predictions for a batch (B, 3, H, W), one an exit; stop iterating to stop computing."""
@@ -159,8 +175,9 @@ class DeployedNetwork(nn.Module):
         for position in range(len(self.configuration.exits)):
             with torch.inference_mode():
                 output, state = self.stages.run_stage(position, state)
-                full = upsampled(self.heads[position](output), self.stages.input_size)
-            yield Prediction(full, torch.full((batch,), position, dtype=torch.int64), nothing)
+                logits = self.heads[position](output)
+            taken = torch.full((batch,), position, dtype=torch.int64)
+            yield Prediction(((np.arange(batch), logits),), self.stages.input_size, taken, nothing)
 
     def budgeted(self, position: int) -> StaticNetwork:
         """The static network that ends at one of the configuration's exits, counted from 0 (negative: from the end)."""
@@ -227,7 +244,8 @@ def _frozen_head(head: nn.Module, feature: Tensor) -> nn.Module:
 def _joined(predictions: list[Prediction]) -> Prediction:
     """One for each image -> one for the batch."""
     return Prediction(
-        torch.cat([p.logits for p in predictions]),
+        tuple((np.array([i]), logits) for i, p in enumerate(predictions) for _, logits in p.parts),
+        predictions[0].size,
         torch.cat([p.exits for p in predictions]),
         torch.cat([p.image_confidence for p in predictions]),
     )
@@ -236,15 +254,6 @@ def _joined(predictions: list[Prediction]) -> Prediction:
 def _indices(mask: np.ndarray, like: Tensor) -> Tensor:
     """Indices of the true entries, on the device of `like`."""
     return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
-
-
-def _in_order(left: list[tuple[np.ndarray, Tensor]]) -> Tensor:
-    """Logits (B, C, H, W) of all images in the batch's order; no copy when all left together."""
-    if len(left) == 1:
-        return left[0][1]
-    order = np.argsort(np.concatenate([images for images, _ in left]))
-    logits = torch.cat([logits for _, logits in left])
-    return logits[torch.from_numpy(order).to(logits.device)]
 
 
 def _early_exit(network: MultiExitNetwork, entry: ChosenExit) -> ExitId:

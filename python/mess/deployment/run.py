@@ -17,7 +17,7 @@ from mess.deployment.network import DeployedNetwork
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """labels: (H, W) int64 at the picture's own size. exit: name of the exit taken. image_confidence: at each gate
-    passed or taken, in order. milliseconds: from the tensor to the logits, on the network's device."""
+    passed or taken, in order. milliseconds: from the tensor to its label map."""
 
     labels: npt.NDArray[np.int64]
     exit: str
@@ -39,8 +39,9 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
     images = image_tensor(image, network.stages.input_size).to(parameter.device)
     start = milliseconds(images.device)
     prediction = network(images)
+    label_map = prediction.labels
     elapsed = milliseconds(images.device) - start
-    labels = F.interpolate(prediction.labels[:, None].float(), size=image.shape[:2], mode="nearest-exact")[0, 0].long()
+    labels = F.interpolate(label_map[:, None].float(), size=image.shape[:2], mode="nearest-exact")[0, 0].long()
     position = int(prediction.exits[0])
     confidences = prediction.image_confidence[0]
     return RunResult(
