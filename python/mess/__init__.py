@@ -5,6 +5,7 @@
     table   = mess.calibrate(network, val_batches)     one pass over a labelled split
     result  = mess.search(table, max_drop=0.01)        exact, no network
     fast    = mess.deploy(network, result.best)        easy images really stop early
+    mess.export(fast, "net", class_names=[...])        a folder that `mess.Runtime("net")` runs without torch
 
 `import mess` loads nothing heavy; torch is imported with the first name that needs it.
 """
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from mess.calibration.table import CalibrationTable
     from mess.confidence import PolicySettings
     from mess.deployment.configuration import ChosenExit, Configuration
+    from mess.deployment.export import export
     from mess.deployment.network import DeployedNetwork, Prediction, deploy
     from mess.deployment.run import run
     from mess.model.cost import profile
     from mess.model.exits import HeadSpec, head_grid
     from mess.model.network import MultiExitNetwork, convert
+    from mess.runtime.network import Runtime
     from mess.searching.solve import SearchResult, evaluate, search
     from mess.training import losses
     from mess.training.loop import pretrain, train, train_exits
@@ -41,6 +44,7 @@ _HOMES = {
     "MultiExitNetwork": "mess.model.network",
     "PolicySettings": "mess.confidence",
     "Prediction": "mess.deployment.network",
+    "Runtime": "mess.runtime.network",
     "SearchResult": "mess.searching.solve",
     "TrainSettings": "mess.training.settings",
     "calibrate": "mess.calibration.collect",
@@ -48,6 +52,7 @@ _HOMES = {
     "demo": "mess.verbs",
     "deploy": "mess.deployment.network",
     "evaluate": "mess.searching.solve",
+    "export": "mess.deployment.export",
     "head_grid": "mess.model.exits",
     "losses": "mess.training.losses",
     "pretrain": "mess.training.loop",
@@ -67,6 +72,7 @@ __all__ = [
     "MultiExitNetwork",
     "PolicySettings",
     "Prediction",
+    "Runtime",
     "SearchResult",
     "TrainSettings",
     "__version__",
@@ -75,6 +81,7 @@ __all__ = [
     "demo",
     "deploy",
     "evaluate",
+    "export",
     "head_grid",
     "losses",
     "pretrain",

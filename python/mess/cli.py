@@ -363,6 +363,26 @@ def run(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="deployment folder; an earlier export there is replaced")],
+    configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a configuration as a folder of ONNX files that `mess.Runtime` runs without torch."""
+    from mess import verbs
+    from mess.progress import console
+
+    manifest = verbs.export_run(run, configuration=configuration, out=out)
+    if as_json:
+        typer.echo(json.dumps(manifest.to_json()))
+        return
+    size = sum(facts["bytes"] for facts in manifest.files.values())
+    exits = ", ".join(entry.name for entry in manifest.exits)
+    console.print(f"{out}: {len(manifest.files)} files, {size / 1e6:.1f} MB, exits {exits}", highlight=False)
+
+
+@app.command()
 def picture(
     run: RunArgument,
     configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 NUMPY_DTYPES = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
@@ -61,7 +60,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file)")
     try:
         value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what}: {path} is no complete JSON file: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what}: {path}: expected a JSON object, got {type(value).__name__}")
@@ -90,6 +89,8 @@ def read_safetensors(
         FileNotFoundError: no such file.
         ValueError: truncated, or no safetensors file.
     """
+    from safetensors import SafetensorError, safe_open  # not needed to run a deployment
+
     if not path.is_file():
         raise FileNotFoundError(f"{what}: expected a safetensors file, got {path} (no such file)")
     try:

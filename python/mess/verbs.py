@@ -17,11 +17,13 @@ from mess.calibration import CalibrationTable, calibrate
 from mess.confidence import PolicySettings
 from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
 from mess.deployment import run as run_image
+from mess.deployment.export import export
 from mess.deployment.measure import measure_deployed
 from mess.files import file_sha256, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
 from mess.reporting import figures, tables
+from mess.runtime import Manifest
 from mess.searching import SearchResult, baselines, evaluate, search
 from mess.training.board import tensorboard
 from mess.training.loop import train
@@ -286,6 +288,16 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
         _save_picture(picture, targets[path])
         results[str(path)] = result
     return results
+
+
+def export_run(folder: Path, *, configuration: str, out: Path) -> Manifest:
+    """Write a configuration of the run as a deployment folder that needs no torch."""
+    settings = runs.RunSettings.load(folder)
+    chosen = configuration_named(folder, configuration)
+    deployed = deploy(runs.trained_network(folder), chosen)
+    tables_there = sorted(folder.glob("table-*.safetensors"))
+    facts = CalibrationTable.load(tables_there[0]).facts if tables_there else {}
+    return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
 
 
 def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> None:

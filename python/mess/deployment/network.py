@@ -110,7 +110,7 @@ class DeployedNetwork(nn.Module):
             network.net(example_input[:1])
         heads: list[nn.Module] = [_frozen_head(network.head(exit_id), features[i]) for i, exit_id in enumerate(early)]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
-        self._strides = [point.output_stride for point in points]
+        self.strides = [point.output_stride for point in points]
         self.eval()
 
     @torch.inference_mode()
@@ -150,7 +150,7 @@ class DeployedNetwork(nn.Module):
                     logits,
                     size=self.stages.input_size,
                     pixel_threshold=entry.pixel_threshold,
-                    output_stride=self._strides[position],
+                    output_stride=self.strides[position],
                     policy=self.configuration.policy,
                 )
                 confidences[remaining, position] = values

@@ -1,0 +1,225 @@
+"""A deployment as files: one ONNX file a stage and a head, and a manifest (`mess.runtime.manifest`).
+
+Nothing is trusted: the folder is loaded again by the runtime that will run it, and its logits are compared with the
+network's before it gets its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from mess.deployment.network import DeployedNetwork
+from mess.files import file_sha256, write_json
+from mess.model.graph import GraphStages
+from mess.runtime.backends import load
+from mess.runtime.manifest import FILE, Manifest, StageFiles
+
+TOLERANCE = 1e-4
+"""Largest difference between the logits of ONNX Runtime and torch, as a share of the largest logit (or of 1)."""
+
+
+def export(
+    deployed: DeployedNetwork,
+    out: str | Path,
+    *,
+    class_names: Sequence[str],
+    palette: Sequence[Sequence[int]] = (),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write `deployed` to the folder `out`, whole or not at all; `mess.runtime.Runtime` runs it without torch.
+
+    Only what its exits need is in it. Files take any batch size, and the height and width of the deployment.
+
+    Args:
+        deployed: from `mess.deploy`, with stages that are graphs, on the CPU or another device.
+        out: a new folder, an empty one, or an earlier export, which is replaced.
+        class_names: of the C classes, in order.
+        palette: C colours (r, g, b), 0..255.
+        mean, std: what images are normalised with, of values in 0..1.
+        facts: what calibration measured, kept in the manifest.
+
+    Raises:
+        ValueError: `out` holds something else, or `class_names` is of another length than the logits.
+        RuntimeError: the model cannot be exported, `onnx`, `onnxscript` or `onnxruntime` is missing, or the files give
+            other logits than the network (more than 1e-4 of the largest).
+    """
+    folder = Path(out)
+    if folder.exists() and not (folder / FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"out: expected a new or empty folder, or an earlier export, got {folder}")
+    stages = deployed.stages
+    if not isinstance(stages, GraphStages):
+        raise RuntimeError(
+            f"model: expected stages that are graphs, got {stages.backend}: what torch.export cannot follow has no "
+            "ONNX file; deploy says why (backend='graph')"
+        )
+    parameter = next(deployed.parameters())
+    if parameter.dtype != torch.float32:
+        raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, *stages.input_size, generator=generator).to(parameter.device)
+        with torch.inference_mode(False), torch.no_grad(), _quiet():
+            entries = _write_exits(deployed, stages, images, temporary, num_classes=len(class_names))
+        files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}
+        manifest = Manifest(
+            setting=deployed.configuration.setting,
+            classes=tuple(class_names),
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
+            size=stages.input_size,
+            mean=tuple(float(x) for x in mean),
+            std=tuple(float(x) for x in std),
+            policy=asdict(deployed.configuration.policy),
+            exits=tuple(entries),
+            promise=dict(deployed.configuration.promise),
+            facts=dict(facts or {}),
+            files=files,
+        )
+        write_json(temporary / FILE, manifest.to_json())
+        Manifest.load(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+class _Stage(nn.Module):
+    """One stage as ONNX sees it: tensors in, (feature, carried tensors ...) out, without what comes in or is twice."""
+
+    def __init__(self, stages: GraphStages, index: int, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.stages, self.index, self.kept = stages, index, tuple(kept)
+
+    def forward(self, *state: Tensor) -> tuple[Tensor, ...]:
+        feature, carried = self.stages.run_stage(self.index, state)
+        every = (feature, *carried)
+        return tuple(every[i] for i in self.kept)
+
+
+def _write_exits(
+    deployed: DeployedNetwork, stages: GraphStages, images: Tensor, folder: Path, *, num_classes: int
+) -> list[StageFiles]:
+    """ONNX files of every stage and head, each compared with torch on `images`."""
+    entries = []
+    state: tuple[Tensor, ...] = stages.start(images)
+    names: tuple[str, ...] = ("images",)
+    batched: tuple[bool, ...] = (True,)
+    for position, chosen in enumerate(deployed.configuration.exits):
+        feature, carried = stages.run_stage(position, state)
+        every = (feature, *carried)
+        # what a stage only hands through, and the feature when it is carried too, are one tensor under one name
+        known = {_place(value): name for name, value in zip(names, state, strict=True)}
+        kept: list[int] = []
+        for i, value in enumerate(every):
+            if _place(value) not in known:
+                known[_place(value)] = f"value_{position}_{len(kept)}"
+                kept.append(i)
+        given = tuple(known[_place(value)] for value in every)
+        outputs = [given[i] for i in kept]
+        file = f"stage-{position}.onnx"
+        _write(_Stage(stages, position, kept), state, names, batched, outputs, folder / file)
+        head, stride = None, 1
+        if position < len(deployed.strides):
+            head, stride = f"head-{position}.onnx", deployed.strides[position]
+            module = deployed.heads[position]
+            graph = getattr(module, "graph", None)  # none where the head itself could not be exported
+            module = _Stage(graph, 0, [0]) if isinstance(graph, GraphStages) else module
+            _write(module, (feature,), ("feature",), (True,), ["logits"], folder / head)
+        logits = deployed.heads[position](feature)
+        if logits.shape[1] != num_classes:
+            raise ValueError(f"class_names: expected {logits.shape[1]}, one a class, got {num_classes}")
+        next_batched = stages.batched[position] if position < len(stages.batched) else ()
+        entries.append(
+            StageFiles(
+                name=chosen.exit,
+                stage=file,
+                inputs=names,
+                outputs=tuple(outputs),
+                feature=given[0],
+                carried=tuple(zip(given[1:], next_batched, strict=True)),
+                head=head,
+                output_stride=stride,
+                pixel_threshold=chosen.pixel_threshold,
+                image_threshold=chosen.image_threshold,
+            )
+        )
+        state, names, batched = carried, given[1:], next_batched
+    return entries
+
+
+def _place(value: Tensor) -> tuple[object, ...]:
+    return value.data_ptr(), value.shape, value.stride()
+
+
+def _write(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    batched: Sequence[bool],
+    outputs: Sequence[str],
+    path: Path,
+) -> None:
+    """Export, and compare ONNX Runtime's outputs with torch's."""
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} if is_batched else {} for is_batched in batched)
+    try:
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs),
+            str(path),
+            dynamo=True,
+            dynamic_shapes=(dynamic,) if isinstance(module, _Stage) else dynamic,
+            input_names=list(names),
+            output_names=list(outputs),
+            external_data=False,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise RuntimeError(f"export: expected onnx and onnxscript: {error}; pip install 'mess[onnx]'") from None
+    except Exception as error:  # the exporter raises many types; the reason is what the user needs
+        reason = next((line for line in str(error).strip().splitlines() if line.strip()), "")
+        raise RuntimeError(
+            f"export: torch.onnx.export failed on {path.stem}: {type(error).__name__}: {reason}"
+        ) from error
+    session = load("onnxruntime", path, outputs, None)
+    found = session.run({name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)})
+    expected = module(*inputs)
+    for name, value in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        wanted = value.cpu().numpy()
+        apart = float(np.abs(found[name] - wanted).max())
+        if not apart <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+            raise RuntimeError(f"export: {path.stem}: {name} is {apart:.3g} off torch's in ONNX Runtime; not exported")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns of its own affairs."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,193 @@
+"""The manifest of a deployment folder: `manifest.json`, version 1. All that a run needs beside the ONNX files.
+
+{
+ "format": "mess deployment", "version": 1,
+ "setting": "input-dependent" | "anytime" | "budgeted",
+ "classes": [names], "palette": [[r, g, b] for each],
+ "input": {"size": [height, width], "mean": [3 numbers], "std": [3 numbers]},   pixels / 255, less mean, by std; RGB
+ "policy": {"refine": true, "edges": "canny", "confidence": "top1"},
+ "exits": [{"name": "1:fcn-r4-b0", "stage": file, "inputs": [names], "outputs": [names], "feature": name,
+            "carried": [[name, whether the batch is its first dimension]],
+            "head": file or null, "output_stride": 8, "pixel_threshold": 0.9, "image_threshold": 0.95}],
+ "promise": what the search found on the split it saw, "facts": how costs were measured,
+ "files": {file: {"sha256": hexadecimal, "bytes": count}}
+}
+
+Stage i reads `inputs` (the first one `images` (B, 3, H, W) float32) and gives `outputs`; `feature` goes to the head
+(input `feature`, output `logits`) or is the logits where there is none, `carried` to the next stage. Thresholds are
+null where the exit is unconditional.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mess.files import file_sha256, read_json
+from mess_core import ConfidenceKind, EdgeKind, Setting
+
+FILE = "manifest.json"
+FORMAT = "mess deployment"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFiles:
+    """One exit of a deployment; the fields are the manifest's."""
+
+    name: str
+    stage: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    feature: str
+    carried: tuple[tuple[str, bool], ...]
+    head: str | None
+    output_stride: int
+    pixel_threshold: float | None
+    image_threshold: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a deployment folder holds; the fields are those of the file."""
+
+    setting: Setting
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: Mapping[str, Any]
+    exits: tuple[StageFiles, ...]
+    promise: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read and check `folder/manifest.json`, and that every file it names is there, unaltered.
+
+        Raises:
+            FileNotFoundError: no manifest, or a file that it names is missing.
+            ValueError: another format or version, an entry that is missing or off, or a file that was altered.
+        """
+        path = folder / FILE
+        value = read_json(path, "deployment")
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise ValueError(
+                f"deployment: {path}: expected format {FORMAT!r} version {VERSION}, got {value.get('format')!r} "
+                f"version {value.get('version')!r}"
+            )
+        try:
+            manifest = cls._from_json(value)
+            manifest._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"deployment: {path}: an entry is missing or off: {error}") from None
+        for name, facts in manifest.files.items():
+            _check_file(folder / name, facts)
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of the file."""
+        exits = [
+            {
+                **{key: getattr(entry, key) for key in ("name", "stage")},
+                **{key: list(getattr(entry, key)) for key in ("inputs", "outputs")},
+                "feature": entry.feature,
+                "carried": [list(pair) for pair in entry.carried],
+                **{key: getattr(entry, key) for key in ("head", "output_stride", "pixel_threshold", "image_threshold")},
+            }
+            for entry in self.exits
+        ]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "setting": self.setting,
+            "classes": list(self.classes),
+            "palette": [list(colour) for colour in self.palette],
+            "input": {"size": list(self.size), "mean": list(self.mean), "std": list(self.std)},
+            "policy": dict(self.policy),
+            "exits": exits,
+            "promise": dict(self.promise),
+            "facts": dict(self.facts),
+            "files": {name: dict(facts) for name, facts in self.files.items()},
+        }
+
+    @classmethod
+    def _from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        height, width = value["input"]["size"]
+        return cls(
+            setting=value["setting"],
+            classes=tuple(value["classes"]),
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in value["palette"]),
+            size=(int(height), int(width)),
+            mean=tuple(float(x) for x in value["input"]["mean"]),
+            std=tuple(float(x) for x in value["input"]["std"]),
+            policy=dict(value["policy"]),
+            exits=tuple(
+                StageFiles(
+                    **{
+                        **entry,
+                        "inputs": tuple(entry["inputs"]),
+                        "outputs": tuple(entry["outputs"]),
+                        "carried": tuple((str(name), bool(batched)) for name, batched in entry["carried"]),
+                    }
+                )
+                for entry in value["exits"]
+            ),
+            promise=dict(value["promise"]),
+            facts=dict(value["facts"]),
+            files={str(name): dict(facts) for name, facts in value["files"].items()},
+        )
+
+    def _check(self) -> None:
+        """ValueError where entries contradict each other."""
+        _expect(self.setting in get_args(Setting), "setting", get_args(Setting), self.setting)
+        _expect(len(self.classes) >= 2, "classes", "two or more", self.classes)
+        _expect(min(self.size) >= 1, "input.size", "height and width above 0", self.size)
+        _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
+        _expect(all(x > 0 for x in self.std), "input.std", "numbers above 0", self.std)
+        _expect(set(self.policy) == {"refine", "edges", "confidence"}, "policy", "its three entries", self.policy)
+        _expect(self.policy["edges"] in get_args(EdgeKind), "policy.edges", get_args(EdgeKind), self.policy["edges"])
+        kinds = get_args(ConfidenceKind)
+        _expect(self.policy["confidence"] in kinds, "policy.confidence", kinds, self.policy["confidence"])
+        _expect(len(self.exits) >= 1, "exits", "at least one", self.exits)
+        known: tuple[str, ...] = ("images",)
+        for position, entry in enumerate(self.exits):
+            where = f"exits[{position}]"
+            for file in (entry.stage, entry.head):
+                _expect(file is None or file in self.files, where, "files that are listed", file)
+            _expect(set(entry.inputs) <= set(known), f"{where}.inputs", f"some of {known}", entry.inputs)
+            given = {entry.feature, *(name for name, _ in entry.carried)}
+            _expect(given <= {*entry.outputs, *known}, f"{where}.outputs", f"{sorted(given)} among them", entry.outputs)
+            known = tuple(name for name, _ in entry.carried)
+            _expect(1 <= entry.output_stride <= 256, f"{where}.output_stride", "1..256", entry.output_stride)
+            is_gated = self.setting == "input-dependent" and position + 1 < len(self.exits)
+            both = (entry.pixel_threshold, entry.image_threshold)
+            _expect(all((x is not None) == is_gated for x in both), where, "thresholds at gates and only there", both)
+            if entry.pixel_threshold is not None:
+                _expect(0 <= entry.pixel_threshold <= 1, f"{where}.pixel_threshold", "0..1", entry.pixel_threshold)
+        for name, facts in self.files.items():
+            _expect(re.fullmatch(r"[\w-]+\.onnx", name) is not None, "files", "names like stage-0.onnx", name)
+            _expect(set(facts) == {"sha256", "bytes"}, f"files.{name}", "sha256 and bytes", sorted(facts))
+
+
+def _expect(holds: bool, entry: str, expected: object, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{entry}: expected {expected}, got {got!r}")
+
+
+def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise FileNotFoundError(f"deployment: expected the file {path}, which the manifest names, got none (or a link)")
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        raise ValueError(
+            f"deployment: {path}: expected {facts['bytes']} bytes, got {size}; it was altered or truncated"
+        )
+    digest = file_sha256(path)
+    if digest != facts["sha256"]:
+        raise ValueError(f"deployment: {path}: expected SHA-256 {facts['sha256']}, got {digest}; it was altered")

@@ -1,0 +1,277 @@
+"""A deployment folder: the same as the torch network, without torch; hostile and altered folders; deadlines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+import mess
+from mess import runs, verbs
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from mess.data.transforms import image_tensor
+from mess.deployment import ChosenExit, Configuration
+from mess.runtime.pixels import labels_at, network_input, resized
+from tests.mess.conftest import SETTINGS
+from tests.mess.test_deployment import dividing, gated
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def configuration(table):
+    return dividing(table)
+
+
+@pytest.fixture(scope="module")
+def folder(network, configuration, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "net"
+    mess.export(mess.deploy(network, configuration), out, class_names=[f"class {i}" for i in range(6)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    data = runs.dataset(SETTINGS, split="val")
+    return [data.pair(i)[0] for i in range(len(data))]
+
+
+def test_it_is_the_torch_network(network, configuration, folder, pictures):
+    """Labels, exits and image confidences of every picture, alone and in one batch; pictures of the network's size."""
+    pictures = [resized(picture, SETTINGS.size) for picture in pictures]
+    deployed, runtime = mess.deploy(network, configuration), mess.Runtime(folder)
+    together = runtime.predict_batch(pictures)
+    taken = set()
+    for picture, of_batch in zip(pictures, together, strict=True):
+        expected, alone = mess.run(deployed, picture), runtime.predict(picture)
+        for found in (alone, of_batch):
+            assert found.exit == expected.exit
+            assert found.labels.shape == picture.shape[:2]
+            assert (found.labels == expected.labels).mean() > 0.999  # pixels whose two best classes are within rounding
+            assert found.image_confidence == pytest.approx(expected.image_confidence, abs=2e-3)
+        assert len(alone.stage_ms) == 1 + [entry.exit for entry in configuration.exits].index(alone.exit)
+        taken.add(alone.exit)
+    assert len(taken) > 1
+
+
+def test_pictures_of_another_size_are_resized_alike(network, configuration, folder, pictures):
+    deployed, runtime = mess.deploy(network, configuration), mess.Runtime(folder)
+    agreed = [(runtime.predict(p).labels == mess.run(deployed, p).labels).mean() for p in pictures]
+    assert np.mean(agreed) > 0.999
+
+
+def test_anytime_gives_every_exit(network, folder, pictures, configuration):
+    deployed = mess.deploy(network, configuration)
+    picture = resized(pictures[0], SETTINGS.size)
+    steps = list(mess.Runtime(folder).anytime(picture))
+    expected = list(deployed.anytime(image_tensor(picture)))
+    assert [step.exit for step in steps] == [entry.exit for entry in configuration.exits]
+    for step, other in zip(steps, expected, strict=True):
+        assert (step.labels == other.labels[0].numpy()).mean() > 0.999
+
+
+def test_a_budgeted_export_holds_what_its_exit_needs(network, table, folder, tmp_path, pictures):
+    name = "0:fcn-r1-b0"
+    chosen = Configuration(setting="budgeted", model=table.model, exits=(ChosenExit(exit=name),), policy=table.policy)
+    manifest = mess.export(mess.deploy(network, chosen), tmp_path / "net", class_names="abcdef")
+    assert sorted(manifest.files) == ["head-0.onnx", "stage-0.onnx"]
+    whole = mess.Runtime(folder).manifest.files
+    assert sum(f["bytes"] for f in manifest.files.values()) < sum(f["bytes"] for f in whole.values()) / 2
+    result = mess.Runtime(tmp_path / "net").predict(pictures[0])
+    assert (result.exit, result.image_confidence) == (name, ())
+
+
+def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictures, monkeypatch):
+    mess.export(mess.deploy(network, gated(table, 1.5)), tmp_path / "net", class_names="abcdef")  # never sure
+    exits = ["0:fcn-r1-b0", "2:fcn-r4-b0", "final"]
+    assert mess.Runtime(tmp_path / "net", deadline_ms=0).predict(pictures[0]).exit == exits[0]
+    assert mess.Runtime(tmp_path / "net", deadline_ms=1e6).predict(pictures[0]).exit == exits[2]
+    clock = iter(range(1000))  # every look at the clock is 1 ms after the last one
+    monkeypatch.setattr("mess.runtime.network.time.perf_counter", lambda: next(clock) / 1000)
+    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    # start 0; stage 0 from 1 to 2; at 3 nothing is known of stage 1, which runs from 4 to 5; at 6 it is too late
+    assert runtime.predict(pictures[0]).exit == exits[1]
+    # the second time a stage is known to take 1 ms: 3 + 1 is in time, 6 + 1 is not
+    assert runtime.predict(pictures[0]).exit == exits[1]
+    runtime.deadline_ms = 3
+    assert runtime.predict(pictures[0]).exit == exits[0]
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="deadline_ms: expected 0 or more"):
+            mess.Runtime(tmp_path / "net", deadline_ms=bad)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (20, 31), (100, 70), (1, 1), (48, 200)])
+def test_pixels_are_what_torchvision_makes(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = v2.functional.resize(torch.from_numpy(image).permute(2, 0, 1), [48, 64], antialias=True)
+    found = resized(image, (48, 64))
+    assert np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy().astype(int)).max() <= 1
+    tensor = network_input(image, (48, 64), IMAGENET_MEAN, IMAGENET_STD)
+    assert tensor.dtype == np.float32
+    assert np.abs(tensor - image_tensor(image, (48, 64))[0].numpy()).max() <= 1.01 / 255 / min(IMAGENET_STD)
+    labels = np.random.default_rng(1).integers(0, 9, (48, 64), dtype=np.uint8)
+    nearest = torch.nn.functional.interpolate(torch.from_numpy(labels)[None, None], size=size, mode="nearest-exact")
+    assert np.array_equal(labels_at(labels, size), nearest[0, 0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ([[1]], TypeError, "image: expected a NumPy array"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"image: expected \(H, W, 3\) uint8 RGB, got \(4, 4\) uint8"),
+        (np.zeros((4, 4, 4), np.uint8), ValueError, "image: expected"),
+        (np.zeros((4, 4, 3), np.float32), ValueError, "float32"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected"),
+    ],
+)
+def test_bad_pictures(folder, image, error, message):
+    with pytest.raises(error, match=message):
+        mess.Runtime(folder).predict(image)
+
+
+def test_pictures_of_any_size(folder):
+    runtime = mess.Runtime(folder)
+    for size in ((1, 1), (3, 700), (1500, 1100)):
+        assert runtime.predict(np.zeros((*size, 3), np.uint8)).labels.shape == size
+    with pytest.raises(ValueError, match="images: expected at least one picture"):
+        runtime.predict_batch([])
+
+
+def copied(folder: Path, out: Path) -> Path:
+    out.mkdir()
+    for path in folder.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+def change(**entries):
+    def apply(folder: Path) -> None:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return apply
+
+
+def in_exit(key: str, value):
+    def apply(folder: Path) -> None:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["exits"][0][key] = value
+        path.write_text(json.dumps(manifest))
+
+    return apply
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "stage-1.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "stage-1.onnx").write_bytes(data)
+
+
+def link(folder: Path) -> None:
+    (folder / "head-0.onnx").rename(folder / "elsewhere")
+    (folder / "head-0.onnx").symlink_to(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda f: (f / "manifest.json").unlink(), FileNotFoundError, "deployment: expected a file"),
+        (lambda f: (f / "manifest.json").write_text("{"), ValueError, "is no complete JSON file"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), ValueError, "is no complete JSON file"),
+        (change(version=2), ValueError, "expected format 'mess deployment' version 1, got .* version 2"),
+        (change(format="x"), ValueError, "got 'x' version 1"),
+        (change(exits=[]), ValueError, "exits: expected at least one"),
+        (change(classes=None), ValueError, "an entry is missing or off"),
+        (change(setting="fast"), ValueError, "setting: expected"),
+        (change(policy={"refine": True}), ValueError, "policy: expected its three entries"),
+        (change(files={"../x.onnx": {"sha256": "", "bytes": 0}}), ValueError, "an entry is missing or off"),
+        (in_exit("stage", "/etc/passwd"), ValueError, "expected files that are listed, got '/etc/passwd'"),
+        (in_exit("inputs", ["other"]), ValueError, r"exits\[0\].inputs: expected some of \('images',\)"),
+        (in_exit("feature", "other"), ValueError, r"exits\[0\].outputs"),
+        (in_exit("pixel_threshold", 2.0), ValueError, "pixel_threshold: expected 0..1"),
+        (in_exit("pixel_threshold", None), ValueError, "thresholds at gates and only there"),
+        (in_exit("output_stride", 0), ValueError, "output_stride: expected 1..256"),
+        (in_exit("unknown", 0), ValueError, "an entry is missing or off"),
+        (lambda f: (f / "stage-1.onnx").unlink(), FileNotFoundError, "expected the file .*stage-1.onnx"),
+        (lambda f: (f / "stage-1.onnx").write_bytes(b""), ValueError, "got 0; it was altered or truncated"),
+        (flip, ValueError, "expected SHA-256 .* it was altered"),
+        (link, FileNotFoundError, r"got none \(or a link\)"),
+    ],
+)
+def test_damaged_folders_are_refused(folder, tmp_path, damage, error, message):
+    other = copied(folder, tmp_path / "net")
+    mess.Runtime(other)
+    damage(other)
+    with pytest.raises(error, match=message):
+        mess.Runtime(other)
+
+
+def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, folder, tmp_path, monkeypatch):
+    deployed = mess.deploy(network, configuration)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="out: expected a new or empty folder, or an earlier export"):
+        mess.export(deployed, tmp_path / "mine", class_names="abcdef")
+    with pytest.raises(ValueError, match="class_names: expected 6, one a class, got 2"):
+        mess.export(deployed, tmp_path / "new", class_names="ab")
+    with pytest.raises(RuntimeError, match="model: expected stages that are graphs, got eager"):
+        mess.export(mess.deploy(network, configuration, backend="eager"), tmp_path / "new", class_names="abcdef")
+    monkeypatch.setattr("mess.deployment.export.TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="export: stage-0: .* off torch's in ONNX Runtime; not exported"):
+        mess.export(deployed, tmp_path / "new", class_names="abcdef")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    monkeypatch.undo()
+    mess.export(deployed, tmp_path / "new", class_names="abcdef")
+    mess.export(deployed, tmp_path / "new", class_names="uvwxyz")  # replaced
+    assert mess.Runtime(tmp_path / "new").manifest.classes == tuple("uvwxyz")
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        mess.Runtime(folder, backend="tensorrt")
+    with pytest.raises(ValueError, match="threads: expected at least 1"):
+        mess.Runtime(folder, threads=0)
+
+
+def test_openvino_says_the_same(folder, pictures):
+    pytest.importorskip("openvino")
+    ours, theirs = mess.Runtime(folder), mess.Runtime(folder, backend="openvino")
+    for picture in pictures[:4]:
+        assert theirs.predict(picture).exit == ours.predict(picture).exit
+
+
+def test_the_verb(run_folder, configuration, tmp_path):
+    configuration.save(tmp_path / "c.json")
+    manifest = verbs.export_run(run_folder, configuration=str(tmp_path / "c.json"), out=tmp_path / "net")
+    assert manifest.classes == runs.RunSettings.load(run_folder).class_names
+    assert manifest.facts["split"] == "val"
+    assert mess.Runtime(tmp_path / "net").manifest == manifest
+
+
+@pytest.mark.slow
+def test_it_runs_where_torch_is_not_installed(folder, pictures, tmp_path):
+    """In a virtual environment of NumPy and ONNX Runtime alone."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock"]
+    subprocess.run([*install, "numpy", "onnxruntime"], check=True)
+    np.save(tmp_path / "picture.npy", pictures[0])
+    script = (
+        "import sys, importlib.util, numpy as np, mess\n"
+        "assert all(importlib.util.find_spec(n) is None for n in ('torch', 'safetensors', 'typer', 'PIL'))\n"
+        "result = mess.Runtime(sys.argv[1]).predict(np.load(sys.argv[2]))\n"
+        "print(result.exit, result.labels.sum())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    command = [python, "-c", script, folder, tmp_path / "picture.npy"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 0, found.stderr
+    expected = mess.Runtime(folder).predict(pictures[0])
+    assert found.stdout.split() == [expected.exit, str(expected.labels.sum())]
+    assert sys.executable != str(python)
