@@ -99,7 +99,7 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
         setting="input-dependent",
         model=tuple(point.name for point in network.points),
         exits=(
-            *(ChosenExit(exit=e.name, pixel_threshold=PIXEL_THRESHOLD, image_threshold=1.5) for e in network.exits),
+            *(ChosenExit(exit=e.name, pixel_threshold=PIXEL_THRESHOLD, image_threshold=1.0) for e in network.exits),
             ChosenExit(exit=FINAL_EXIT),
         ),
     )
@@ -203,7 +203,7 @@ def runtime_ways(
     def stopping(position: int) -> Callable[[], object]:
         runtime = mess.Runtime(folder / "net", backend=backend, threads=threads)
         exits = [
-            replace(e, image_threshold=None if e.image_threshold is None else (0.0 if i == position else 1.5))
+            replace(e, image_threshold=None if e.image_threshold is None else (0.0 if i == position else 1.0))
             for i, e in enumerate(runtime.manifest.exits)
         ]
         runtime.manifest = replace(runtime.manifest, exits=tuple(exits))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mess import runs, verbs
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.data.transforms import image_tensor
 from mess.deployment import ChosenExit, Configuration
+from mess.runtime import Stream
 from mess.runtime.pixels import labels_at, network_input, resized
 from tests.mess.conftest import SETTINGS
 from tests.mess.test_deployment import dividing, gated
@@ -106,6 +108,62 @@ def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictur
     for bad in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="deadline_ms: expected 0 or more"):
             mess.Runtime(tmp_path / "net", deadline_ms=bad)
+
+
+class Scripted:
+    """A runtime whose first exit says what it is told, so that a stream can be followed by hand."""
+
+    def __init__(self, confidences):
+        entries = [SimpleNamespace(name=n, image_threshold=t) for n, t in (("a", 0.9), ("b", 0.8), ("last", None))]
+        self.manifest = SimpleNamespace(setting="input-dependent", exits=entries)
+        self.confidences, self.asked = iter(confidences), []
+
+    def predict(self, frame, *, image_thresholds):
+        self.asked.append(tuple(image_thresholds))
+        a, b = next(self.confidences)
+        leaves = [a >= image_thresholds[0], b >= image_thresholds[1], True]
+        return SimpleNamespace(exit=self.manifest.exits[leaves.index(True)].name)
+
+
+def test_a_stream_stops_asking_an_exit_that_refuses():
+    runtime = Scripted([(0.5, 0.85)] * 7)
+    stream = Stream(runtime, skip_after=2, retry_every=5)
+    assert [stream.predict(None).exit for _ in range(7)] == ["b"] * 7
+    asked = [thresholds[0] for thresholds in runtime.asked]
+    assert asked == [0.9, 0.9, np.inf, np.inf, np.inf, 0.9, np.inf]  # the sixth frame tries again
+    assert {thresholds[1:] for thresholds in runtime.asked} == {(0.8, None)}
+    stream.reset()
+    runtime.confidences = iter([(0.5, 0.5)])
+    assert stream.predict(None).exit == "last"
+    assert runtime.asked[-1] == (0.9, 0.8, None)
+
+
+def test_a_stream_with_hysteresis_does_not_flicker():
+    frames = [(0.91, 0), (0.89, 0.85), (0.91, 0), (0.85, 0.85), (0.89, 0.79)]
+    plain, sticky = Stream(Scripted(frames)), Stream(Scripted(frames), hysteresis=0.03)
+    assert [plain.predict(None).exit for _ in frames] == ["a", "b", "a", "b", "last"]
+    assert [sticky.predict(None).exit for _ in frames] == ["a", "a", "a", "b", "b"]
+
+
+def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
+    runtime = mess.Runtime(folder)
+    plain = [runtime.predict(picture) for picture in pictures]
+    stream = Stream(runtime)
+    assert [stream.predict(picture).exit for picture in pictures] == [result.exit for result in plain]
+    never = [np.inf, np.inf, None]
+    last = runtime.predict(pictures[0], image_thresholds=never)
+    assert (last.exit, last.image_confidence, len(last.stage_ms)) == ("final", (), 3)
+    with pytest.raises(ValueError, match="image_thresholds: expected one an exit"):
+        runtime.predict(pictures[0], image_thresholds=[0.5])
+    chosen = Configuration(
+        setting="budgeted", model=table.model, exits=(ChosenExit(exit="final"),), policy=table.policy
+    )
+    mess.export(mess.deploy(network, chosen), tmp_path / "net", class_names="abcdef")
+    with pytest.raises(ValueError, match="runtime: expected an 'input-dependent' deployment"):
+        Stream(mess.Runtime(tmp_path / "net"))
+    for option in ({"skip_after": 0}, {"retry_every": 0}, {"hysteresis": -0.1}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
+            Stream(runtime, **option)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (20, 31), (100, 70), (1, 1), (48, 200)])

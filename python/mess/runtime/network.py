@@ -72,16 +72,24 @@ class Runtime:
             None if e.head is None else load(backend, root / e.head, ["logits"], threads) for e in self.manifest.exits
         ]
 
-    def predict(self, image: Picture) -> Result:
-        """Segment one picture, stopping as early as the manifest's thresholds, or the deadline, allow.
+    def predict(self, image: Picture, *, image_thresholds: Sequence[float | None] | None = None) -> Result:
+        """Segment one picture, stopping as early as the thresholds, or the deadline, allow.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            image_thresholds: one an exit instead of the manifest's; None where it has none. An exit whose threshold is
+                above 1 lets nothing leave, so unless there is a deadline its head and its decision are not run.
 
         Raises:
-            TypeError, ValueError: `image` is not (H, W, 3) uint8.
+            TypeError, ValueError: `image` is not (H, W, 3) uint8, or thresholds do not fit the exits.
         """
-        return self.predict_batch([image])[0]
+        return self.predict_batch([image], image_thresholds=image_thresholds)[0]
 
-    def predict_batch(self, images: Sequence[Picture]) -> list[Result]:
+    def predict_batch(
+        self, images: Sequence[Picture], *, image_thresholds: Sequence[float | None] | None = None
+    ) -> list[Result]:
         """Several pictures at once: those that are sure leave, the others go on; results in the order given."""
+        thresholds = self._thresholds(image_thresholds)
         start = time.perf_counter()
         state = self._start(images)
         remaining = np.arange(len(images))
@@ -90,13 +98,18 @@ class Runtime:
         times: list[float] = []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
-            logits, state = self._run_stage(position, state)
+            threshold = thresholds[position]
+            feature, state = self._run_stage(position, state)
+            if threshold is not None and threshold > 1 and self.deadline_ms is None:
+                times.append(1000 * (time.perf_counter() - began))
+                continue
+            logits = self._logits(position, feature)
             leaves = np.ones(len(remaining), dtype=bool)
-            if entry.pixel_threshold is not None and entry.image_threshold is not None:
+            if threshold is not None:
                 values = self._confidence(entry, logits)
                 for image, value in zip(remaining, values, strict=True):
                     confidences[image].append(float(value))
-                leaves = values >= entry.image_threshold
+                leaves = values >= threshold
             times.append(1000 * (time.perf_counter() - began))
             self._last_ms[position] = times[-1]
             if not leaves.all() and self._is_late(position + 1, start):
@@ -115,9 +128,20 @@ class Runtime:
         state, times = self._start([image]), []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
-            logits, state = self._run_stage(position, state)
+            feature, state = self._run_stage(position, state)
+            logits = self._logits(position, feature)
             times.append(1000 * (time.perf_counter() - began))
             yield self._result(image, logits[0], entry, [], times)
+
+    def _thresholds(self, given: Sequence[float | None] | None) -> list[float | None]:
+        own = [entry.image_threshold for entry in self.manifest.exits]
+        if given is None:
+            return own
+        if [value is None for value in given] != [value is None for value in own]:
+            raise ValueError(
+                f"image_thresholds: expected one an exit, None where the manifest has none: {own}, got {given}"
+            )
+        return list(given)
 
     def _start(self, images: Sequence[Picture]) -> dict[str, npt.NDArray[Any]]:
         if len(images) == 0:
@@ -129,12 +153,15 @@ class Runtime:
     def _run_stage(
         self, position: int, state: dict[str, npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
-        """Logits (B, C, h, w) of an exit, and what its stage hands on."""
-        entry, head = self.manifest.exits[position], self._heads[position]
+        """The feature (B, channels, h, w) at an exit, or the logits at the final one, and what its stage hands on."""
+        entry = self.manifest.exits[position]
         known = state | self._stages[position].run({name: state[name] for name in entry.inputs})
-        feature = known[entry.feature]
-        logits = feature if head is None else head.run({"feature": feature})["logits"]
-        return logits, {name: known[name] for name, _ in entry.carried}
+        return known[entry.feature], {name: known[name] for name, _ in entry.carried}
+
+    def _logits(self, position: int, feature: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(B, C, h, w) of an exit."""
+        head = self._heads[position]
+        return feature if head is None else head.run({"feature": feature})["logits"]
 
     def _confidence(self, entry: StageFiles, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         assert entry.pixel_threshold is not None
