@@ -1,0 +1,168 @@
+"""A trained run's deployment on real frames: batches that images leave, and a stream that remembers, by `mess.Runtime`.
+
+    python benches/python/frames.py RUN --configuration drop-1pp --record
+
+Batches: images a second against the plain model, and against a batch that waits for its hardest image. Streams: the
+frames of the split in their order, with the temporal options of `mess.runtime.Stream`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+import mess_core
+from mess import runs, verbs
+from mess.deployment.export import _quiet
+from mess.model.adapter import LogitsModel
+from mess.runtime import Runtime, Stream
+from mess.runtime.backends import load
+from mess.runtime.pixels import labels_at, network_input, resized
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from benches.machine import facts  # noqa: E402
+
+STREAMS: dict[str, dict[str, Any]] = {
+    "image by image": {},
+    "skip after 3 refusals, retry every 10": {"skip_after": 3},
+    "hysteresis 0.01": {"hysteresis": 0.01},
+    "hysteresis 0.05": {"hysteresis": 0.05},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--configuration", default="drop-1pp", help="name in the run; it needs a gate")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 8, 16))
+    parser.add_argument("--frames", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="write benches/record/frames.md")
+    arguments = parser.parse_args()
+    settings = runs.RunSettings.load(arguments.run)
+    data = runs.dataset(settings, split=arguments.split)
+    pairs = [data.pair(i) for i in range(min(arguments.frames, len(data)))]
+    pictures = [resized(image, settings.size) for image, _ in pairs]
+    with tempfile.TemporaryDirectory() as folder:
+        net, plain = Path(folder) / "net", Path(folder) / "plain.onnx"
+        verbs.export_run(arguments.run, configuration=arguments.configuration, out=net)
+        network = runs.trained_network(arguments.run)
+        with torch.no_grad(), _quiet():
+            torch.onnx.export(
+                LogitsModel(network.net, network.pick_logits).eval(),
+                (torch.rand(2, 3, *settings.size),),
+                str(plain),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                external_data=False,
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+        runtime = Runtime(net, threads=arguments.threads)
+        out = [
+            "# Real frames through an exported deployment",
+            "",
+            "```text",
+            f"python benches/python/frames.py {' '.join(sys.argv[1:])}",
+            "```",
+            "",
+            *(f"- {key}: {value}" for key, value in facts("torch", "onnxruntime").items()),
+            f"- {settings.model} on {data.name}, {settings.size[0]} x {settings.size[1]}, {arguments.configuration}, "
+            f"{len(pictures)} frames of {arguments.split}, {arguments.threads} threads, ONNX Runtime",
+            f"- exits: {', '.join(entry.name for entry in runtime.manifest.exits)}",
+            "",
+            "## Batches",
+            "",
+            "Images a second, from pictures of the network's size to label maps; medians over interleaved rounds.",
+            "",
+            *batches(runtime, plain, pictures, arguments),
+            "",
+            "## Streams",
+            "",
+            *streams(runtime, [image for image, _ in pairs], [labels for _, labels in pairs], len(data.class_names)),
+        ]
+    text = "\n".join(out) + "\n"
+    print(text)
+    if arguments.record:
+        (ROOT / "benches" / "record" / "frames.md").write_text(text)
+
+
+def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments: argparse.Namespace) -> list[str]:
+    whole = load("onnxruntime", plain, ["logits"], arguments.threads)
+    manifest = runtime.manifest
+
+    def run_plain(batch: list[np.ndarray]) -> None:
+        pixels = np.stack([network_input(p, manifest.size, manifest.mean, manifest.std) for p in batch])
+        for logits in whole.run({"images": pixels})["logits"]:
+            mess_core.confidence_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
+
+    def run_together(batch: list[np.ndarray]) -> None:
+        """Nobody leaves before the hardest image of the batch does."""
+        state = runtime._start(batch)
+        for position, entry in enumerate(manifest.exits):
+            feature, state = runtime._run_stage(position, state)
+            logits = runtime._logits(position, feature)
+            is_last = entry.image_threshold is None
+            if is_last or (runtime._confidence(entry, logits) >= entry.image_threshold).all():
+                for values in logits:
+                    mess_core.confidence_map(values, size=runtime._upsampling(values))
+                return
+
+    ways = {"plain": run_plain, "leaving": runtime.predict_batch, "waiting": run_together}
+    out = ["| batch | plain | images leave | batch waits | leave / plain | leave / waits |", "|---" * 6 + "|"]
+    for size in arguments.batch_sizes:
+        groups = [pictures[i : i + size] for i in range(0, len(pictures) - size + 1, size)]
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds + 1):
+            for name, call in ways.items():
+                start = time.perf_counter()
+                for group in groups:
+                    call(group)
+                times[name].append(time.perf_counter() - start)
+        speed = {name: size * len(groups) / median(values[1:]) for name, values in times.items()}
+        out.append(
+            f"| {size} | {speed['plain']:.1f} | {speed['leaving']:.1f} | {speed['waiting']:.1f} | "
+            f"{speed['leaving'] / speed['plain']:.2f} | {speed['leaving'] / speed['waiting']:.2f} |"
+        )
+    return out
+
+
+def streams(runtime: Runtime, frames: list[np.ndarray], truth: list[np.ndarray], num_classes: int) -> list[str]:
+    names = [entry.name for entry in runtime.manifest.exits]
+    out = [
+        f"| | mIoU | ms a frame | share of frames at {', '.join(names)} | changes of exit |",
+        "|---|---|---|---|---|",
+    ]
+    for title, options in STREAMS.items():
+        stream = Stream(runtime, **options)
+        results = [stream.predict(frame) for frame in frames]
+        exits = [names.index(result.exit) for result in results]
+        counts = np.zeros((num_classes, num_classes), np.int64)
+        for result, labels in zip(results, truth, strict=True):
+            predicted = labels_at(result.labels, labels.shape) if result.labels.shape != labels.shape else result.labels
+            valid = labels < num_classes
+            cells = num_classes * labels[valid].astype(np.int64) + predicted[valid]
+            counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+        right, there = np.diag(counts), counts.sum(axis=1)
+        iou = right[there > 0] / (there + counts.sum(axis=0) - right)[there > 0]
+        shares = ", ".join(f"{exits.count(i) / len(exits):.0%}" for i in range(len(names)))
+        changes = sum(a != b for a, b in pairwise(exits))
+        milliseconds = np.mean([sum(result.stage_ms) for result in results])
+        out.append(f"| {title} | {iou.mean():.2%} | {milliseconds:.1f} | {shares} | {changes} |")
+    return out
+
+
+if __name__ == "__main__":
+    main()
