@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import mess_core
+from mess import device_confidence
 from mess_core import ConfidenceKind, EdgeKind
 
 Size = tuple[int, int]
@@ -42,8 +43,14 @@ def image_confidence(
 ) -> npt.NDArray[np.float64]:
     """Image confidence (B,) at `size` of a head's own logits (B, C, h, w), on the host.
 
-    CPU float32 logits are read in place, and the upsampling is part of the kernel: no full-size map is made.
+    CPU float32 logits are read in place, and the upsampling is part of the kernel: no full-size map is made. On other
+    devices torch does the same there (`mess.device_confidence`), and the B numbers are all that is copied.
     """
+    if logits.device.type not in ("cpu", "meta"):
+        found = device_confidence.image_confidence(
+            logits, size=size, pixel_threshold=pixel_threshold, output_stride=output_stride, policy=policy
+        )
+        return np.asarray(found.cpu().numpy(), dtype=np.float64)
     values = mess_core.image_confidence(
         host_array(logits),
         pixel_threshold=pixel_threshold,

@@ -1,0 +1,110 @@
+"""The image confidence in torch operations, for logits that are not on the CPU: no copy to the host but the result.
+
+The same steps as `mess_core` (whose docstrings say what each is): the boundary mask and the counts are integers and
+equal to it exactly; confidences are torch's softmax, so a pixel within rounding of the threshold may fall on the other
+side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from mess.confidence import PolicySettings, Size
+
+_TAN_22_5 = 13573  # times 2^15, as OpenCV has it
+
+
+@torch.no_grad()
+def image_confidence(
+    logits: Tensor, *, size: Size, pixel_threshold: float, output_stride: int, policy: PolicySettings
+) -> Tensor:
+    """Image confidence (B,) float64, on the device of a head's own logits (B, C, h, w), at `size`.
+
+    Args and meaning as in `mess.confidence.image_confidence`; nothing waits for the device.
+    """
+    values = logits.float()
+    if tuple(values.shape[-2:]) != tuple(size):
+        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    confident = _confidences(values, policy) >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
+    if policy.refine:
+        labels = values.argmax(dim=1)
+        edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
+        near = dilated(edges, output_stride)
+        confident = torch.where(near, median_of_binary(confident, 4 * output_stride + 1), confident)
+    return confident.flatten(1).double().mean(dim=1)
+
+
+def _confidences(logits: Tensor, policy: PolicySettings) -> Tensor:
+    """(B, H, W); NaN where the softmax is undefined, which is below every threshold."""
+    p = logits.softmax(dim=1)
+    if policy.confidence == "top1":
+        return p.amax(dim=1)
+    if p.shape[1] == 1:
+        return torch.ones_like(p[:, 0])
+    if policy.confidence == "margin":
+        first, second = p.topk(2, dim=1).values.unbind(dim=1)
+        difference: Tensor = first - second
+        return difference
+    entropy = torch.special.entr(p).sum(dim=1)
+    return 1 - entropy / torch.log(torch.tensor(float(p.shape[1]))).item()
+
+
+def canny_edges(labels: Tensor) -> Tensor:
+    """(B, H, W) bool: Canny of label maps (B, H, W) with low = high = 0, aperture 3, L1: every change is an edge."""
+    padded = F.pad(labels.float().unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1).int()
+    top, middle, bottom = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    rows = top + 2 * middle + bottom  # smooth down the columns, derive along the rows
+    dx = rows[:, :, 2:] - rows[:, :, :-2]
+    columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    dy = columns[:, 2:] - columns[:, :-2]
+    size = dx.abs() + dy.abs()
+    around = F.pad(size, (1, 1, 1, 1))  # nothing outside
+    height, width = size.shape[1:]
+
+    def at(row: int, column: int) -> Tensor:
+        return around[:, 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+
+    flat, steep = dx.abs().long() * _TAN_22_5, dy.abs().long() << 15
+    horizontal = (size > at(0, -1)) & (size >= at(0, 1))
+    vertical = (size > at(-1, 0)) & (size >= at(1, 0))
+    falling = (size > at(-1, -1)) & (size > at(1, 1))
+    rising = (size > at(-1, 1)) & (size > at(1, -1))
+    diagonal = torch.where((dx < 0) != (dy < 0), rising, falling)
+    is_steep = steep > flat + (dx.abs().long() << 16)
+    peak = torch.where(steep < flat, horizontal, torch.where(is_steep, vertical, diagonal))
+    return peak & (size > 0)
+
+
+def label_edges(labels: Tensor) -> Tensor:
+    """(B, H, W) bool: pixels of label maps (B, H, W) that differ from one of their four neighbours."""
+    edges = torch.zeros_like(labels, dtype=torch.bool)
+    across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
+    edges[:, :, 1:] |= across
+    edges[:, :, :-1] |= across
+    edges[:, 1:] |= down
+    edges[:, :-1] |= down
+    return edges
+
+
+def dilated(mask: Tensor, size: int) -> Tensor:
+    """(B, H, W) bool: any true pixel of `mask` under a `size` x `size` square with OpenCV's anchor."""
+    before, after = size // 2, (size - 1) // 2
+    padded = F.pad(mask.float().unsqueeze(1), (before, after, before, after))
+    lines = F.max_pool2d(padded, (1, size), stride=1)
+    return F.max_pool2d(lines, (size, 1), stride=1).squeeze(1) > 0
+
+
+def median_of_binary(values: Tensor, window: int) -> Tensor:
+    """(B, H, W) bool: the median of `values` over an odd `window`, the border repeated: what more than half are."""
+    reach = window // 2
+    padded = F.pad(values.float().unsqueeze(1), (reach, reach, reach, reach), mode="replicate").squeeze(1)
+    counts = padded.int().cumsum(dim=1).cumsum(dim=2)
+    counts = F.pad(counts, (1, 0, 1, 0))
+    inside = counts[:, window:, window:] - counts[:, :-window, window:]
+    inside = inside - counts[:, window:, :-window] + counts[:, :-window, :-window]
+    return 2 * inside > window * window

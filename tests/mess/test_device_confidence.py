@@ -1,0 +1,69 @@
+"""The torch operations against mess_core, on the CPU: integer steps exactly, the whole within a pixel of rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mess_core
+from mess import PolicySettings, device_confidence
+from mess.confidence import image_confidence
+
+
+def label_maps(seed: int, *, batch=2, height=19, width=23, classes=5) -> np.ndarray:
+    """Noise in one half, blocks in the other."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, classes, (batch, height, width))
+    blocks = np.kron(rng.integers(0, classes, (batch, height // 4 + 1, width // 4 + 1)), np.ones((4, 4), int))
+    return np.where(np.arange(width) < width // 2, noise, blocks[:, :height, :width]).astype(np.uint8)
+
+
+@given(seed=st.integers(0, 2**32), classes=st.sampled_from([2, 5, 150, 256]))
+def test_edges_are_mess_cores(seed, classes):
+    labels = label_maps(seed, classes=classes)
+    tensor = torch.from_numpy(labels.astype(np.int64))
+    for found, kind in (
+        (device_confidence.canny_edges(tensor), "canny"),
+        (device_confidence.label_edges(tensor), "labels"),
+    ):
+        for image, edges in zip(labels, found.numpy(), strict=True):
+            assert np.array_equal(edges, np.asarray(mess_core.label_edges(image, kind=kind)) > 0)
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 12), share=st.floats(0, 1))
+def test_dilation_and_median_are_mess_cores(seed, size, share):
+    mask = np.random.default_rng(seed).random((1, 17, 21)) < share
+    tensor = torch.from_numpy(mask)
+    dilated = np.asarray(mess_core.dilate(mask[0].astype(np.uint8), size)) > 0
+    assert np.array_equal(device_confidence.dilated(tensor, size)[0].numpy(), dilated)
+    window = 2 * size + 1
+    medians = mess_core.refine_confidence(mask[0].astype(np.float32), np.ones(mask[0].shape, bool), window=window)
+    assert np.array_equal(device_confidence.median_of_binary(tensor, window)[0].numpy(), medians > 0.5)
+
+
+@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
+@pytest.mark.parametrize("edges", ["canny", "labels"])
+@pytest.mark.parametrize("refine", [True, False])
+def test_the_whole_is_mess_cores(confidence, edges, refine):
+    policy = PolicySettings(confidence=confidence, edges=edges, refine=refine)
+    generator = torch.Generator().manual_seed(0)
+    for size, stride in (((48, 64), 8), ((24, 32), 4), ((12, 16), 1)):
+        logits = 3 * torch.randn(3, 7, 12, 16, generator=generator)
+        asked = {"size": size, "pixel_threshold": 0.6, "output_stride": stride, "policy": policy}
+        found = device_confidence.image_confidence(logits, **asked)
+        assert found.dtype == torch.float64
+        # a pixel within rounding of the threshold may fall on the other side, and change as many medians as see it
+        np.testing.assert_allclose(found.numpy(), image_confidence(logits, **asked), atol=2 / (size[0] * size[1]))
+
+
+def test_undefined_pixels_are_never_confident():
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[0, 0] = 9.0
+    logits[0, 0, 0, 0] = torch.nan
+    logits[0, 0, 1, 1] = torch.inf
+    asked = {"size": (4, 4), "pixel_threshold": 0.0, "output_stride": 1, "policy": PolicySettings(refine=False)}
+    assert device_confidence.image_confidence(logits, **asked).tolist() == [14 / 16]
+    assert image_confidence(logits, **asked).tolist() == [14 / 16]
