@@ -7,6 +7,7 @@ side.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +52,8 @@ def _confidences(logits: Tensor, policy: PolicySettings) -> Tensor:
         difference: Tensor = first - second
         return difference
     entropy = torch.special.entr(p).sum(dim=1)
-    return 1 - entropy / torch.log(torch.tensor(float(p.shape[1]))).item()
+    scaled: Tensor = 1 - entropy / math.log(p.shape[1])
+    return scaled
 
 
 def canny_edges(labels: Tensor) -> Tensor:
