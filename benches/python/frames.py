@@ -55,6 +55,7 @@ def main() -> None:
     data = runs.dataset(settings, split=arguments.split)
     pairs = [data.pair(i) for i in range(min(arguments.frames, len(data)))]
     pictures = [resized(image, settings.size) for image, _ in pairs]
+    every = [resized(data.pair(i)[0], settings.size) for i in range(len(data))]
     with tempfile.TemporaryDirectory() as folder:
         net, plain = Path(folder) / "net", Path(folder) / "plain.onnx"
         verbs.export_run(arguments.run, configuration=arguments.configuration, out=net)
@@ -84,6 +85,10 @@ def main() -> None:
             f"{len(pictures)} frames of {arguments.split}, {arguments.threads} threads, ONNX Runtime",
             f"- exits: {', '.join(entry.name for entry in runtime.manifest.exits)}",
             "",
+            "## Against torch",
+            "",
+            *against_torch(arguments, network, runtime, every),
+            "",
             "## Batches",
             "",
             "Images a second, from pictures of the network's size to label maps; medians over interleaved rounds.",
@@ -98,6 +103,27 @@ def main() -> None:
     print(text)
     if arguments.record:
         (ROOT / "benches" / "record" / "frames.md").write_text(text)
+
+
+def against_torch(
+    arguments: argparse.Namespace, network: mess.MultiExitNetwork, runtime: Runtime, pictures: list[np.ndarray]
+) -> list[str]:
+    """Exits taken and label maps of every picture, by the folder and by the deployed torch network."""
+    chosen = verbs.configuration_named(arguments.run, arguments.configuration)
+    deployed = mess.deploy(network, chosen)
+    same, labels, margins = 0, [], []
+    for picture in pictures:
+        ours, theirs = runtime.predict(picture), mess.run(deployed, picture)
+        same += ours.exit == theirs.exit
+        labels.append((ours.labels == theirs.labels).mean())
+        if ours.exit != theirs.exit:
+            gaps = zip(ours.image_confidence, (e.image_threshold for e in chosen.exits), strict=False)
+            margins.append(min(abs(c - t) for c, t in gaps if t is not None))
+    apart = f"; image confidence of the others is within {max(margins):.1e} of a threshold" if margins else ""
+    return [
+        f"{same} of {len(pictures)} images of the split take the same exit{apart}. Label maps agree on "
+        f"{np.mean(labels):.4%} of the pixels.",
+    ]
 
 
 def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments: argparse.Namespace) -> list[str]:
