@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import mess
 import mess_core
 from mess import runs, verbs
 from mess.deployment.export import _quiet
