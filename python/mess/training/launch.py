@@ -12,15 +12,16 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mess.training.settings import Precision
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -34,6 +35,9 @@ def launcher(network: nn.Module, precision: Precision) -> Fabric:
     Raises:
         ValueError: float16 without CUDA.
     """
+    from lightning_fabric import Fabric  # a second to import, which only training should pay
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
     device = next(network.parameters()).device
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))

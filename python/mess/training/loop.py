@@ -17,11 +17,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -36,6 +34,10 @@ from mess.training.launch import average_gradients, batch_norm_synchronised, lau
 from mess.training.losses import ExitLoss
 from mess.training.schedule import active_exits
 from mess.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, 3, H, W) float, labels (B, H, W) int64); has `__len__`, may have `set_epoch(int)`."""
