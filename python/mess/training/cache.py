@@ -127,7 +127,8 @@ class FeatureCache:
 
 def _load(path: Path) -> tuple[Frozen, Tensor]:
     tensors, last = read_safetensors(path, "cache", framework="pt")
-    read = {name: value.permute(0, 3, 1, 2) if name in last else value for name, value in tensors.items()}
+    # copied to memory of torch's own alignment, by which some kernels choose how they round
+    read = {n: (v.permute(0, 3, 1, 2) if n in last else v).clone() for n, v in tensors.items()}
     features = {int(n.removeprefix("feature.")): value for n, value in read.items() if n.startswith("feature.")}
     return Frozen(read["final"], features), read["labels"].long()
 
