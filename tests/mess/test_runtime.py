@@ -70,6 +70,14 @@ def test_pictures_of_another_size_are_resized_alike(network, configuration, fold
     assert np.mean(agreed) > 0.999
 
 
+def test_threads_change_nothing(folder, pictures):
+    results = [mess.Runtime(folder, threads=threads).predict(pictures[0]) for threads in (None, 1, 2)]
+    for other in results[1:]:
+        assert other.exit == results[0].exit
+        assert (other.labels == results[0].labels).mean() > 0.999
+        assert other.image_confidence == pytest.approx(results[0].image_confidence, abs=1e-3)
+
+
 def test_anytime_gives_every_exit(network, folder, pictures, configuration):
     deployed = mess.deploy(network, configuration)
     picture = resized(pictures[0], SETTINGS.size)
