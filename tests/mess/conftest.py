@@ -13,8 +13,8 @@ from mess.training.settings import TrainSettings
 SETTINGS = runs.RunSettings(
     model="small_resnet_fcn", data="scenes:24", size=(48, 64), num_exits=4, heads="tiny", batch_size=4
 )
-FIRST = TrainSettings(epochs=3, learning_rate=3e-3, loss_stride=2)
-SECOND = TrainSettings(epochs=2, learning_rate=3e-3, loss_stride=2)
+FIRST = TrainSettings(epochs=8, learning_rate=3e-3, loss_stride=2)
+SECOND = TrainSettings(epochs=6, learning_rate=3e-3, loss_stride=2)
 
 
 @pytest.fixture(scope="session")

@@ -35,35 +35,16 @@ def load(backend: BackendName, path: Path, outputs: Sequence[str], threads: int 
         raise RuntimeError(f"backend: expected {backend} to be installed: {error}; pip install {backend}") from None
 
 
-_pool_threads: list[int | None] = []
-"""How many threads ONNX Runtime's pool for all sessions has, once that is settled: it can be, once a process."""
-
-
-def _has_one_pool(onnxruntime: Any, threads: int | None) -> bool:
-    """Whether sessions can share the process's pool: the first that asks settles its size."""
-    if not _pool_threads:
-        try:
-            onnxruntime.set_global_thread_pool_sizes(threads or 0, 1)
-        except Exception:  # settled by somebody else, or an ONNX Runtime without it: its types of errors are its own
-            _pool_threads.append(-1)
-        else:
-            _pool_threads.append(threads)
-    return _pool_threads[0] == threads
-
-
 class _OnnxRuntime:
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.inter_op_num_threads = 1
-        # a pool a session, each spinning while another runs, took 33 ms where one pool for all takes 9 (2 cores)
-        if _has_one_pool(onnxruntime, threads):
-            options.use_per_session_threads = False
-        else:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            if threads is not None:
-                options.intra_op_num_threads = threads
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # each session has a pool of its own; those that wait must not spin while another works
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._outputs = list(outputs)
         self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
