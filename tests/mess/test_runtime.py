@@ -264,6 +264,7 @@ def link(folder: Path) -> None:
         (in_exit("inputs", ["other"]), ValueError, r"exits\[0\].inputs: expected some of \('images',\)"),
         (in_exit("feature", "other"), ValueError, r"exits\[0\].outputs"),
         (in_exit("pixel_threshold", 2.0), ValueError, "pixel_threshold: expected 0..1"),
+        (in_exit("image_threshold", float("nan")), ValueError, "image_threshold: expected 0 or more, got nan"),
         (in_exit("pixel_threshold", None), ValueError, "thresholds at gates and only there"),
         (in_exit("output_stride", 0), ValueError, "output_stride: expected 1..256"),
         (in_exit("unknown", 0), ValueError, "an entry is missing or off"),

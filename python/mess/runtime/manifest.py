@@ -170,6 +170,8 @@ class Manifest:
             _expect(all((x is not None) == is_gated for x in both), where, "thresholds at gates and only there", both)
             if entry.pixel_threshold is not None:
                 _expect(0 <= entry.pixel_threshold <= 1, f"{where}.pixel_threshold", "0..1", entry.pixel_threshold)
+            if entry.image_threshold is not None:
+                _expect(entry.image_threshold >= 0, f"{where}.image_threshold", "0 or more", entry.image_threshold)
         for name, facts in self.files.items():
             _expect(re.fullmatch(r"[\w-]+\.onnx", name) is not None, "files", "names like stage-0.onnx", name)
             _expect(set(facts) == {"sha256", "bytes"}, f"files.{name}", "sha256 and bytes", sorted(facts))
