@@ -123,10 +123,9 @@ def pretrain(
     fabric = launcher(network, settings.precision)
     network.train()
     plain = network.plain_exits
-    whole = fabric.setup_module(_WithExits(network))
-    dtype = next(network.parameters()).dtype
-    heads = [network.head(exit_id) for exit_id in plain]
-    parameters = [*network.net.parameters(), *(p for head in heads for p in head.parameters())]
+    whole = fabric.setup_module(_WithExits(network, plain))
+    parameters = list(whole.parameters())
+    dtype = parameters[0].dtype
 
     def step(images: Tensor, target: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
         active = [plain[i] for i in active_exits(settings.schedule, number, len(plain))]
@@ -151,15 +150,20 @@ def pretrain(
 
 
 class _WithExits(nn.Module):
-    """Stage 1 as one forward pass, which is what data parallelism wraps: the final logits, then those of `active`."""
+    """Stage 1 as one forward pass, which is what data parallelism wraps: the final logits, then those of `active`.
 
-    def __init__(self, network: MultiExitNetwork) -> None:
+    Its modules are those that stage 1 trains: candidate heads beside the plain ones are not sent around.
+    """
+
+    def __init__(self, network: MultiExitNetwork, plain: Sequence[ExitId]) -> None:
         super().__init__()
-        self.network = network
+        self.net = network.net
+        self.heads = nn.ModuleList(network.head(exit_id) for exit_id in plain)
+        self._whole = [network]  # in a list, so that it is no module of this one
 
     def forward(self, images: Tensor, active: Sequence[ExitId]) -> list[Tensor]:
-        final, features = self.network.features(images)
-        return [final, *self.network.exit_logits(features, active).values()]
+        final, features = self._whole[0].features(images)
+        return [final, *self._whole[0].exit_logits(features, active).values()]
 
 
 def train_exits(

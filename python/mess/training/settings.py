@@ -24,7 +24,8 @@ class TrainSettings:
     loss, alpha, temperature: stage 2 only, see `mess.training.losses`.
     loss_stride: logits and labels are compared on a grid this many pixels apart; 1 is every pixel.
     precision: `float32`, or `bfloat16` or `float16` (CUDA only, with loss scaling) by autocast for the backbone and the
-        heads of stage 1 (losses, and the heads of stage 2, stay float32).
+        heads of stage 1 (losses, and the heads of stage 2, stay float32). The loss scale of float16 is not in
+        checkpoints: a run that goes on begins with torch's first one.
     sync_batch_norm: with several processes, batch-norm layers in training take their statistics over all of them.
     seed: of everything random in the stage.
     """
