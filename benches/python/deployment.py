@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,7 @@ from mess.data.transforms import image_tensor
 from mess.deployment import ChosenExit, Configuration
 from mess.deployment.export import _quiet
 from mess.model.adapter import LogitsModel
+from mess.model.graph import GraphStages
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess.model.zoo import model_from_spec
 from mess.runtime.backends import BackendName, load
@@ -53,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("H", "W"))
-    parser.add_argument("--backends", nargs="+", default=("torch", "onnxruntime"), help="torch, onnxruntime, openvino")
+    parser.add_argument("--backends", nargs="+", default=("torch", "onnxruntime"), help="torch, torch.compile, onnxruntime, openvino")
     parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--record", action="store_true", help="write benches/record/deployment.md")
@@ -72,8 +74,8 @@ def main() -> None:
         "- predicted: by a sum of the parts (stages, heads, decisions, label map), each timed alone in the same rounds",
         "",
         "| model | run by | threads | plain, ms | MACs at the exits | time at the exits | predicted | "
-        "all stages, no head | all heads, none taken | decisions, of plain |",
-        "|---" * 10 + "|",
+        "all stages, no head | all heads, none taken | two heads, none taken | decisions, of plain |",
+        "|---" * 11 + "|",
     ]
     for model in arguments.models:
         network = converted(model, tuple(arguments.size))
@@ -104,11 +106,12 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
         ),
     )
     deployed = mess.deploy(network, configuration)
+    two = mess.deploy(network, with_exits(configuration, (0, max(0, len(network.exits) - 2), len(network.exits))))
     with tempfile.TemporaryDirectory() as folder:
         ways = (
-            torch_ways(network, deployed, picture)
-            if backend == "torch"
-            else runtime_ways(network, deployed, picture, Path(folder), backend, threads)  # type: ignore[arg-type]
+            torch_ways(network, deployed, two, picture, compiled=backend == "torch.compile")
+            if backend.startswith("torch")
+            else runtime_ways(network, deployed, two, picture, Path(folder), backend, threads)  # type: ignore[arg-type]
         )
         times = interleaved(ways, rounds)
     count = len(network.points)
@@ -122,7 +125,7 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
     decisions = sum(times[f"decision {i}"] for i in range(count))
     cells = (
         model,
-        deployed.stages.backend if backend == "torch" else backend,
+        backend,
         str(threads),
         f"{plain:.1f}",
         " ".join(f"{share:.2f}" for share in shares),
@@ -130,22 +133,39 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
         " ".join(f"{p / plain:.2f}" for p in predicted),
         f"{(stages[-1] + times['around']) / plain:.3f}",
         f"{times['none'] / plain:.3f}",
+        f"{times['two'] / plain:.3f}",
         f"{decisions / count / plain:.1%} each",
     )
     return f"| {' | '.join(cells)} |"
 
 
 Ways = dict[str, Callable[[], object]]
-"""What is timed, by name: `plain`, `exit i`, `none` (no exit taken), and the parts: `stage i`, `head i`, `decision i`,
+"""What is timed, by name: `plain`, `exit i`, `none` (no exit taken), `two` (exits only at the first and
+the last but one point, none taken), and the parts: `stage i`, `head i`, `decision i`,
 `around` (from the picture to the tensor, and from logits to the label map)."""
 
 
-def torch_ways(network: MultiExitNetwork, deployed: mess.DeployedNetwork, picture: np.ndarray) -> Ways:
+def torch_ways(
+    network: MultiExitNetwork,
+    deployed: mess.DeployedNetwork,
+    two: mess.DeployedNetwork,
+    picture: np.ndarray,
+    *,
+    compiled: bool,
+) -> Ways:
     size = network.workload.input_size
     count = len(network.points)
+    plain: torch.nn.Module = network
+    if compiled:  # each stage and head on its own; the plain model whole
+        torch._dynamo.reset()
+        plain = torch.compile(LogitsModel(network.net, network.pick_logits).eval())
+        for part in (n for d in (deployed, two) for n in (d.stages, *(head.graph for head in d.heads[:-1]))):
+            assert isinstance(part, GraphStages)
+            part.stages = torch.nn.ModuleList(torch.compile(stage) for stage in part.stages)
 
     def stopping(position: int) -> Callable[[], object]:
-        other = mess.deploy(network, stops_at(deployed.configuration, position))
+        other = copy(deployed)
+        other.configuration = stops_at(deployed.configuration, position)
         return lambda: other(image_tensor(picture)).labels
 
     images = image_tensor(picture)
@@ -156,8 +176,9 @@ def torch_ways(network: MultiExitNetwork, deployed: mess.DeployedNetwork, pictur
         states.append(state)
     logits = [deployed.heads[i](outputs[i]) for i in range(count + 1)]
     ways: Ways = {
-        "plain": lambda: label_map(network(image_tensor(picture))[0], size=size),
+        "plain": lambda: label_map(plain(image_tensor(picture))[0], size=size),
         "none": stopping(count),
+        "two": lambda: two(image_tensor(picture)).labels,
         "around": lambda: (image_tensor(picture), label_map(logits[-1][0], size=size)),
     }
     for i in range(count):
@@ -172,6 +193,7 @@ def torch_ways(network: MultiExitNetwork, deployed: mess.DeployedNetwork, pictur
 def runtime_ways(
     network: MultiExitNetwork,
     deployed: mess.DeployedNetwork,
+    two: mess.DeployedNetwork,
     picture: np.ndarray,
     folder: Path,
     backend: BackendName,
@@ -181,6 +203,7 @@ def runtime_ways(
     count = len(network.points)
     names = [f"class {i}" for i in range(network.num_classes)]
     mess.export(deployed, folder / "net", class_names=names)
+    mess.export(two, folder / "two", class_names=names)
     with _quiet():
         torch.onnx.export(
             LogitsModel(network.net, network.pick_logits).eval(),
@@ -210,6 +233,7 @@ def runtime_ways(
         return lambda: runtime.predict(picture)
 
     runtime = mess.Runtime(folder / "net", backend=backend, threads=threads)
+    with_two = mess.Runtime(folder / "two", backend=backend, threads=threads)
     states, features = [{"images": pixels()}], []
     for i, entry in enumerate(runtime.manifest.exits):
         known = states[-1] | runtime._stages[i].run({name: states[-1][name] for name in entry.inputs})
@@ -222,6 +246,7 @@ def runtime_ways(
     ways: Ways = {
         "plain": lambda: labels(whole.run({"images": pixels()})["logits"]),
         "none": stopping(count),
+        "two": lambda: with_two.predict(picture),
         "around": lambda: (pixels(), labels(logits[-1])),
     }
     for i in range(count):
@@ -240,6 +265,10 @@ def decision(logits: np.ndarray, size: tuple[int, int], stride: int) -> Callable
         output_stride=stride,
         size=None if logits.shape[-2:] == size else size,
     )
+
+
+def with_exits(configuration: Configuration, positions: tuple[int, ...]) -> Configuration:
+    return replace(configuration, exits=tuple(configuration.exits[i] for i in dict.fromkeys(positions)))
 
 
 def stops_at(configuration: Configuration, position: int) -> Configuration:

@@ -64,6 +64,34 @@ def test_it_is_the_torch_network(network, configuration, folder, pictures):
     assert len(taken) > 1
 
 
+class Twice(torch.nn.Module):
+    """What is alive at its exit point is one tensor under two names, as in SegFormer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (8, 4)))
+
+    def forward(self, x):
+        x = self.a(x)
+        y, z = x.flatten(2), x.flatten(2)
+        x = self.b(x)
+        return self.c(x + (y * z).view_as(x))
+
+
+def test_a_tensor_that_is_carried_twice(tmp_path):
+    network = mess.convert(Twice(), torch.zeros(1, 3, 16, 24), exit_points=["a", "b"], heads=["fcn-r8-b0"])
+    exits = [ChosenExit(exit=e.name, pixel_threshold=0.5, image_threshold=1.0) for e in network.exits]
+    model = tuple(point.name for point in network.points)
+    configuration = Configuration(setting="input-dependent", model=model, exits=(*exits, ChosenExit(exit="final")))
+    mess.export(mess.deploy(network.eval(), configuration), tmp_path / "net", class_names="abcd")
+    runtime = mess.Runtime(tmp_path / "net")
+    assert len(runtime.manifest.exits[1].inputs) == len(set(runtime.manifest.exits[1].inputs))
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    found, expected = runtime.predict(picture), mess.run(mess.deploy(network, configuration), picture)
+    assert found.exit == expected.exit
+    assert (found.labels == expected.labels).mean() > 0.99
+
+
 def test_pictures_of_another_size_are_resized_alike(network, configuration, folder, pictures):
     deployed, runtime = mess.deploy(network, configuration), mess.Runtime(folder)
     agreed = [(runtime.predict(p).labels == mess.run(deployed, p).labels).mean() for p in pictures]

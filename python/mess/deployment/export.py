@@ -103,14 +103,18 @@ def export(
 
 
 class _Stage(nn.Module):
-    """One stage as ONNX sees it: tensors in, (feature, carried tensors ...) out, without what comes in or is twice."""
+    """One stage as ONNX sees it: tensors in, (feature, carried tensors ...) out, none of them twice.
 
-    def __init__(self, stages: GraphStages, index: int, kept: Sequence[int]) -> None:
+    given: for each value of the stage's state, which of the inputs it is.
+    kept: which outputs are new, neither handed through nor there already.
+    """
+
+    def __init__(self, stages: GraphStages, index: int, given: Sequence[int], kept: Sequence[int]) -> None:
         super().__init__()
-        self.stages, self.index, self.kept = stages, index, tuple(kept)
+        self.stages, self.index, self.given, self.kept = stages, index, tuple(given), tuple(kept)
 
-    def forward(self, *state: Tensor) -> tuple[Tensor, ...]:
-        feature, carried = self.stages.run_stage(self.index, state)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        feature, carried = self.stages.run_stage(self.index, tuple(inputs[i] for i in self.given))
         every = (feature, *carried)
         return tuple(every[i] for i in self.kept)
 
@@ -136,13 +140,16 @@ def _write_exits(
         given = tuple(known[_place(value)] for value in every)
         outputs = [given[i] for i in kept]
         file = f"stage-{position}.onnx"
-        _write(_Stage(stages, position, kept), state, names, batched, outputs, folder / file)
+        inputs = {name: (value, drops) for name, value, drops in zip(names, state, batched, strict=True)}
+        order = list(inputs)
+        module: nn.Module = _Stage(stages, position, [order.index(name) for name in names], kept)
+        _write(module, [v for v, _ in inputs.values()], order, [d for _, d in inputs.values()], outputs, folder / file)
         head, stride = None, 1
         if position < len(deployed.strides):
             head, stride = f"head-{position}.onnx", deployed.strides[position]
             module = deployed.heads[position]
             graph = getattr(module, "graph", None)  # none where the head itself could not be exported
-            module = _Stage(graph, 0, [0]) if isinstance(graph, GraphStages) else module
+            module = _Stage(graph, 0, [0], [0]) if isinstance(graph, GraphStages) else module
             _write(module, (feature,), ("feature",), (True,), ["logits"], folder / head)
         logits = deployed.heads[position](feature)
         if logits.shape[1] != num_classes:
@@ -152,10 +159,10 @@ def _write_exits(
             StageFiles(
                 name=chosen.exit,
                 stage=file,
-                inputs=names,
+                inputs=tuple(order),
                 outputs=tuple(outputs),
                 feature=given[0],
-                carried=tuple(zip(given[1:], next_batched, strict=True)),
+                carried=tuple(dict(zip(given[1:], next_batched, strict=True)).items()),
                 head=head,
                 output_stride=stride,
                 pixel_threshold=chosen.pixel_threshold,
