@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mess.model.exits import HeadSpec, head_grid
     from mess.model.network import MultiExitNetwork, convert
     from mess.runtime.network import Runtime
+    from mess.searching.promise import Guarantee, Guaranteed, guarantee
     from mess.searching.solve import SearchResult, evaluate, search
     from mess.training import losses
     from mess.training.loop import pretrain, train, train_exits
@@ -40,6 +41,8 @@ _HOMES = {
     "ChosenExit": "mess.deployment.configuration",
     "Configuration": "mess.deployment.configuration",
     "DeployedNetwork": "mess.deployment.network",
+    "Guarantee": "mess.searching.promise",
+    "Guaranteed": "mess.searching.promise",
     "HeadSpec": "mess.model.exits",
     "MultiExitNetwork": "mess.model.network",
     "PolicySettings": "mess.confidence",
@@ -53,6 +56,7 @@ _HOMES = {
     "deploy": "mess.deployment.network",
     "evaluate": "mess.searching.solve",
     "export": "mess.deployment.export",
+    "guarantee": "mess.searching.promise",
     "head_grid": "mess.model.exits",
     "losses": "mess.training.losses",
     "pretrain": "mess.training.loop",
@@ -68,6 +72,8 @@ __all__ = [
     "ChosenExit",
     "Configuration",
     "DeployedNetwork",
+    "Guarantee",
+    "Guaranteed",
     "HeadSpec",
     "MultiExitNetwork",
     "PolicySettings",
@@ -82,6 +88,7 @@ __all__ = [
     "deploy",
     "evaluate",
     "export",
+    "guarantee",
     "head_grid",
     "losses",
     "pretrain",

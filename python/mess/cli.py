@@ -232,6 +232,15 @@ def search(
     resolution: Annotated[
         float, typer.Option(help="of a front: step in percent of the original's cost; 0: none")
     ] = 0.1,
+    guarantee: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cheapest with a promise, 'disagreement <= 0.02 with 95 %'; may be repeated (docs/guarantee.md)"
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="split whose table proves the promise; by default the table is divided")
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="also show what simpler choices reach")] = True,
     journal: Annotated[Path | None, typer.Option(help="file that lets a killed search go on; needs one target")] = None,
     time_limit: Annotated[float | None, typer.Option(help="seconds; then the best known, with its gap")] = None,
@@ -283,6 +292,19 @@ def search(
         time_limit=time_limit,
         threads=threads,
     )
+    if guarantee:
+        if given or journal is not None:
+            raise ValueError("--guarantee: expected no other target and no --journal beside it")
+        promised = verbs.guarantee_run(run, guarantee, split=split, held_out=held_out, settings=settings)
+        if as_json:
+            typer.echo(json.dumps(tables.guaranteed_json(promised)))
+        else:
+            console.print(tables.guaranteed_text(promised), highlight=False)
+        if promised.configuration is None:
+            raise typer.Exit(1)
+        return
+    if held_out is not None:
+        raise ValueError("--held-out: expected --guarantee beside it")
     results = verbs.search_run(run, split=split, target=given[0] if given else None, settings=settings, journal=journal)
     if as_json:
         typer.echo(json.dumps({name: tables.search_json(result) for name, result in results.items()}))

@@ -24,7 +24,7 @@ from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
 from mess.reporting import figures, tables
 from mess.runtime import Manifest
-from mess.searching import SearchResult, baselines, evaluate, search
+from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, search
 from mess.training.board import tensorboard
 from mess.training.loop import train
 from mess.training.settings import TrainSettings
@@ -196,6 +196,45 @@ def search_run(
         path = folder / "pictures" / f"tradeoff{suffix}.png"
         figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
     return results
+
+
+def guarantee_run(
+    source: Path, promises: list[str], *, split: str, held_out: str | None, settings: SearchSettings
+) -> Guaranteed:
+    """Find the cheapest configuration with a promise; writes `configurations/guaranteed.json` (`mess.guarantee`).
+
+    Args:
+        source: a run folder, or a table file.
+        held_out: split (of a run folder) whose table the promise is proven with; by default the table of `split` is
+            divided.
+    """
+    if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop:
+        raise ValueError(
+            "--guarantee: expected the input-dependent setting and no --min-share or --class-drop beside it (promise a "
+            "miss rate of the class)"
+        )
+    table = _table(source, split)
+    folder = source.parent if source.is_file() else source
+    with progress("search path", 1) as bar:
+        result = guarantee(
+            table,
+            promises,
+            held_out=None if held_out is None else _table(folder, held_out),
+            cost=settings.cost,
+            max_exits=settings.max_exits,
+            time_limit=settings.time_limit if settings.time_limit is not None else settings.front_seconds,
+            image_thresholds=settings.image_thresholds,
+            required_exits=settings.required_exits,
+            forbidden_exits=settings.forbidden_exits,
+            threads=settings.threads,
+            progress=lambda state: _show(bar, state),
+        )
+    path = folder / "configurations" / f"guaranteed{'' if settings.cost == 'macs' else '-' + settings.cost}.json"
+    if result.configuration is not None:
+        result.configuration.save(path)
+    else:
+        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
+    return result
 
 
 def search_baselines(

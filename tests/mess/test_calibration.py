@@ -46,6 +46,26 @@ def test_image_confidence_is_mess_cores(network, table, val_images):
         np.testing.assert_array_equal(table.image_confidence[index].T, expected)
 
 
+def test_disagreement_is_with_the_final_exit(network, table, val_images):
+    images, _ = val_images
+    final = logits_of(network, images, "final").argmax(1)
+    for index in (0, 3, len(table.exits) - 1):
+        differs = (logits_of(network, images, table.exits[index]).argmax(1) != final).sum((1, 2))
+        # ties and upsampling within rounding may fall either way
+        np.testing.assert_allclose(table.disagreement[index], differs.numpy(), atol=2)
+    assert table.disagreement[0].sum() > 0
+    assert (table.disagreement[-1] == 0).all()
+
+
+def test_a_selection_is_a_table_of_its_own(table):
+    picked = np.array([5, 1])
+    part = table.select(picked)
+    part.validate()
+    assert part.images == (table.images[5], table.images[1])
+    np.testing.assert_array_equal(part.image_confidence, table.image_confidence[:, :, picked])
+    np.testing.assert_array_equal(part.disagreement, table.disagreement[:, picked])
+
+
 def test_ignored_pixels_count_for_nothing(network, val_images):
     images, labels = (t[:2] for t in val_images)
     masked = labels.clone()
@@ -99,8 +119,8 @@ def test_damaged_tables_are_refused(table, tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="is truncated or no safetensors file"):
             mess.CalibrationTable.load(path)
-    path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 7', 1))
-    with pytest.raises(ValueError, match="expected version 1, got 7"):
+    path.write_bytes(whole.replace(b'\\"version\\": 2', b'\\"version\\": 7', 1))
+    with pytest.raises(ValueError, match="expected version 2, got 7"):
         mess.CalibrationTable.load(path)
     with pytest.raises(ValueError, match=r"table: intersection: expected shape .*, got"):
         replace(table, intersection=table.intersection[:, :-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mess.calibration.latency import measure_latency
 from mess.calibration.table import CalibrationTable, Costs
-from mess.confidence import PolicySettings, labels_and_confidences
+from mess.confidence import PolicySettings, label_map, labels_and_confidences
 from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
@@ -81,6 +81,7 @@ def calibrate(
                     known |= {"threads": torch.get_num_threads()}
             final, features = network.features(images.to(device))
             every = [*network.exit_logits(features, network.exits).values(), final]
+            final_labels = [label_map(image, size=size) for image in final]
             truth = labels.cpu().numpy()
             rows += [_Row(network.num_classes, truth[i]) for i in range(len(truth))]
             for stride, logits in zip([*strides, 1], every, strict=True):
@@ -92,7 +93,7 @@ def calibrate(
                         output_stride=stride,
                         policy=settings,
                     )
-                    row.add(predicted, confidences)
+                    row.add(predicted, confidences, differs=int((predicted != final_labels[i]).sum()))
             advance()
     if input_size is None:
         raise ValueError("batches: expected at least one batch, got none")
@@ -105,6 +106,7 @@ def calibrate(
         intersection=np.stack([row.intersection for row in rows], axis=1),
         predicted=np.stack([row.predicted for row in rows], axis=1),
         ground_truth=np.stack([row.ground_truth for row in rows]),
+        disagreement=np.stack([row.disagreement for row in rows], axis=1),
         image_confidence=np.stack([row.confidence for row in rows], axis=2),
         costs=costs,
         policy=settings,
@@ -133,7 +135,7 @@ def mac_costs(network: MultiExitNetwork, input_size: tuple[int, int]) -> Costs:
 
 
 class _Row:
-    """What is kept of one image: (E, C) counts and (E, T) confidences, filled exit by exit."""
+    """What is kept of one image: (E, C) counts, (E,) disagreement and (E, T) confidences, filled exit by exit."""
 
     def __init__(self, num_classes: int, truth: npt.NDArray[np.int64]) -> None:
         self._num_classes = num_classes
@@ -142,10 +144,16 @@ class _Row:
         check_labels(truth[self._valid], num_classes)
         self.ground_truth = self._count(truth[self._valid])
         self._parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+        self._differs: list[int] = []
 
-    def add(self, predicted: npt.NDArray[np.integer], confidence: npt.NDArray[np.float64]) -> None:
+    def add(self, predicted: npt.NDArray[np.integer], confidence: npt.NDArray[np.float64], *, differs: int) -> None:
         agreed = predicted[self._valid & (predicted == self._truth)]
         self._parts.append((self._count(agreed), self._count(predicted[self._valid]), confidence))
+        self._differs.append(differs)
+
+    @property
+    def disagreement(self) -> npt.NDArray[np.int64]:
+        return np.array(self._differs, dtype=np.int64)
 
     @property
     def intersection(self) -> npt.NDArray[np.int64]:

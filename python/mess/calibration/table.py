@@ -1,15 +1,15 @@
 """The calibration table: what one pass over a labelled split measured. The search runs on it and on nothing else.
 
-File format, version 1: one safetensors file. Tensors, with E exits (the final one last), n images, C classes, T pixel
-thresholds: `intersection` and `predicted` (E, n, C) int64, `ground_truth` (n, C) int64, `image_confidence` (E, T, n)
-float64, `points` (E,) int64, and for every cost column `<column>.backbone`, `<column>.head`, `<column>.policy` (E,)
-float64. The header's `mess` entry is JSON: version, names and settings.
+File format, version 2: one safetensors file. Tensors, with E exits (the final one last), n images, C classes, T pixel
+thresholds: `intersection` and `predicted` (E, n, C) int64, `ground_truth` (n, C) int64, `disagreement` (E, n) int64,
+`image_confidence` (E, T, n) float64, `points` (E,) int64, and for every cost column `<column>.backbone`,
+`<column>.head`, `<column>.policy` (E,) float64. The header's `mess` entry is JSON: version, names and settings.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mess.files import check_version, map_safetensors, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
-VERSION = 1
+VERSION = 2
 COST_PARTS = ("backbone", "head", "policy")
 
 Costs = dict[str, npt.NDArray[np.float64]]
@@ -37,6 +37,7 @@ class CalibrationTable:
     points: (E,) index of the exit point; the final exit's is the number of points.
     images: names of the n images. class_names: of the C classes. pixel_thresholds: the T of them.
     intersection, predicted: (E, n, C) int64. ground_truth: (n, C) int64. image_confidence: (E, T, n) float64.
+    disagreement: (E, n) int64, of all pixels of an image those that an exit labels otherwise than the final exit does.
     costs: `macs` (multiply-accumulates) and `latency_ms`, for one image; see `Costs`.
     policy: how image confidence was computed.
     input_size: (height, width) in pixels. model: names of the exit points' modules, in order.
@@ -51,6 +52,7 @@ class CalibrationTable:
     intersection: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
     ground_truth: npt.NDArray[np.int64]
+    disagreement: npt.NDArray[np.int64]
     image_confidence: npt.NDArray[np.float64]
     costs: dict[str, Costs]
     policy: PolicySettings
@@ -73,6 +75,7 @@ class CalibrationTable:
             "intersection": (e, n, c),
             "predicted": (e, n, c),
             "ground_truth": (n, c),
+            "disagreement": (e, n),
             "image_confidence": (e, t, n),
         }
         shapes = {name: getattr(self, name).shape for name in expected}
@@ -102,6 +105,18 @@ class CalibrationTable:
             backbone_cost=self.costs[cost]["backbone"],
             head_cost=self.costs[cost]["head"],
             policy_cost=self.costs[cost]["policy"],
+        )
+
+    def select(self, images: npt.NDArray[np.int64]) -> CalibrationTable:
+        """The table of some of the images, by index."""
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in images),
+            intersection=self.intersection[:, images],
+            predicted=self.predicted[:, images],
+            ground_truth=self.ground_truth[images],
+            disagreement=self.disagreement[:, images],
+            image_confidence=self.image_confidence[:, :, images],
         )
 
     def iou(self, exit_index: int) -> npt.NDArray[np.float64]:
@@ -136,6 +151,7 @@ class CalibrationTable:
             "intersection": self.intersection,
             "predicted": self.predicted,
             "ground_truth": self.ground_truth,
+            "disagreement": self.disagreement,
             "image_confidence": self.image_confidence,
         }
         for column, costs in self.costs.items():

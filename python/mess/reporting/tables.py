@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration, describe
 from mess.model.network import MultiExitNetwork
+from mess.searching.promise import Guaranteed
 from mess.searching.solve import Report, SearchResult
 
 
@@ -80,6 +82,53 @@ def baselines_text(result: SearchResult, simpler: Mapping[str, Configuration | N
         said = "nothing satisfies the target" if configuration is None else _values(configuration, result)
         lines.append(f"  {name}: {said}")
     return "\n".join(["  simpler ways for the same target:", *(f"  {line}" for line in lines)])
+
+
+def guaranteed_text(result: Guaranteed) -> str:
+    """What is promised, how it was proven, what it costs."""
+    lines = []
+    best = result.configuration
+    if best is None:
+        lines.append("guaranteed: nothing cheaper than the original network can be promised with these images")
+    else:
+        cost, accuracy = best.promise["cost"] / result.baseline_cost, best.promise["accuracy"]
+        lines.append(f"guaranteed: {describe(best.exits)}")
+        lines.append(
+            f"  {cost:.1%} of the cost and accuracy {accuracy:.2%} (original {result.baseline_accuracy:.2%}) on the "
+            f"{result.held_out} images that it is proven with"
+        )
+    for proof in result.proofs:
+        said = f"mean {proof.mean_loss:.4f} on {proof.images} images"
+        said += "" if proof.p_value is None else f", p = {proof.p_value:.3g}"
+        lines.append(f"  {'promised' if best else 'not proven'}: {proof.guarantee} ({said})")
+        if best is None and proof.guarantee.limit <= proof.least_provable:
+            lines.append(
+                f"    {proof.images} images cannot prove less than {proof.least_provable:.3f}, even without any loss"
+            )
+    if best is not None:
+        low, high = result.drop_interval
+        lines.append(
+            f"  mean IoU falls by {100 * low:.2f} to {100 * high:.2f} pp (bootstrap interval, 95 %; no guarantee)"
+        )
+    lines.append(
+        f"  {result.searched} images searched, {result.held_out} held out; {result.tested} of {result.path} "
+        "configurations passed, from cautious to bold"
+    )
+    return "\n".join(lines)
+
+
+def guaranteed_json(result: Guaranteed) -> dict[str, Any]:
+    """The JSON object that `mess search --guarantee ... --json` prints."""
+    return {
+        "configuration": None if result.configuration is None else result.configuration.to_json(),
+        "proofs": [{**asdict(proof), "guarantee": str(proof.guarantee)} for proof in result.proofs],
+        "original": {"accuracy": result.baseline_accuracy, "cost": result.baseline_cost},
+        "accuracy_interval": result.accuracy_interval,
+        "drop_interval": result.drop_interval,
+        "images": {"searched": result.searched, "held_out": result.held_out},
+        "path": result.path,
+        "tested": result.tested,
+    }
 
 
 def search_json(result: SearchResult) -> dict[str, Any]:

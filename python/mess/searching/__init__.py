@@ -1,6 +1,7 @@
-"""Targets in, configurations out; the search itself is `mess_core`'s."""
+"""The exact search over exits, heads and thresholds, on a calibration table alone; and promises about unseen images."""
 
 from mess.searching.baselines import baselines
+from mess.searching.promise import Guarantee, Guaranteed, guarantee
 from mess.searching.solve import Report, SearchResult, evaluate, search
 
-__all__ = ["Report", "SearchResult", "baselines", "evaluate", "search"]
+__all__ = ["Guarantee", "Guaranteed", "Report", "SearchResult", "baselines", "evaluate", "guarantee", "search"]

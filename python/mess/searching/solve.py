@@ -123,7 +123,9 @@ def search(
             min_accuracy = baseline_accuracy - max_drop
     class_iou = table.iou(final)
     floors = {
-        _index("class_names", table.class_names, name): max(0.0, float(class_iou[table.class_names.index(name)]) - drop)
+        index_of("class_names", table.class_names, name): max(
+            0.0, float(class_iou[table.class_names.index(name)]) - drop
+        )
         for name, drop in (max_class_drop or {}).items()
     }
     outcome = mess_core.search(
@@ -135,8 +137,8 @@ def search(
         metric=metric,
         max_exits=max_exits,
         image_thresholds=image_thresholds,
-        required_exits=[_index("exits", table.exits, name) for name in required_exits],
-        forbidden_exits=[_index("exits", table.exits, name) for name in forbidden_exits],
+        required_exits=[index_of("exits", table.exits, name) for name in required_exits],
+        forbidden_exits=[index_of("exits", table.exits, name) for name in forbidden_exits],
         min_share=min_share,
         min_class_iou=floors,
         horizon=baseline_cost,
@@ -147,10 +149,10 @@ def search(
         progress=progress,
     )
     return SearchResult(
-        configurations=tuple(_configuration(table, found, setting, cost) for found in outcome.found),
+        configurations=tuple(found_configuration(table, found, setting, cost) for found in outcome.found),
         baseline_accuracy=baseline_accuracy,
         baseline_cost=baseline_cost,
-        nearest=None if outcome.nearest is None else _configuration(table, outcome.nearest, setting, cost),
+        nearest=None if outcome.nearest is None else found_configuration(table, outcome.nearest, setting, cost),
         outcome=outcome,
     )
 
@@ -169,9 +171,9 @@ def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str
         )
     exits, gates = [], []
     for chosen in configuration.exits:
-        exits.append(_index("exits", table.exits, chosen.exit))
+        exits.append(index_of("exits", table.exits, chosen.exit))
         if chosen.pixel_threshold is not None and chosen.image_threshold is not None:
-            pixel = _index("pixel_thresholds", table.pixel_thresholds, chosen.pixel_threshold)
+            pixel = index_of("pixel_thresholds", table.pixel_thresholds, chosen.pixel_threshold)
             gates.append(mess_core.Gate(pixel, chosen.image_threshold))
     evaluation = mess_core.evaluate(
         table.search_table(cost),
@@ -196,7 +198,8 @@ def _mixture_iou(table: CalibrationTable, taken: list[int]) -> tuple[float, ...]
     return tuple(float(i / u) if t else float("nan") for i, u, t in zip(intersection, union, truth, strict=True))
 
 
-def _configuration(table: CalibrationTable, found: Found, setting: Setting, cost: str) -> Configuration:
+def found_configuration(table: CalibrationTable, found: Found, setting: Setting, cost: str) -> Configuration:
+    """What `mess_core` found, by names, and what it reaches on the table."""
     gates = [*found.configuration.gates, None] if found.configuration.gates else [None] * len(found.configuration.exits)
     chosen = tuple(
         ChosenExit(
@@ -219,7 +222,8 @@ def _configuration(table: CalibrationTable, found: Found, setting: Setting, cost
     return Configuration(setting=setting, model=table.model, exits=chosen, policy=table.policy, promise=promise)
 
 
-def _index(what: str, known: tuple[object, ...], wanted: object) -> int:
+def index_of(what: str, known: tuple[object, ...], wanted: object) -> int:
+    """Where an exit, a class or a threshold is in the table; ValueError when it is not."""
     if wanted not in known:
         raise ValueError(f"table: {what}: expected {wanted!r} among them, got {list(known)[:8]}")
     return known.index(wanted)

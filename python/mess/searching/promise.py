@@ -1,0 +1,446 @@
+"""The cheapest configuration for which a promise about unseen images can be proven.
+
+A configuration that was searched for among billions looks better on its own images than it is. Here the images are
+divided: one part is searched for a path of configurations from cautious to bold (the exact front of cost against the
+promised loss), the other part, which the search did not see, tests them in that order until one fails (Learn then
+Test, `mess.searching.risk`). The promise holds with the stated confidence whatever the search did, and whatever the
+network is, for images drawn like those of the table. It breaks where they are not: another camera, town or season
+(`mess.runtime.drift` watches for that), or frames of one video, of which neighbours are no independent images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+import mess_core
+from mess.calibration.table import CalibrationTable
+from mess.deployment.configuration import Configuration
+from mess.model.network import FINAL_EXIT
+from mess.searching import risk
+from mess.searching.solve import found_configuration, index_of
+from mess_core import SearchTable
+
+Loss = Literal["disagreement", "error increase", "miss rate"]
+Bound = Literal["betting", "hoeffding-bentkus"]
+
+LEARN_SHARE = 0.2
+"""Of a table that is divided, the part that is searched. Measured (benches/record/guarantee.md): proving needs images
+more than searching does."""
+
+_SCALE = 1 << 20
+"""Losses of the search are integers: steps of a millionth."""
+
+_PATTERN = re.compile(
+    r"\s*(?:(?P<loss>disagreement|error[ -]increase)|miss[ -]rate of (?P<of_class>.+?))\s*<=\s*(?P<limit>[0-9.]+)"
+    r"\s*(?P<percent>%)?\s*(?:with\s*(?P<confidence>[0-9.]+)\s*%|(?P<average>on average))\s*"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guarantee:
+    """What is promised of images that nobody has seen: the mean loss is at most `limit`.
+
+    loss: of an image, in 0..1,
+        `disagreement`: the share of its pixels that the final exit labels otherwise;
+        `error increase`: the share of its labelled pixels that are wrong, less the share that the final exit has wrong
+        (an image that gets better counts against one that gets worse);
+        `miss rate`: of the pixels of a class, those not found, over the images that have the class.
+    of_class: of a miss rate.
+    limit: above 0, below 1.
+    confidence: probability with which the promise holds, over the images that it was proven with; None promises the
+        expected loss only, over those images and the next one (conformal risk control).
+    """
+
+    loss: Loss
+    limit: float
+    confidence: float | None = 0.95
+    of_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}")
+        if not 0 < self.limit < 1:
+            raise ValueError(f"limit: expected a share above 0 and below 1, got {self.limit}")
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence: expected 50 % or more, and below 100 %, got {self.confidence:.4g}")
+        if (self.of_class is not None) != (self.loss == "miss rate"):
+            raise ValueError(f"of_class: expected a class for a miss rate and only there, got {self.of_class!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Guarantee:
+        """Of words: `disagreement <= 0.02 with 95 %`, `error increase <= 1 % with 90 %`,
+        `miss rate of pedestrian <= 0.1 with 95 %`, `disagreement <= 0.02 on average`.
+
+        Raises:
+            ValueError: other words, or numbers out of range.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                "guarantee: expected 'disagreement <= 0.02 with 95 %', 'error increase <= ...', 'miss rate of CLASS <= "
+                f"...', or '... on average', got {text!r}"
+            )
+        try:
+            limit = float(match["limit"]) / (100 if match["percent"] else 1)
+            confidence = None if match["average"] else float(match["confidence"]) / 100
+        except ValueError:
+            raise ValueError(f"guarantee: expected numbers, got {text!r}") from None
+        loss: Any = "miss rate" if match["of_class"] else match["loss"].replace("-", " ")
+        return cls(loss=loss, limit=limit, confidence=confidence, of_class=match["of_class"])
+
+    def __str__(self) -> str:
+        what = self.loss if self.of_class is None else f"{self.loss} of {self.of_class}"
+        return f"{what} <= {self.limit:g} " + (
+            "on average" if self.confidence is None else f"with {100 * self.confidence:g} %"
+        )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest loss that an image can have."""
+        return (-1.0 if self.loss == "error increase" else 0.0, 1.0)
+
+    def losses(self, table: CalibrationTable) -> npt.NDArray[np.float64]:
+        """(E, n) loss of every exit on every image of a table; NaN where an image says nothing about it.
+
+        Raises:
+            ValueError: the table lacks the class.
+        """
+        if self.loss == "disagreement":
+            return table.disagreement / (table.input_size[0] * table.input_size[1])
+        if self.of_class is not None:
+            if self.of_class not in table.class_names:
+                raise ValueError(
+                    f"guarantee: expected one of the classes {list(table.class_names)}, got {self.of_class!r}"
+                )
+            index = table.class_names.index(self.of_class)
+            truth = table.ground_truth[:, index]
+            missed = 1 - table.intersection[:, :, index] / np.maximum(truth, 1)
+            return np.where(truth > 0, missed, np.nan)
+        truth = table.ground_truth.sum(axis=1)
+        right = np.where(truth > 0, table.intersection.sum(axis=2) / np.maximum(truth, 1), np.nan)
+        increase: npt.NDArray[np.float64] = right[table.exits.index(FINAL_EXIT)] - right
+        return increase
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One guarantee as the held-out images have it, for the configuration that was chosen.
+
+    images: that say something about the loss.
+    mean_loss: over them. least_provable: the least limit that so many images could prove had they no loss at all.
+    p_value: of the promise being broken; None for one on average.
+    """
+
+    guarantee: Guarantee
+    images: int
+    mean_loss: float
+    p_value: float | None
+    least_provable: float
+
+
+@dataclass(frozen=True, slots=True)
+class Guaranteed:
+    """The outcome of `guarantee`.
+
+    configuration: the cheapest one on the path for which everything is proven, its `promise` measured on the held-out
+        images; None when nothing cheaper than the original network can be promised (an abstention).
+    proofs: one a guarantee, of that configuration, or of the first one that failed.
+    baseline_accuracy, baseline_cost: the final exit alone, on the held-out images.
+    accuracy_interval, drop_interval: percentile bootstrap intervals (95 %) of the configuration's mean IoU and of its
+        drop below the final exit's. They describe; no guarantee follows from them.
+    searched, held_out: numbers of images. path: configurations on the path; tested: how many passed.
+    """
+
+    configuration: Configuration | None
+    proofs: tuple[Proof, ...]
+    baseline_accuracy: float
+    baseline_cost: float
+    accuracy_interval: tuple[float, float]
+    drop_interval: tuple[float, float]
+    searched: int
+    held_out: int
+    path: int
+    tested: int
+
+
+def guarantee(
+    table: CalibrationTable,
+    promises: str | Guarantee | Sequence[str | Guarantee],
+    *,
+    held_out: CalibrationTable | None = None,
+    learn_share: float = LEARN_SHARE,
+    seed: int = 0,
+    bound: Bound = "betting",
+    cost: str = "macs",
+    max_exits: int = 3,
+    time_limit: float | None = 60.0,
+    **search_options: Any,
+) -> Guaranteed:
+    """Find the cheapest input-dependent configuration for which promises about unseen images can be proven.
+
+    Each promise holds with its own confidence. With a confidence they are tested one after the other on a path (see the
+    module); one "on average" stands alone and turns a single knob, all image thresholds together, of the cheapest
+    configuration within the limit.
+
+    Args:
+        table: searched. Without `held_out` it is divided, by chance.
+        promises: `Guarantee`s or words, see `Guarantee.parse`.
+        held_out: a table of other images, drawn like those that the promise is about, which nothing was chosen by: not
+            the weights, not the search.
+        learn_share: of a table that is divided, the part that is searched.
+        seed: of the division and of the order of the test.
+        bound: `betting` or, for losses near 0 or 1, `hoeffding-bentkus`.
+        cost, max_exits: as in `mess.search`.
+        time_limit: seconds for the path; a path that is not the best one costs money, never the promise.
+        search_options: `image_thresholds`, `required_exits`, `forbidden_exits` (names), `threads`, `progress`, as in
+            `mess.search`.
+
+    Raises:
+        ValueError: no promise, an unknown class, tables of different networks, or too few images.
+    """
+    wanted = [Guarantee.parse(p) if isinstance(p, str) else p for p in _as_list(promises)]
+    if not wanted:
+        raise ValueError("promises: expected at least one, got none")
+    on_average = [g for g in wanted if g.confidence is None]
+    if on_average and len(wanted) > 1:
+        raise ValueError(f"promises: expected one alone where it is on average, got {len(wanted)}")
+    if bound not in get_args(Bound):
+        raise ValueError(f"bound: expected one of {get_args(Bound)}, got {bound!r}")
+    rng = np.random.default_rng(seed)
+    learn, test = _divided(table, held_out, learn_share, rng)
+    for g in wanted:
+        known = [np.isfinite(g.losses(part)[-1]).any() for part in (learn, test)]
+        if not all(known):
+            raise ValueError(f"promises: expected images that say something about {g} in both parts, got none")
+    options = {"cost": cost, "max_exits": max_exits, "time_limit": time_limit, **search_options}
+    path = list(_knob(learn, wanted[0], options) if on_average else _front(learn, wanted, options))
+    order = rng.permutation(len(test.images))
+    losses = [_PathLosses(g, test, cost, order) for g in wanted]
+    if on_average:
+        rows = [losses[0].of(c) for c in path]
+        stacked = np.stack(rows, axis=1) if rows else np.zeros((1, 0))
+        passed = risk.conformal_risk_control(stacked, wanted[0].limit)
+    else:
+        test_of = risk.betting_p_value if bound == "betting" else risk.hoeffding_bentkus_p_value
+
+        def worst(configuration: mess_core.Configuration) -> float:
+            """Above 1 when one promise is not proven. A promise of confidence 1 - delta needs p <= delta."""
+            return max(
+                test_of(at.of(configuration), at.promise.limit, bounds=at.promise.bounds) / _delta(at.promise)
+                for at in losses
+            )
+
+        passed = risk.fixed_sequence((worst(c) for c in path), 1.0)
+    shown = path[passed - 1] if passed else (path[0] if path else None)
+    proofs = tuple(_proof(at, shown, bound) for at in losses) if shown is not None else ()
+    chosen = path[passed - 1] if passed else None
+    return _outcome(learn, test, chosen, proofs, cost, len(path), passed, rng)
+
+
+def least_cost(
+    table: CalibrationTable, promise: Guarantee, *, cost: str = "macs", max_exits: int = 3, **search_options: Any
+) -> Configuration | None:
+    """The exact optimum for a promise on the images that it is searched on, of which nothing follows for others."""
+    options = {"cost": cost, "max_exits": max_exits, **search_options}
+    found = _search(table, [promise], options, within=promise.limit).found
+    if not found:
+        return None
+    evaluation = mess_core.evaluate(table.search_table(cost), found[0].configuration)
+    return found_configuration(table, evaluation.found, "input-dependent", cost)
+
+
+def _delta(promise: Guarantee) -> float:
+    assert promise.confidence is not None
+    return 1 - promise.confidence
+
+
+def _as_list(promises: str | Guarantee | Sequence[str | Guarantee]) -> list[str | Guarantee]:
+    return [promises] if isinstance(promises, str | Guarantee) else list(promises)
+
+
+def _divided(
+    table: CalibrationTable, held_out: CalibrationTable | None, learn_share: float, rng: np.random.Generator
+) -> tuple[CalibrationTable, CalibrationTable]:
+    if held_out is not None:
+        same = ("exits", "model", "class_names", "pixel_thresholds", "policy", "input_size")
+        for name in same:
+            if getattr(held_out, name) != getattr(table, name):
+                raise ValueError(
+                    f"held_out: expected the {name} of the table that is searched, {getattr(table, name)}, got "
+                    f"{getattr(held_out, name)}"
+                )
+        both = set(held_out.images) & set(table.images)
+        if both and table.facts.get("split") == held_out.facts.get("split"):
+            raise ValueError(f"held_out: expected other images than those searched, got {sorted(both)[:3]} in both")
+        return table, held_out
+    if not 0 < learn_share < 1:
+        raise ValueError(f"learn_share: expected above 0 and below 1, got {learn_share}")
+    count = round(learn_share * len(table.images))
+    if count < 1 or count >= len(table.images):
+        raise ValueError(f"table: expected images enough to divide, got {len(table.images)}")
+    order = rng.permutation(len(table.images))
+    return table.select(np.sort(order[:count])), table.select(np.sort(order[count:]))
+
+
+def _front(
+    learn: CalibrationTable, promises: Sequence[Guarantee], options: dict[str, Any]
+) -> list[mess_core.Configuration]:
+    """Cost against the promised losses, each as a share of its limit: dearest first, none dearer than the original."""
+    limit = _original_cost(learn, options["cost"])
+    outcome = _search(learn, promises, options, resolution=0.002 * limit)
+    return [found.configuration for found in reversed(outcome.found) if found.cost < limit]
+
+
+def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) -> Iterator[mess_core.Configuration]:
+    """All image thresholds of the cheapest configuration within the limit, moved together from above 1 down to 0."""
+    found = _search(learn, [promise], options, within=promise.limit).found
+    if not found:
+        return
+    start = found[0].configuration
+    for turn in np.linspace(1, -1, 401):
+        above = np.nextafter(1.0, 2.0)
+        gates = tuple(
+            replace(
+                gate,
+                image_threshold=float(
+                    gate.image_threshold + turn * (above - gate.image_threshold)
+                    if turn >= 0
+                    else gate.image_threshold * (1 + turn)
+                ),
+            )
+            for gate in start.gates
+        )
+        yield replace(start, gates=gates)
+
+
+def _search(
+    learn: CalibrationTable,
+    promises: Sequence[Guarantee],
+    options: dict[str, Any],
+    *,
+    within: float | None = None,
+    resolution: float = 0.0,
+) -> mess_core.Outcome:
+    """The exact search on losses in place of IoU: one class, of which an exit finds what is not lost.
+
+    Several losses count together, each as a share of its limit. `within`: least cost with a mean loss of at most this,
+    else the front.
+    """
+    arrays = learn.search_table(options["cost"])
+    total = np.zeros(learn.disagreement.shape)
+    for g in promises:
+        losses = g.losses(learn)
+        known = np.isfinite(losses[-1])
+        # a mean over the images that say something, as a mean over all of them
+        total += np.where(known, losses, 0.0) * (len(known) / known.sum()) / (g.limit if len(promises) > 1 else 1.0)
+    low, high = float(total.min()), max(float(total.max()), float(total.min()) + 1e-6)
+    score = np.rint(_SCALE * (high - total) / (high - low)).astype(np.int64)[:, :, None]
+    one_class = SearchTable(
+        intersection=score,
+        predicted=score,
+        ground_truth=np.full((len(learn.images), 1), _SCALE, dtype=np.int64),
+        image_confidence=arrays.image_confidence,
+        points=arrays.points,
+        backbone_cost=arrays.backbone_cost,
+        head_cost=arrays.head_cost,
+        policy_cost=arrays.policy_cost,
+    )
+    rest = {name: value for name, value in options.items() if name != "cost"}
+    for name in ("required_exits", "forbidden_exits"):
+        rest[name] = [index_of("exits", learn.exits, wanted) for wanted in rest.get(name, ())]
+    return mess_core.search(
+        one_class,
+        setting="input-dependent",
+        metric="pixel-accuracy",
+        min_accuracy=None if within is None else max(0.0, (high - within) / (high - low)),
+        resolution=resolution,
+        **rest,
+    )
+
+
+def _original_cost(table: CalibrationTable, cost: str) -> float:
+    return table.total_cost(table.exits.index(FINAL_EXIT), cost)
+
+
+class _PathLosses:
+    """Losses of one promise on the held-out images, configuration by configuration, in one order drawn beforehand."""
+
+    def __init__(self, promise: Guarantee, test: CalibrationTable, cost: str, order: npt.NDArray[np.int64]) -> None:
+        self.promise = promise
+        self._losses = promise.losses(test)
+        self._order = order[np.isfinite(self._losses[-1, order])]
+        self._arrays = test.search_table(cost)
+
+    def of(self, configuration: mess_core.Configuration) -> npt.NDArray[np.float64]:
+        position = mess_core.evaluate(self._arrays, configuration).position
+        taken = np.asarray(configuration.exits)[position]
+        found: npt.NDArray[np.float64] = self._losses[taken, np.arange(len(taken))][self._order]
+        return found
+
+
+def _proof(at: _PathLosses, configuration: mess_core.Configuration, bound: Bound) -> Proof:
+    losses = at.of(configuration)
+    p_value = None
+    least = 1 / (len(losses) + 1)  # on average
+    if at.promise.confidence is not None:
+        test_of = risk.betting_p_value if bound == "betting" else risk.hoeffding_bentkus_p_value
+        p_value = test_of(losses, at.promise.limit, bounds=at.promise.bounds)
+        least = risk.least_limit(len(losses), at.promise.confidence)
+    return Proof(at.promise, len(losses), float(losses.mean()), p_value, least)
+
+
+def _outcome(
+    learn: CalibrationTable,
+    test: CalibrationTable,
+    chosen: mess_core.Configuration | None,
+    proofs: tuple[Proof, ...],
+    cost: str,
+    path: int,
+    passed: int,
+    rng: np.random.Generator,
+) -> Guaranteed:
+    final = test.exits.index(FINAL_EXIT)
+    arrays = test.search_table(cost)
+    shown = chosen or mess_core.Configuration((final,))
+    evaluation = mess_core.evaluate(arrays, shown)
+    taken = np.asarray(shown.exits)[evaluation.position]
+    configuration = None
+    if chosen is not None:
+        configuration = found_configuration(test, evaluation.found, "input-dependent", cost)
+        said = [{"guarantee": str(p.guarantee), "mean_loss": p.mean_loss, "p_value": p.p_value} for p in proofs]
+        configuration = replace(configuration, promise={**configuration.promise, "guarantees": said})
+
+    images = np.arange(len(taken))
+    mixture, original = (
+        np.stack([table_counts[exits, images] for table_counts in (test.intersection, test.predicted)])
+        for exits in (taken, np.full_like(taken, final))
+    )
+
+    def accuracy(counts: npt.NDArray[np.int64], chosen_images: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Mean IoU of resampled images (..., n)."""
+        intersection, predicted = (part[chosen_images].sum(axis=-2) for part in counts)
+        truth = test.ground_truth[chosen_images].sum(axis=-2)
+        iou = np.where(truth > 0, intersection / np.maximum(truth + predicted - intersection, 1), np.nan)
+        means: npt.NDArray[np.float64] = np.nanmean(iou, axis=-1)
+        return means
+
+    accuracies = risk.bootstrap_interval(lambda i: accuracy(mixture, i), len(taken), rng)
+    drops = risk.bootstrap_interval(lambda i: accuracy(original, i) - accuracy(mixture, i), len(taken), rng)
+    return Guaranteed(
+        configuration=configuration,
+        proofs=proofs,
+        baseline_accuracy=test.mean_iou(final),
+        baseline_cost=_original_cost(test, cost),
+        accuracy_interval=accuracies,
+        drop_interval=drops,
+        searched=len(learn.images),
+        held_out=len(test.images),
+        path=path,
+        tested=passed,
+    )
