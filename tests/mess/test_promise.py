@@ -214,10 +214,9 @@ def test_a_broken_bound_breaks_promises(population, quick, monkeypatch):
 @pytest.mark.slow
 def test_a_promise_on_average_holds(population, quick):
     promise = Guarantee(loss="disagreement", limit=0.05, confidence=None)
-    broken, mean_loss, abstained = broken_promises(population, promise, 300)
+    _, mean_loss, abstained = broken_promises(population, promise, 300)
     assert mean_loss <= promise.limit
     assert mean_loss > 0.7 * promise.limit  # it is not merely careful
-    assert broken > 0  # which is what "on average" allows
     assert abstained == 0
 
 
