@@ -10,6 +10,7 @@ import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.network import FINAL_EXIT
+from mess.runtime import watch
 from mess_core import Found, Metric, Outcome, Progress, Setting, Status
 
 
@@ -217,6 +218,10 @@ def found_configuration(table: CalibrationTable, found: Found, setting: Setting,
         "cost_column": cost,
         "shares": [count / images for count in found.stopped],
     }
+    first = found.configuration.gates[0] if found.configuration.gates else None
+    if first is not None:  # what `mess.runtime.watch` compares with
+        confidence = table.image_confidence[found.configuration.exits[0], first.pixel_threshold]
+        promise[watch.PROMISE] = watch.histogram(confidence).tolist()
     if setting == "anytime":  # accuracy is the mean over cut-offs then; this is what the last prediction reaches
         promise["last_accuracy"] = table.mean_iou(found.configuration.exits[-1])
     return Configuration(setting=setting, model=table.model, exits=chosen, policy=table.policy, promise=promise)
