@@ -298,9 +298,13 @@ def _front(
 
 
 def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) -> Iterator[mess_core.Configuration]:
-    """All image thresholds of the cheapest configuration within the limit, moved together from above 1 down to 0."""
-    found = _search(learn, [promise], options, within=promise.limit).found
-    if not found:
+    """All image thresholds of the cheapest configuration within the limit, moved together from above 1 down to 0.
+
+    The final exit is its last one, so that the most cautious setting is the original network, whose loss is none.
+    """
+    required = [*options.get("required_exits", ()), FINAL_EXIT]
+    found = _search(learn, [promise], options | {"required_exits": required}, within=promise.limit).found
+    if not found or not found[0].configuration.gates:
         return
     start = found[0].configuration
     for turn in np.linspace(1, -1, 401):
