@@ -62,7 +62,10 @@ class _OpenVino:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._outputs = list(outputs)
         self._model = core.compile_model(core.read_model(path.read_bytes()), "CPU", settings)
+        # an input that is asked for its batch size alone is optimised away
+        self._inputs = {name for given in self._model.inputs for name in given.get_names()}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        found = self._model({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        given = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in self._inputs}
+        found = self._model(given)
         return {name: found[name].copy() for name in self._outputs}  # the next run writes over them
