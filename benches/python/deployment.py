@@ -237,25 +237,25 @@ def runtime_ways(
     with_two = mess.Runtime(folder / "two", backend=backend, threads=threads)
     states, features = [{"images": pixels()}], []
     for i, entry in enumerate(runtime.manifest.exits):
-        known = states[-1] | runtime._stages[i].run({name: states[-1][name] for name in entry.inputs})
+        known = states[-1] | runtime._stages[i].run({n: states[-1][n] for n in entry.inputs}, batch=1)
         features.append(known[entry.feature])
         states.append({name: known[name] for name, _ in entry.carried})
     logits = [
-        head.run({"feature": feature})["logits"] if head is not None else feature
+        head.run({"feature": feature}, batch=1)["logits"] if head is not None else feature
         for head, feature in zip(runtime._heads, features, strict=True)
     ]
     ways: Ways = {
-        "plain": lambda: labels(whole.run({"images": pixels()})["logits"]),
+        "plain": lambda: labels(whole.run({"images": pixels()}, batch=1)["logits"]),
         "none": stopping(count),
         "two": lambda: with_two.predict(picture),
         "around": lambda: (pixels(), labels(logits[-1])),
     }
     for i in range(count):
         ways[f"exit {i}"] = stopping(i)
-        ways[f"head {i}"] = lambda i=i: runtime._heads[i].run({"feature": features[i]})
+        ways[f"head {i}"] = lambda i=i: runtime._heads[i].run({"feature": features[i]}, batch=1)
         ways[f"decision {i}"] = decision(logits[i], size, network.points[i].output_stride)
     for i, entry in enumerate(runtime.manifest.exits):
-        ways[f"stage {i}"] = lambda i=i, entry=entry: runtime._stages[i].run({n: states[i][n] for n in entry.inputs})
+        ways[f"stage {i}"] = lambda i=i, e=entry: runtime._stages[i].run({n: states[i][n] for n in e.inputs}, batch=1)
     return ways
 
 

@@ -26,7 +26,7 @@ from mess import runs, verbs
 from mess.deployment.export import _quiet
 from mess.model.adapter import LogitsModel
 from mess.runtime import Runtime, Stream
-from mess.runtime.backends import load
+from mess.runtime.backends import BATCH, load
 from mess.runtime.pixels import labels_at, network_input, resized
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def main() -> None:
                 (torch.rand(2, 3, *settings.size),),
                 str(plain),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 external_data=False,
                 input_names=["images"],
                 output_names=["logits"],
@@ -133,7 +133,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
 
     def run_plain(batch: list[np.ndarray]) -> None:
         pixels = np.stack([network_input(p, manifest.size, manifest.mean, manifest.std) for p in batch])
-        for logits in whole.run({"images": pixels})["logits"]:
+        for logits in whole.run({"images": pixels}, batch=len(pixels))["logits"]:
             mess_core.confidence_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
 
     def run_together(batch: list[np.ndarray]) -> None:

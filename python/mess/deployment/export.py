@@ -24,7 +24,7 @@ from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.network import DeployedNetwork
 from mess.files import file_sha256, write_json
 from mess.model.graph import GraphStages
-from mess.runtime.backends import load
+from mess.runtime.backends import BATCH, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
 
 TOLERANCE = 1e-4
@@ -186,7 +186,8 @@ def _write(
     path: Path,
 ) -> None:
     """Export, and compare ONNX Runtime's outputs with torch's."""
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC} if is_batched else {} for is_batched in batched)
+    batch = torch.export.Dim(BATCH)
+    dynamic = tuple({0: batch} if is_batched else {} for is_batched in batched)
     try:
         torch.onnx.export(
             module.eval(),
@@ -207,7 +208,8 @@ def _write(
             f"export: torch.onnx.export failed on {path.stem}: {type(error).__name__}: {reason}"
         ) from error
     session = load("onnxruntime", path, outputs, None)
-    found = session.run({name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)})
+    given = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+    found = session.run(given, batch=max(len(v) for v, is_batched in zip(inputs, batched, strict=True) if is_batched))
     expected = module(*inputs)
     for name, value in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
         wanted = value.cpu().numpy()

@@ -13,11 +13,19 @@ BackendName = Literal["onnxruntime", "openvino"]
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class Session(Protocol):
-    """One loaded ONNX file."""
+BATCH = "batch"
+"""Name of the dimension that is free in an exported file."""
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """All outputs by name."""
+
+class Session(Protocol):
+    """One loaded ONNX file. One image is what it is made for; another batch is loaded when it first comes.
+
+    Where the batch is fixed, sizes are known when the graph is optimised: SegFormer-B0 takes two thirds of the time in
+    OpenVINO, other networks up to 4 % less in either.
+    """
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
+        """All outputs by name; `batch` images are in the inputs."""
 
 
 def load(backend: BackendName, path: Path, outputs: Sequence[str], threads: int | None) -> Session:
@@ -37,35 +45,58 @@ def load(backend: BackendName, path: Path, outputs: Sequence[str], threads: int 
 
 class _OnnxRuntime:
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
+        self._model, self._outputs, self._threads = path.read_bytes(), list(outputs), threads
+        self._alone = self._loaded(one_image=True)
+        self._any: Any = None
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
+        if batch > 1 and self._any is None:
+            self._any = self._loaded(one_image=False)
+        session = self._alone if batch == 1 else self._any
+        return dict(zip(self._outputs, session.run(self._outputs, dict(inputs)), strict=True))
+
+    def _loaded(self, *, one_image: bool) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        if one_image:
+            options.add_free_dimension_override_by_name(BATCH, 1)
         # each session has a pool of its own; those that wait must not spin while another works
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._outputs = list(outputs)
-        self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+        return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
 
 
 class _OpenVino:
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
         import openvino
 
-        core = openvino.Core()
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        self._core = openvino.Core()
+        self._model = self._core.read_model(path.read_bytes())
         self._outputs = list(outputs)
-        self._model = core.compile_model(core.read_model(path.read_bytes()), "CPU", settings)
-        # an input that is asked for its batch size alone is optimised away
-        self._inputs = {name for given in self._model.inputs for name in given.get_names()}
+        self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = str(threads)
+        self._alone = self._compiled(one_image=True)
+        self._any: Any = None
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        given = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in self._inputs}
-        found = self._model(given)
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
+        if batch > 1 and self._any is None:
+            self._any = self._compiled(one_image=False)
+        model, names = self._alone if batch == 1 else self._any
+        found = model({name: np.ascontiguousarray(value) for name, value in inputs.items() if name in names})
         return {name: found[name].copy() for name in self._outputs}  # the next run writes over them
+
+    def _compiled(self, *, one_image: bool) -> tuple[Any, set[str]]:
+        """The model, and its inputs: one that is asked for its batch size alone is optimised away."""
+        model = self._model.clone()
+        if one_image:
+            shapes = {given.get_any_name(): given.get_partial_shape() for given in model.inputs}
+            for shape in shapes.values():
+                if shape[0].is_dynamic:
+                    shape[0] = 1
+            model.reshape(shapes)
+        compiled = self._core.compile_model(model, "CPU", self._settings)
+        return compiled, {name for given in compiled.inputs for name in given.get_names()}

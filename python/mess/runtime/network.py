@@ -99,7 +99,7 @@ class Runtime:
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
             threshold = thresholds[position]
-            feature, state = self._run_stage(position, state)
+            feature, state = self._run_stage(position, state, len(remaining))
             if threshold is not None and threshold > 1 and self.deadline_ms is None:
                 times.append(1000 * (time.perf_counter() - began))
                 continue
@@ -128,7 +128,7 @@ class Runtime:
         state, times = self._start([image]), []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
-            feature, state = self._run_stage(position, state)
+            feature, state = self._run_stage(position, state, 1)
             logits = self._logits(position, feature)
             times.append(1000 * (time.perf_counter() - began))
             yield self._result(image, logits[0], entry, [], times)
@@ -151,17 +151,18 @@ class Runtime:
         return {"images": np.stack(pixels)}
 
     def _run_stage(
-        self, position: int, state: dict[str, npt.NDArray[Any]]
+        self, position: int, state: dict[str, npt.NDArray[Any]], batch: int
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
         """The feature (B, channels, h, w) at an exit, or the logits at the final one, and what its stage hands on."""
         entry = self.manifest.exits[position]
-        known = state | self._stages[position].run({name: state[name] for name in entry.inputs})
+        inputs = {name: state[name] for name in entry.inputs}
+        known = state | self._stages[position].run(inputs, batch=batch)
         return known[entry.feature], {name: known[name] for name, _ in entry.carried}
 
     def _logits(self, position: int, feature: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, C, h, w) of an exit."""
         head = self._heads[position]
-        return feature if head is None else head.run({"feature": feature})["logits"]
+        return feature if head is None else head.run({"feature": feature}, batch=len(feature))["logits"]
 
     def _confidence(self, entry: StageFiles, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         assert entry.pixel_threshold is not None
