@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := demo-run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test quick check format bench clean
+.PHONY: help setup build demo test quick check format bench fuzz clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,5 +50,21 @@ format: setup ## rewrite the code in the house format
 bench: build ## time the core against OpenCV, SciPy and torch; prints a table and writes benches/record/
 	$(BIN)/python benches/python/exit_policy.py
 
+# what `cargo fuzz` passes, less the sanitizer, which needs nightly; the target keeps it from build scripts
+FUZZ_SECONDS ?= 60
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+FUZZ_FLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+
+fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux); findings go to fuzz-findings/
+	cd rust/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --quiet --release --target $(HOST)
+	@mkdir -p fuzz-findings
+	@{ for t in confidence maps search; do echo "rust/fuzz/target/$(HOST)/release/$$t -max_len=256"; done; \
+	   for t in $$($(BIN)/python -m tests.fuzz --list 2>/dev/null); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
+	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
+	  'log=$$(COMMAND -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -verbosity=0 \
+	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: nothing found" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
+
 clean: ## remove what was built here, the virtual environment included
-	rm -rf $(VENV) target dist $(RUN)
+	rm -rf $(VENV) target rust/fuzz/target fuzz-findings dist $(RUN)

@@ -32,6 +32,8 @@ class PolicySettings:
     confidence: ConfidenceKind = "top1"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.refine, bool):
+            raise ValueError(f"refine: expected true or false, got {self.refine!r}")
         if self.edges not in ("canny", "labels"):
             raise ValueError(f"edges: expected 'canny' or 'labels', got {self.edges!r}")
         if self.confidence not in ("top1", "margin", "entropy"):

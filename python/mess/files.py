@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,32 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+_LARGEST = 1 << 63
+"""Of an integer in a file; JSON knows no limit, float() and NumPy do."""
+
+
+def entry(value: Any, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+    """`value[name]` of a JSON object that was read, of that kind; true and false are no numbers.
+
+    Raises:
+        ValueError: no object, no such entry, or one of another kind; names it.
+    """
+    if not isinstance(value, Mapping) or name not in value:
+        raise ValueError(f"{name}: expected {expected}, got nothing")
+    found = value[name]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    is_off = not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds)
+    if is_off or (isinstance(found, int) and abs(found) > _LARGEST):
+        raise ValueError(f"{name}: expected {expected}, got {str(found)[:60]!r}")
+    return found
+
+
+def entries(value: Any, name: str, kind: type | tuple[type, ...], expected: str) -> tuple[Any, ...]:
+    """As `entry`, of a list all of whose members are of that kind."""
+    members = entry(value, name, list, f"a list of {expected}")
+    return tuple(entry({name: member}, name, kind, f"a list of {expected}") for member in members)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What differs between two settings, for people: `epochs 3 there, 4 asked; ...`."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -98,7 +124,7 @@ def read_safetensors(
             header = json.loads((file.metadata() or {}).get("mess", "null"))
             wanted = file.keys() if names is None else names
             return {name: file.get_tensor(name) for name in wanted}, header
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
 
 

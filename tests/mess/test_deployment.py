@@ -247,8 +247,8 @@ def test_configuration_file(table, tmp_path):
     for change, message in (
         (text[: len(text) // 2], "configuration: .* is no complete JSON file"),
         (text.replace('"version": 1', '"version": 2'), "configuration: expected version 1, got 2"),
-        (text.replace('"setting"', '"sitting"'), "an entry is missing or unknown: 'setting'"),
-        (text.replace('"exit":', '"exyt":'), "an entry is missing or unknown"),
+        (text.replace('"setting"', '"sitting"'), "an entry is missing, unknown or off: setting"),
+        (text.replace('"exit":', '"exyt":'), "an entry is missing, unknown or off"),
         (json.dumps([1]), "expected a JSON object, got list"),
     ):
         (tmp_path / "bad.json").write_text(change)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from mess.confidence import PolicySettings
-from mess.files import check_version, map_safetensors, write_whole
+from mess.files import check_version, entries, entry, map_safetensors, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
@@ -64,10 +64,10 @@ class CalibrationTable:
         self.validate()
 
     def validate(self) -> None:
-        """Check shapes against each other.
+        """Check shapes against each other, and types.
 
         Raises:
-            ValueError: names the entry, the shape expected and the shape that came.
+            ValueError: names the entry, what was expected and what came.
         """
         e, n, c, t = len(self.exits), len(self.images), len(self.class_names), len(self.pixel_thresholds)
         expected = {
@@ -86,6 +86,12 @@ class CalibrationTable:
         for name, shape in expected.items():
             if shapes[name] != shape:
                 raise ValueError(f"table: {name}: expected shape {shape}, got {shapes[name]}")
+        for name in expected:
+            column, _, part = name.rpartition(".")
+            array = self.costs[column][part] if column else getattr(self, name)
+            wanted = np.float64 if column or name == "image_confidence" else np.int64
+            if array.dtype != wanted:
+                raise ValueError(f"table: {name}: expected {np.dtype(wanted)}, got {array.dtype}")
         if not self.exits or self.exits[-1] != FINAL_EXIT:
             raise ValueError(f"table: exits: expected the last one to be {FINAL_EXIT!r}, got {self.exits[-1:]}")
 
@@ -182,20 +188,24 @@ class CalibrationTable:
         tensors, found = map_safetensors(Path(path), "table")
         header = check_version(found, VERSION, "table", Path(path))
         try:
+            columns = entries(header, "cost_columns", str, "names of cost columns")
             return cls(
-                exits=tuple(header["exits"]),
-                images=tuple(header["images"]),
-                class_names=tuple(header["class_names"]),
-                pixel_thresholds=tuple(header["pixel_thresholds"]),
-                costs={
-                    column: {part: tensors.pop(f"{column}.{part}") for part in COST_PARTS}
-                    for column in header["cost_columns"]
-                },
-                policy=PolicySettings(**header["policy"]),
-                input_size=tuple(header["input_size"]),
-                model=tuple(header["model"]),
-                facts=header["facts"],
+                exits=entries(header, "exits", str, "names of exits"),
+                images=entries(header, "images", str, "names of images"),
+                class_names=entries(header, "class_names", str, "names of classes"),
+                pixel_thresholds=entries(header, "pixel_thresholds", (int, float), "numbers"),
+                costs={column: {part: tensors.pop(f"{column}.{part}") for part in COST_PARTS} for column in columns},
+                policy=PolicySettings(**entry(header, "policy", dict, "a policy")),
+                input_size=_pair(entries(header, "input_size", int, "pixels")),
+                model=entries(header, "model", str, "names of modules"),
+                facts=entry(header, "facts", dict, "an object"),
                 **tensors,
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"table: {path}: an entry is missing or unknown: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"table: {path}: an entry is missing, unknown or off: {error}") from None
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"input_size: expected height and width above 0, got {size}")
+    return size[0], size[1]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mess.confidence import PolicySettings
-from mess.files import read_json, write_json
+from mess.files import entries, entry, read_json, write_json
 from mess.model.network import FINAL_EXIT
 from mess_core import Setting
 
@@ -117,14 +117,21 @@ class Configuration:
             raise ValueError(f"configuration: expected version {VERSION}, got {value.get('version')}")
         try:
             return cls(
-                setting=value["setting"],
-                model=tuple(value["model"]),
-                exits=tuple(ChosenExit(**chosen) for chosen in value["exits"]),
-                policy=PolicySettings(**value["policy"]),
-                promise=value["promise"],
+                setting=entry(value, "setting", str, "a setting"),
+                model=entries(value, "model", str, "module names"),
+                exits=tuple(_chosen(chosen) for chosen in entries(value, "exits", dict, "exits")),
+                policy=PolicySettings(**entry(value, "policy", dict, "a policy")),
+                promise=entry(value, "promise", dict, "an object"),
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"configuration: an entry is missing or unknown: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"configuration: an entry is missing, unknown or off: {error}") from None
+
+
+def _chosen(value: Mapping[str, Any]) -> ChosenExit:
+    entry(value, "exit", str, "the name of an exit")
+    for name in value.keys() - {"exit"}:
+        entry(value, name, (int, float), "a number")
+    return ChosenExit(**value)
 
 
 def describe(exits: Sequence[ChosenExit]) -> str:

@@ -20,18 +20,21 @@ null where the exit is unconditional.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from mess.files import file_sha256, read_json
+from mess.files import entries, entry, file_sha256, read_json
 from mess_core import ConfidenceKind, EdgeKind, Setting
 
 FILE = "manifest.json"
 FORMAT = "mess deployment"
 VERSION = 1
+LARGEST_SIDE = 1 << 16
+"""Of a picture, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,60 +121,54 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        height, width = value["input"]["size"]
+        given = entry(value, "input", dict, "size, mean and std")
+        files = entry(value, "files", dict, "files by name")
         return cls(
-            setting=value["setting"],
-            classes=tuple(value["classes"]),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in value["palette"]),
-            size=(int(height), int(width)),
-            mean=tuple(float(x) for x in value["input"]["mean"]),
-            std=tuple(float(x) for x in value["input"]["std"]),
-            policy=dict(value["policy"]),
-            exits=tuple(
-                StageFiles(
-                    **{
-                        **entry,
-                        "inputs": tuple(entry["inputs"]),
-                        "outputs": tuple(entry["outputs"]),
-                        "carried": tuple((str(name), bool(batched)) for name, batched in entry["carried"]),
-                    }
-                )
-                for entry in value["exits"]
-            ),
-            promise=dict(value["promise"]),
-            facts=dict(value["facts"]),
-            files={str(name): dict(facts) for name, facts in value["files"].items()},
+            setting=entry(value, "setting", str, "a setting"),
+            classes=entries(value, "classes", str, "names"),
+            palette=tuple(_colour(c) for c in entries(value, "palette", list, "[r, g, b]")),
+            size=_pair(entries(given, "size", int, "height and width")),
+            mean=tuple(float(x) for x in entries(given, "mean", (int, float), "numbers")),
+            std=tuple(float(x) for x in entries(given, "std", (int, float), "numbers")),
+            policy=dict(entry(value, "policy", dict, "a policy")),
+            exits=tuple(_stage_files(stage) for stage in entries(value, "exits", dict, "exits")),
+            promise=dict(entry(value, "promise", dict, "an object")),
+            facts=dict(entry(value, "facts", dict, "an object")),
+            files={name: dict(entry(files, name, dict, "sha256 and bytes")) for name in files},
         )
 
     def _check(self) -> None:
         """ValueError where entries contradict each other."""
         _expect(self.setting in get_args(Setting), "setting", get_args(Setting), self.setting)
         _expect(len(self.classes) >= 2, "classes", "two or more", self.classes)
-        _expect(min(self.size) >= 1, "input.size", "height and width above 0", self.size)
+        in_range = all(1 <= side <= LARGEST_SIDE for side in self.size)
+        _expect(in_range, "input.size", f"height and width in 1..{LARGEST_SIDE}", self.size)
         _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
-        _expect(all(x > 0 for x in self.std), "input.std", "numbers above 0", self.std)
+        _expect(all(0 < x < math.inf for x in self.std), "input.std", "numbers above 0", self.std)
+        _expect(all(math.isfinite(x) for x in self.mean), "input.mean", "numbers", self.mean)
         _expect(set(self.policy) == {"refine", "edges", "confidence"}, "policy", "its three entries", self.policy)
         _expect(self.policy["edges"] in get_args(EdgeKind), "policy.edges", get_args(EdgeKind), self.policy["edges"])
+        _expect(isinstance(self.policy["refine"], bool), "policy.refine", "true or false", self.policy["refine"])
         kinds = get_args(ConfidenceKind)
         _expect(self.policy["confidence"] in kinds, "policy.confidence", kinds, self.policy["confidence"])
         _expect(len(self.exits) >= 1, "exits", "at least one", self.exits)
         known: tuple[str, ...] = ("images",)
-        for position, entry in enumerate(self.exits):
+        for position, stage in enumerate(self.exits):
             where = f"exits[{position}]"
-            for file in (entry.stage, entry.head):
+            for file in (stage.stage, stage.head):
                 _expect(file is None or file in self.files, where, "files that are listed", file)
-            _expect(set(entry.inputs) <= set(known), f"{where}.inputs", f"some of {known}", entry.inputs)
-            given = {entry.feature, *(name for name, _ in entry.carried)}
-            _expect(given <= {*entry.outputs, *known}, f"{where}.outputs", f"{sorted(given)} among them", entry.outputs)
-            known = tuple(name for name, _ in entry.carried)
-            _expect(1 <= entry.output_stride <= 256, f"{where}.output_stride", "1..256", entry.output_stride)
+            _expect(set(stage.inputs) <= set(known), f"{where}.inputs", f"some of {known}", stage.inputs)
+            given = {stage.feature, *(name for name, _ in stage.carried)}
+            _expect(given <= {*stage.outputs, *known}, f"{where}.outputs", f"{sorted(given)} among them", stage.outputs)
+            known = tuple(name for name, _ in stage.carried)
+            _expect(1 <= stage.output_stride <= 256, f"{where}.output_stride", "1..256", stage.output_stride)
             is_gated = self.setting == "input-dependent" and position + 1 < len(self.exits)
-            both = (entry.pixel_threshold, entry.image_threshold)
+            both = (stage.pixel_threshold, stage.image_threshold)
             _expect(all((x is not None) == is_gated for x in both), where, "thresholds at gates and only there", both)
-            if entry.pixel_threshold is not None:
-                _expect(0 <= entry.pixel_threshold <= 1, f"{where}.pixel_threshold", "0..1", entry.pixel_threshold)
-            if entry.image_threshold is not None:
-                _expect(entry.image_threshold >= 0, f"{where}.image_threshold", "0 or more", entry.image_threshold)
+            if stage.pixel_threshold is not None:
+                _expect(0 <= stage.pixel_threshold <= 1, f"{where}.pixel_threshold", "0..1", stage.pixel_threshold)
+            if stage.image_threshold is not None:
+                _expect(stage.image_threshold >= 0, f"{where}.image_threshold", "0 or more", stage.image_threshold)
         for name, facts in self.files.items():
             _expect(re.fullmatch(r"[\w-]+\.onnx", name) is not None, "files", "names like stage-0.onnx", name)
             _expect(set(facts) == {"sha256", "bytes"}, f"files.{name}", "sha256 and bytes", sorted(facts))
@@ -180,6 +177,40 @@ class Manifest:
 def _expect(holds: bool, entry: str, expected: object, got: object) -> None:
     if not holds:
         raise ValueError(f"{entry}: expected {expected}, got {got!r}")
+
+
+def _stage_files(value: Mapping[str, Any]) -> StageFiles:
+    names = {field.name for field in fields(StageFiles)}
+    _expect(set(value) == names, "exits", f"entries {sorted(names)}", sorted(value))
+
+    def or_none(name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+        return None if value[name] is None else entry(value, name, kind, f"{expected}, or null")
+
+    carried = entries(value, "carried", list, "[name, whether it has a batch]")
+    _expect(all(list(map(type, pair)) == [str, bool] for pair in carried), "carried", "[name, true or false]", carried)
+    return StageFiles(
+        name=entry(value, "name", str, "a name"),
+        stage=entry(value, "stage", str, "a file"),
+        inputs=entries(value, "inputs", str, "names"),
+        outputs=entries(value, "outputs", str, "names"),
+        feature=entry(value, "feature", str, "a name"),
+        carried=tuple((name, is_batched) for name, is_batched in carried),
+        head=or_none("head", str, "a file"),
+        output_stride=entry(value, "output_stride", int, "pixels"),
+        pixel_threshold=or_none("pixel_threshold", (int, float), "a number"),
+        image_threshold=or_none("image_threshold", (int, float), "a number"),
+    )
+
+
+def _colour(value: list[Any]) -> tuple[int, int, int]:
+    is_colour = len(value) == 3 and all(type(x) is int and 0 <= x <= 255 for x in value)
+    _expect(is_colour, "palette", "[r, g, b] of 0..255", value)
+    return value[0], value[1], value[2]
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    _expect(len(value) == 2, "input.size", "height and width", value)
+    return value[0], value[1]
 
 
 def _check_file(path: Path, facts: Mapping[str, Any]) -> None:

@@ -193,7 +193,7 @@ class Watch:
 
 def _counts(value: object, length: int, name: str) -> npt.NDArray[np.int64]:
     counts = value if isinstance(value, Sequence) else ()
-    if len(counts) != length or not all(type(x) is int and x >= 0 for x in counts) or not any(counts):
+    if len(counts) != length or not all(type(x) is int and 0 <= x < 1 << 31 for x in counts) or not any(counts):
         raise ValueError(
             f"manifest: promise.{name}: expected {length} counts of calibration images, got {str(value)[:40]}; search "
             "and export again"

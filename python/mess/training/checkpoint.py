@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mess.files import check_version, differences, read_safetensors, write_whole
+from mess.files import check_version, differences, entries, entry, read_safetensors, write_whole
 from mess.model.weights import check_fits
 
 VERSION = 2
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What AdamW keeps of a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,32 +68,46 @@ def load_checkpoint(
     header = check_version(found, VERSION, "checkpoint", path)
     given = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
     check_fits("checkpoint", path, network.state_dict(), given)
-    done = Progress(
-        stage=header["stage"],
-        settings=header["settings"],
-        epoch=header["epoch"],
-        step=header["step"],
-        losses=tuple(header["losses"]),
-        running={name: (float(total), int(count)) for name, (total, count) in header["running"].items()},
-    )
+    try:
+        running = entry(header, "running", dict, "sums by exit")
+        done = Progress(
+            stage=entry(header, "stage", str, "a stage"),
+            settings=entry(header, "settings", dict, "settings"),
+            epoch=entry(header, "epoch", int, "epochs done"),
+            step=entry(header, "step", int, "steps done"),
+            losses=entries(header, "losses", dict, "losses by exit"),
+            running={name: (float(total), int(count)) for name, (total, count) in running.items()},
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"checkpoint: {path}: an entry is missing or off: {error}") from None
     if expected is not None and (done.stage, done.settings) != (expected.stage, expected.settings):
         changed = differences({"stage": done.stage, **done.settings}, {"stage": expected.stage, **expected.settings})
         raise ValueError(f"checkpoint: {path} belongs to another training: {changed}; choose another folder")
+    moments = None if optimizer is None else _moments(optimizer, tensors, path)
     network.load_state_dict(given)
     if optimizer is not None:
-        _load_optimizer(optimizer, tensors)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return done
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by parameter; ValueError unless each has all entries (of AdamW) in its shape."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
+            index, _, key = name.removeprefix("optimizer.").partition(".")
+            known = index.isdecimal() and int(index) < len(parameters) and key in _MOMENTS
+            shape = () if key == "step" else parameters[int(index)].shape if known else None
+            if not known or value.shape != shape or not value.is_floating_point():
+                raise ValueError(
+                    f"checkpoint: {path}: expected {sorted(_MOMENTS)} of {len(parameters)} parameters in their shapes, "
+                    f"got {name} {tuple(value.shape)} {value.dtype}"
+                )
             state.setdefault(int(index), {})[key] = value
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+    if any(entries_of.keys() != _MOMENTS for entries_of in state.values()):
+        raise ValueError(f"checkpoint: {path}: expected {sorted(_MOMENTS)} of each parameter, got fewer")
+    return state
 
 
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
