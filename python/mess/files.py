@@ -3,9 +3,13 @@ files whose header has one entry `mess`, a JSON object with a `version`: no pick
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Whatever interrupts it, `path` holds its old content or the whole new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, f".*.{path.name}")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which some writers go by
     try:
         write(temporary)
@@ -35,6 +40,42 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete what killed writers left in `folder`: temporary files or folders that nobody touched for an hour."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - path.stat().st_mtime > 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give `new` the name `path`, and delete the folder that had it, if any.
+
+    On Linux the two are exchanged in one step, so that `path` always holds the old folder or the new one, whatever
+    kills the process. Elsewhere it is without a folder for a moment, and the old one is beside it, as `.<name>.old`.
+    """
+    if not path.exists():
+        new.replace(path)
+        return
+    if not _exchanged(new, path):
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+        new.replace(path)
+        new = old
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Whether two names could be exchanged: renameat2(2) with RENAME_EXCHANGE, which Python does not offer."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ numbers = st.one_of(
 )
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
 wild_logits = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=numbers))
-thresholds = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 1.0, 0.5, 1e-30]))
+thresholds = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, -0.0, 1.0, 0.5, 1e-30]))
 
 
 @given(wild_logits, thresholds, st.integers(1, 3), st.booleans(), st.sampled_from(["top1", "margin", "entropy"]))
@@ -52,6 +52,14 @@ def test_thresholds_at_and_one_ulp_beside_the_confidence_of_every_pixel(num_clas
             if threshold <= 1:
                 found = mess_core.image_confidence(y, pixel_threshold=float(threshold), refine=False)
                 assert found == (confidence >= threshold).mean()
+
+
+@pytest.mark.parametrize("size", [None, (9, 11)])
+def test_minus_zero_is_zero(size):
+    """Found by fuzzing: 1/t - 1 of -0 was minus infinity, so no pixel passed."""
+    y = np.random.default_rng(0).normal(size=(3, 5, 6)).astype(np.float32)
+    assert mess_core.image_confidence(y, pixel_threshold=-0.0, size=size) == 1.0
+    assert mess_core.should_exit(y, pixel_threshold=-0.0, image_threshold=1.0, size=size)
 
 
 def test_every_pixel_exactly_at_the_threshold():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.network import DeployedNetwork
-from mess.files import file_sha256, write_json
+from mess.files import file_sha256, replace_folder, sweep, write_json
 from mess.model.graph import GraphStages
 from mess.runtime.backends import BATCH, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
@@ -71,6 +71,7 @@ def export(
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, f".{folder.name}-*")
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         generator = torch.Generator().manual_seed(0)
@@ -94,9 +95,7 @@ def export(
         write_json(temporary / FILE, manifest.to_json())
         Manifest.load(temporary)
         temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest

@@ -66,7 +66,7 @@ fn run(bytes: &mut Unstructured<'_>) -> Result<()> {
                 &mut Workspace::default(),
                 isa,
             );
-            assert_eq!(slow.expect("valid"), *found, "decision and maps");
+            assert_eq!(slow.expect("valid"), *found, "{logits:?} {pixel} {policy:?} {upsampling:?}");
         }
         let found = format!("{found:?} {exits:?}");
         assert_eq!(*first.get_or_insert(found.clone()), found, "{}", isa.name());

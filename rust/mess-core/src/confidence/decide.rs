@@ -37,10 +37,10 @@ impl Bounds {
     }
 }
 
-/// 1/t - 1 in float32: the most that S - 1 may be. Infinite at t = 0.
+/// 1/t - 1 in float32: the most that S - 1 may be. Infinite at t = 0, and at -0, which is the same threshold.
 #[inline(always)]
 pub(crate) fn odds(threshold: f32) -> f32 {
-    (1.0 / f64::from(threshold) - 1.0) as f32
+    (1.0 / f64::from(threshold.abs()) - 1.0) as f32
 }
 
 impl Tile {
