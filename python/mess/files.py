@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -82,6 +83,26 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    """NumPy arrays or torch tensors, and `header` as the file's `mess` entry, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written: no room, no right.
+    """
+    from safetensors import SafetensorError
+
+    is_numpy = all(isinstance(value, np.ndarray) for value in tensors.values())
+    library = importlib.import_module("safetensors.numpy" if is_numpy else "safetensors.torch")
+
+    def save(temporary: Path) -> None:
+        try:
+            library.save_file(dict(tensors), temporary, metadata={"mess": json.dumps(header)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from None
+
+    write_whole(path, save)
 
 
 def write_json(path: Path, value: Any) -> None:

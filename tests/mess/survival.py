@@ -123,6 +123,7 @@ class Search(Writer):
 
     def read(self, folder: Path) -> int | None:
         assert mess.search(self.table, max_drop=0.02, threads=1, journal=folder / "journal").best == self.answer
+        (folder / "journal").unlink()
         return None
 
 

@@ -8,17 +8,15 @@ thresholds: `intersection` and `predicted` (E, n, C) int64, `ground_truth` (n, C
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from mess.confidence import PolicySettings
-from mess.files import check_version, entries, entry, map_safetensors, write_whole
+from mess.files import check_version, entries, entry, map_safetensors, write_safetensors
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
@@ -175,7 +173,7 @@ class CalibrationTable:
             "facts": self.facts,
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        write_whole(Path(path), lambda to: save_file(contiguous, to, metadata={"mess": json.dumps(header)}))
+        write_safetensors(Path(path), contiguous, header)
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationTable:

@@ -7,16 +7,14 @@ Tensors are named `network.<state dict name>` and `optimizer.<parameter index>.<
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mess.files import check_version, differences, entries, entry, read_safetensors, write_whole
+from mess.files import check_version, differences, entries, entry, read_safetensors, write_safetensors
 from mess.model.weights import check_fits
 
 VERSION = 2
@@ -46,7 +44,7 @@ def save_checkpoint(
             for key, value in entries.items():
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     header = {"version": VERSION, **asdict(progress)}
-    write_whole(path, lambda temporary: save_file(_untied(tensors), temporary, metadata={"mess": json.dumps(header)}))
+    write_safetensors(path, _untied(tensors), header)
 
 
 def load_checkpoint(

@@ -151,7 +151,7 @@ fn rivals(table: &Table<'_>, query: &Query, best: &[mess_core::search::Found]) {
                 let near = |f: &mess_core::search::Found| {
                     f.accuracy >= rival.accuracy && f.cost <= rival.cost + resolution * (1.0 + 1e-9)
                 };
-                assert!(is_beaten(&near), "{rival:?} {best:?}");
+                assert!(is_beaten(&near), "{rival:?} {best:?} {query:?} {table:?}");
             }
         }
     }
