@@ -74,14 +74,14 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
         }
     };
     families.par_iter_mut().with_max_len(1).for_each(|family| {
-        (0..MULTIPLIERS).for_each(|i| climb(family, middle * 4f64.powi(i - MULTIPLIERS / 2)));
+        (0..MULTIPLIERS).for_each(|i| climb(family, usable(middle * 4f64.powi(i - MULTIPLIERS / 2), shared.ceiling)));
     });
     for _ in 0..ROUNDS {
         let costs = interesting_costs(shared, &families);
         families.par_iter_mut().with_max_len(1).for_each(|family| {
             for &cost in &costs {
                 let pool: Vec<&Valued> = family.pool.iter().collect();
-                let multiplier = multiplier_at(&pool, &hull(&pool), cost).0;
+                let multiplier = multiplier_at(&pool, &hull(&pool), cost, shared.ceiling).0;
                 climb(family, multiplier);
             }
         });
@@ -89,8 +89,18 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
     families
 }
 
-/// The slope of a hull at a cost, and the member nearest to it; beyond its ends, a multiplier that favours the end.
-pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) -> (f64, &'v Valued) {
+/// At the steepest multiplier this part of the greatest cost is worth as much as all accuracy there is.
+const LEAST_SHARE: f64 = 1e-6;
+
+/// `multiplier`, or the steepest one where no cost exceeds `ceiling`. Any multiplier is admissible that is a number and
+/// gives numbers: infinity times a cost of 0 is none, and a bound that is none excludes what it should not.
+fn usable(multiplier: f64, ceiling: f64) -> f64 {
+    if ceiling > 0.0 { multiplier.min(1.0 / (LEAST_SHARE * ceiling)).min(1e30) } else { 0.0 }
+}
+
+/// The slope of a hull at a cost, and the member nearest to it; beyond its ends, a multiplier that favours the end. No
+/// cost exceeds `ceiling`.
+pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64, ceiling: f64) -> (f64, &'v Valued) {
     let slopes: Vec<f64> = hull.windows(2).map(|pair| slope(pool, pair)).collect();
     let distance = |at: &usize| (pool[*at].cost - cost).abs();
     let nearest = hull.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
@@ -102,14 +112,20 @@ pub(crate) fn multiplier_at<'v>(pool: &[&'v Valued], hull: &[usize], cost: f64) 
         (at, edges) if at > edges => slopes[edges - 1] / 4.0,
         (at, _) => slopes[at - 1],
     };
-    (multiplier, nearest)
+    (usable(multiplier, ceiling), nearest)
 }
 
 /// A multiplier for bounds on configurations with costs around this one. For one target
 /// within the hull it is the hull's slope there. For several, or beyond its ends, it is the one by which a bound that is
 /// tight for these configurations stays farthest below the targets; the slope where that makes little difference.
-pub(crate) fn excluding_multiplier(pool: &[&Valued], hull: &[usize], cost: f64, targets: &Targets) -> f64 {
-    let slope = multiplier_at(pool, hull, cost).0;
+pub(crate) fn excluding_multiplier(
+    pool: &[&Valued],
+    hull: &[usize],
+    cost: f64,
+    targets: &Targets,
+    ceiling: f64,
+) -> f64 {
+    let slope = multiplier_at(pool, hull, cost, ceiling).0;
     let ends = hull.first().zip(hull.last()).map(|(first, last)| (pool[*first].cost, pool[*last].cost));
     if targets.corners.len() <= 1 && ends.is_some_and(|(first, last)| first <= cost && cost <= last) {
         return slope;

@@ -284,7 +284,7 @@ impl Shared<'_, '_> {
         let outline = hull(&everything);
         let at_most = if bands.len() > 1 { POLISHED_EACH } else { POLISHED };
         for &(costs, middle) in &bands {
-            let multiplier = multiplier_at(&everything, &outline, middle).0;
+            let multiplier = multiplier_at(&everything, &outline, middle, self.ceiling).0;
             let height = |v: &Valued| v.accuracy - multiplier * v.cost;
             let mut best = everything.clone();
             best.sort_by(|a, b| height(b).total_cmp(&height(a)).then(a.choice.cmp(&b.choice)));
@@ -309,10 +309,10 @@ impl Shared<'_, '_> {
             let at_first = family.exits[0].iter().map(|exit| table_costs.of_first(*exit));
             let floor = at_first.fold(f64::INFINITY, f64::min);
             let of_band = |&(costs, at): &((f64, f64), f64)| {
-                let multiplier = excluding_multiplier(&pool, &hull, at, &self.targets(costs, floor).1);
+                let multiplier = excluding_multiplier(&pool, &hull, at, &self.targets(costs, floor).1, self.ceiling);
                 Band { costs, multiplier }
             };
-            let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1);
+            let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1, self.ceiling);
             Field::new(self, family.exits, &typical.choice.exits, bands.iter().map(of_band).collect())
         };
         families.into_par_iter().filter(|family| !family.pool.is_empty()).map(field).collect()

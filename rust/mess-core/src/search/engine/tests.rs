@@ -284,3 +284,36 @@ fn boxes_hold_every_assignment_of_a_chain() {
         }
     }
 }
+
+/// Found by fuzzing: exits of which the earliest costs nothing, one class, ground truth in one image of three.
+#[test]
+fn a_table_of_one_labelled_image() {
+    let of = |numbers: &[i64]| Array3::from_shape_vec((7, 3, 1), numbers.to_vec()).expect("7 x 3");
+    let eighths = [
+        8, 5, 5, 7, 4, 7, 2, 3, 2, 3, 6, 7, 4, 5, 5, 2, 7, 3, 3, 5, 6, 7, 8, 8, 7, 8, 1, 7, 1, 5, 7, 0, 6, 3, 2, 0, 3,
+        3, 5, 4, 7, 7,
+    ];
+    let row = |costs: [f64; 7]| Array2::from_shape_vec((1, 7), costs.to_vec()).expect("7");
+    let arrays = Arrays {
+        intersection: of(&[0, 1, 0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 3, 0, 0, 1, 0, 0, 3, 0]),
+        predicted: of(&[2, 2, 1, 0, 2, 0, 2, 3, 2, 1, 2, 2, 1, 3, 1, 3, 2, 0, 3, 3, 0]),
+        ground_truth: Array2::from_shape_vec((3, 1), vec![0, 3, 0]).expect("3"),
+        image_confidence: Array3::from_shape_vec((7, 2, 3), eighths.map(|e| f64::from(e) / 8.0).to_vec()).expect("42"),
+        points: Array1::from_vec(vec![0, 0, 1, 1, 2, 2, 3]),
+        costs: [
+            row([0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0]),
+            row([1.0, 0.0, 0.25, 0.5, 0.0, 0.75, 0.75]),
+            row([0.0, 0.0, 0.125, 0.125, 0.125, 0.0, 0.0]),
+        ],
+        image_weight: None,
+    };
+    let table = arrays.table();
+    let query = Query {
+        scoring: Scoring { setting: Setting::InputDependent, metric: Metric::PixelAccuracy, column: 0 },
+        objective: Objective::MinimizeCost { min_accuracy: 0.9 },
+        space: Space { max_exits: 2, ..Space::default() },
+        limits: Limits::default(),
+    };
+    let found = search(&table, &query, &Control::default(), &[], None).expect("valid").found;
+    assert_eq!(found[0].configuration.exits, [1, 4], "{found:?}");
+}
