@@ -64,7 +64,7 @@ fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux)
 	   for t in $$($(BIN)/python -m tests.fuzz --list 2>/dev/null); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
 	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
 	  'log=$$(COMMAND -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 \
-	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: $$(echo "$$log" | grep "^Done")" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
+	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: $$(echo "$$log" | grep -a "^Done")" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
 
 clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) target rust/fuzz/target fuzz-findings dist $(RUN)

@@ -85,8 +85,8 @@ def _umask() -> int:
     return mask
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    """NumPy arrays or torch tensors, and `header` as the file's `mess` entry, whole or not at all.
+def write_safetensors(path: Path, tensors: Mapping[str, Any], header: Any) -> None:
+    """NumPy arrays or torch tensors, and `header` (JSON) as the file's `mess` entry, whole or not at all.
 
     Raises:
         OSError: it cannot be written: no room, no right.

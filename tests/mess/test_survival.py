@@ -12,7 +12,7 @@ import pytest
 from mess.files import replace_folder, sweep, write_json
 
 SMALL_DISK = (
-    "mount -t tmpfs -o size={size} none {folder} && exec {python} -m tests.mess.survival full {writer} {folder}"
+    "mount -t tmpfs -o size=128M none {folder} && exec {python} -m tests.mess.survival full {writer} {folder}"
 )
 
 

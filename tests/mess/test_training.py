@@ -303,7 +303,7 @@ def test_a_disk_that_is_full_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mess.training.checkpoint.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, network, None, Progress(stage="pretrain", epoch=9, settings={}))
     assert path.read_bytes() == whole

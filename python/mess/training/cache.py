@@ -8,7 +8,6 @@ says which backbone and which batches it belongs to.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mess.data.loader import batches_from
-from mess.files import differences, read_json, read_safetensors, write_json, write_whole
+from mess.files import differences, read_json, read_safetensors, write_json, write_safetensors
 from mess.progress import console
 
 VERSION = 1
@@ -106,7 +104,7 @@ class FeatureCache:
         # channels last again when read: safetensors keeps no strides, and kernels may round differently by layout
         last = [name for name, value in tensors.items() if _is_last(value)]
         whole = {n: (v.permute(0, 2, 3, 1) if n in last else v).cpu().contiguous() for n, v in tensors.items()}
-        write_whole(path, lambda temporary: save_file(whole, temporary, metadata={"mess": json.dumps(last)}))
+        write_safetensors(path, whole, last)
 
     def _check_room(self) -> int:
         """Bytes of the whole cache, by the size of one batch; ValueError where the disk has no room for what lacks."""
