@@ -11,9 +11,7 @@ import pytest
 
 from mess.files import replace_folder, sweep, write_json
 
-SMALL_DISK = (
-    "mount -t tmpfs -o size=128M none {folder} && exec {python} -m tests.mess.survival full {writer} {folder}"
-)
+SMALL_DISK = "mount -t tmpfs -o size=128M none {folder} && exec {python} -m tests.mess.survival full {writer} {folder}"
 
 
 @pytest.mark.slow
