@@ -216,7 +216,7 @@ def runtime_ways(
             output_names=["logits"],
             verbose=False,
         )
-    whole = load(backend, folder / "plain.onnx", ["logits"], threads)
+    whole = load(backend, folder / "plain.onnx", ["images"], ["logits"], threads)
 
     def pixels() -> np.ndarray:
         return network_input(picture, size, IMAGENET_MEAN, IMAGENET_STD)[None]

@@ -128,7 +128,7 @@ def against_torch(
 
 
 def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments: argparse.Namespace) -> list[str]:
-    whole = load("onnxruntime", plain, ["logits"], arguments.threads)
+    whole = load("onnxruntime", plain, ["images"], ["logits"], arguments.threads)
     manifest = runtime.manifest
 
     def run_plain(batch: list[np.ndarray]) -> None:

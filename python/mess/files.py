@@ -122,7 +122,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file)")
     try:
         value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ValueError(f"{what}: {path} is no complete JSON file: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what}: {path}: expected a JSON object, got {type(value).__name__}")
@@ -186,7 +186,7 @@ def read_safetensors(
             header = json.loads((file.metadata() or {}).get("mess", "null"))
             wanted = file.keys() if names is None else names
             return {name: file.get_tensor(name) for name in wanted}, header
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
 
 

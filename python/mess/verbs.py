@@ -15,6 +15,7 @@ from PIL import Image
 from mess import runs
 from mess.calibration import CalibrationTable, calibrate
 from mess.confidence import PolicySettings
+from mess.data.pairs import decode
 from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
 from mess.deployment import run as run_image
 from mess.deployment.export import export
@@ -316,12 +317,7 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
     palette = bytes(channel for colour in settings.palette for channel in colour)
     results = {}
     for path in paths:
-        try:
-            with Image.open(path) as file:
-                pixels = np.asarray(file.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"image: {path} cannot be read: {error}") from None
-        result = run_image(deployed, pixels)
+        result = run_image(deployed, decode(path, "RGB"))
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
         picture.putpalette(palette)
         _save_picture(picture, targets[path])

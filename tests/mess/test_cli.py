@@ -139,4 +139,4 @@ def test_the_whole_job(tmp_path):
     (tmp_path / "p.jpg").write_bytes(b"no picture")
     broken = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", check=False)
     assert broken.returncode == 2
-    assert "cannot be read" in broken.stderr
+    assert "cannot be decoded as an image" in broken.stderr

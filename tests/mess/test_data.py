@@ -53,7 +53,7 @@ def test_missing_things_are_named(folder):
     with pytest.raises(ValueError, match="2 incomplete pairs: no label map for x; no label map for y"):
         FolderDataset(folder, "train")
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(ValueError, match="expected JSON"):
+    with pytest.raises(ValueError, match="is no complete JSON file"):
         FolderDataset(folder, "train")
 
 
@@ -93,10 +93,12 @@ def test_names_with_spaces_in_a_split_list(folder):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"classes": "ab"}, '"classes", a non-empty list of names'),
-        ({"classes": []}, '"classes", a non-empty list of names'),
-        ({"classes": ["a", "b"], "palette_rgb": [[1, 2], [3, 4]]}, r'"palette_rgb": expected \[red, green, blue\]'),
-        ({"classes": [str(i) for i in range(256)]}, "expected at most 255"),
+        ({"classes": "ab"}, "classes: expected a list of names, got 'ab'"),
+        ({"classes": []}, "classes: expected 1 to 255 names"),
+        ({"classes": ["a", "b"], "palette_rgb": [[1, 2], [3, 4]]}, r"palette_rgb: expected \[red, green, blue\]"),
+        ({"classes": [str(i) for i in range(256)]}, "expected 1 to 255 names"),
+        ({"classes": ["a", "b"], "palette_rgb": [[1, 2, 3], [3, 4, 256]]}, "of 0..255 for each class, got"),
+        ({"classes": ["a", "b"], "ignore_index": "x"}, "ignore_index: expected a label, got 'x'"),
     ],
 )
 def test_a_description_that_is_off_is_refused(folder, info, message):

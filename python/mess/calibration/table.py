@@ -62,7 +62,7 @@ class CalibrationTable:
         self.validate()
 
     def validate(self) -> None:
-        """Check shapes against each other, and types.
+        """Check shapes against each other, and types. `mess_core` checks numbers when they are searched.
 
         Raises:
             ValueError: names the entry, what was expected and what came.
@@ -90,6 +90,8 @@ class CalibrationTable:
             wanted = np.float64 if column or name == "image_confidence" else np.int64
             if array.dtype != wanted:
                 raise ValueError(f"table: {name}: expected {np.dtype(wanted)}, got {array.dtype}")
+        if not all(0 <= threshold <= 1 for threshold in self.pixel_thresholds):
+            raise ValueError(f"table: pixel_thresholds: expected numbers in 0..1, got {self.pixel_thresholds}")
         if not self.exits or self.exits[-1] != FINAL_EXIT:
             raise ValueError(f"table: exits: expected the last one to be {FINAL_EXIT!r}, got {self.exits[-1:]}")
 

@@ -8,7 +8,6 @@ SegNet layout reads as it is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from mess.data.dataset import IGNORE_INDEX, default_palette
 from mess.data.pairs import IMAGE_SUFFIXES, PairDataset, files_by_stem, lookup_of, matched, split_folders
+from mess.files import entries, entry, read_json
 
 
 class FolderDataset(PairDataset):
@@ -51,20 +51,19 @@ class FolderDataset(PairDataset):
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"data: expected {path} naming the classes, got no such file")
+    info = read_json(path, "data")
     try:
-        info = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from None
-    classes = info.get("classes") if isinstance(info, dict) else None
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f'{path}: expected an object with "classes", a non-empty list of names, got {classes!r}')
-    if len(classes) > 255:
-        raise ValueError(f'{path}: "classes": expected at most 255, since labels are 8-bit, got {len(classes)}')
-    palette = info.get("palette_rgb", [])
-    if np.asarray(palette, dtype=object).size and np.shape(palette)[1:] != (3,):
-        raise ValueError(f'{path}: "palette_rgb": expected [red, green, blue] for each class, got {palette!r:.80}')
-    checked: dict[str, Any] = info
-    return checked
+        classes = entries(info, "classes", str, "names")
+        palette = entries({"palette_rgb": [], **info}, "palette_rgb", list, "[red, green, blue] for each class")
+        entry({"ignore_index": IGNORE_INDEX, **info}, "ignore_index", int, "a label")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not 1 <= len(classes) <= 255:
+        raise ValueError(f"{path}: classes: expected 1 to 255 names, since labels are 8-bit, got {len(classes)}")
+    for colour in palette:
+        if len(colour) != 3 or not all(type(x) is int and 0 <= x <= 255 for x in colour):
+            raise ValueError(f"{path}: palette_rgb: expected [red, green, blue] of 0..255 for each class, got {colour}")
+    return info
 
 
 def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:

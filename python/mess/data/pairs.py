@@ -121,11 +121,11 @@ def _found(unknown: npt.NDArray[np.uint8]) -> str:
 
 
 def decode(path: Path, mode: str | None) -> np.ndarray:
-    """Pixels of an image file, in PIL's `mode` or as they are stored."""
+    """Pixels of an image file, in PIL's `mode` or as they are stored; ValueError where it is none, or is a bomb."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode) if mode else image)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded as an image ({error})") from None
 
 

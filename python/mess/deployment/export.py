@@ -206,7 +206,7 @@ def _write(
         raise RuntimeError(
             f"export: torch.onnx.export failed on {path.stem}: {type(error).__name__}: {reason}"
         ) from error
-    session = load("onnxruntime", path, outputs, None)
+    session = load("onnxruntime", path, names, outputs, None)
     given = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
     found = session.run(given, batch=max(len(v) for v, is_batched in zip(inputs, batched, strict=True) if is_batched))
     expected = module(*inputs)

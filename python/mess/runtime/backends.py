@@ -17,6 +17,10 @@ BATCH = "batch"
 """Name of the dimension that is free in an exported file."""
 
 
+Shape = tuple[int | None, ...]
+"""Of an input; None where it is free."""
+
+
 class Session(Protocol):
     """One loaded ONNX file. One image is what it is made for; another batch is loaded when it first comes.
 
@@ -24,23 +28,39 @@ class Session(Protocol):
     OpenVINO, other networks up to 4 % less in either.
     """
 
+    inputs: Mapping[str, Shape]
+    """Of the file."""
+    gives: frozenset[str]
+    """Names of the file's outputs."""
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         """All outputs by name; `batch` images are in the inputs."""
 
 
-def load(backend: BackendName, path: Path, outputs: Sequence[str], threads: int | None) -> Session:
-    """Load `path`; weights are inside, no other file is read.
+def load(
+    backend: BackendName, path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None
+) -> Session:
+    """Load `path`, which reads `inputs` (or some of them) and gives `outputs` (and more); weights are inside, no other
+    file is read.
 
     Raises:
         RuntimeError: the backend is not installed.
-        ValueError: no such backend.
+        ValueError: no such backend; a file that it cannot load, or of other inputs and outputs.
     """
     if backend not in get_args(BackendName):
         raise ValueError(f"backend: expected one of {get_args(BackendName)}, got {backend!r}")
     try:
-        return (_OnnxRuntime if backend == "onnxruntime" else _OpenVino)(path, outputs, threads)
+        session = (_OnnxRuntime if backend == "onnxruntime" else _OpenVino)(path, outputs, threads)
     except ImportError as error:
         raise RuntimeError(f"backend: expected {backend} to be installed: {error}; pip install {backend}") from None
+    except Exception as error:  # the backends' own kinds have no base in common
+        raise ValueError(f"deployment: {path}: {backend} cannot load it: {error}") from None
+    if not (set(session.inputs) <= set(inputs) and set(outputs) <= session.gives):
+        raise ValueError(
+            f"deployment: {path}: expected inputs {list(inputs)} and outputs {list(outputs)}, as in the manifest, got "
+            f"{list(session.inputs)} and {sorted(session.gives)}"
+        )
+    return session
 
 
 class _OnnxRuntime:
@@ -48,6 +68,8 @@ class _OnnxRuntime:
         self._model, self._outputs, self._threads = path.read_bytes(), list(outputs), threads
         self._alone = self._loaded(one_image=True)
         self._any: Any = None
+        self.inputs = {given.name: _shape(given.shape) for given in self._alone.get_inputs()}
+        self.gives = frozenset(output.name for output in self._alone.get_outputs())
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         if batch > 1 and self._any is None:
@@ -81,6 +103,11 @@ class _OpenVino:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._alone = self._compiled(one_image=True)
         self._any: Any = None
+        self.inputs = {
+            given.get_any_name(): _shape([None if n.is_dynamic else n.get_length() for n in given.get_partial_shape()])
+            for given in self._model.inputs
+        }
+        self.gives = frozenset(name for output in self._model.outputs for name in output.get_names())
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         if batch > 1 and self._any is None:
@@ -100,3 +127,7 @@ class _OpenVino:
             model.reshape(shapes)
         compiled = self._core.compile_model(model, "CPU", self._settings)
         return compiled, {name for given in compiled.inputs for name in given.get_names()}
+
+
+def _shape(given: Sequence[Any]) -> Shape:
+    return tuple(n if isinstance(n, int) else None for n in given)

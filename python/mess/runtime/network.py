@@ -67,10 +67,16 @@ class Runtime:
         self.manifest = Manifest.load(root)
         self.deadline_ms = deadline_ms
         self._last_ms = [0.0] * len(self.manifest.exits)
-        self._stages = [load(backend, root / e.stage, e.outputs, threads) for e in self.manifest.exits]
+        exits = self.manifest.exits
+        self._stages = [load(backend, root / e.stage, e.inputs, e.outputs, threads) for e in exits]
         self._heads = [
-            None if e.head is None else load(backend, root / e.head, ["logits"], threads) for e in self.manifest.exits
+            None if e.head is None else load(backend, root / e.head, ["feature"], ["logits"], threads) for e in exits
         ]
+        size = self._stages[0].inputs.get("images", ())[-2:]
+        if size != self.manifest.size:
+            raise ValueError(
+                f"deployment: {root}: input.size: expected {size}, as in {exits[0].stage}, got {self.manifest.size}"
+            )
 
     def predict(self, image: Picture, *, image_thresholds: Sequence[float | None] | None = None) -> Result:
         """Segment one picture, stopping as early as the thresholds, or the deadline, allow.
@@ -162,7 +168,13 @@ class Runtime:
     def _logits(self, position: int, feature: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, C, h, w) of an exit."""
         head = self._heads[position]
-        return feature if head is None else head.run({"feature": feature}, batch=len(feature))["logits"]
+        logits = feature if head is None else head.run({"feature": feature}, batch=len(feature))["logits"]
+        if logits.ndim != 4 or logits.shape[:2] != (len(feature), len(self.manifest.classes)):
+            raise ValueError(
+                f"deployment: exit {self.manifest.exits[position].name}: expected logits of {len(feature)} images and "
+                f"{len(self.manifest.classes)} classes, got shape {logits.shape}"
+            )
+        return logits
 
     def _confidence(self, entry: StageFiles, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         assert entry.pixel_threshold is not None
