@@ -16,11 +16,11 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
 logits = np.random.default_rng(0).normal(size=(4, 16, 16)).astype(np.float32)
-workspace = mess_core.Workspace()
+shared = mess_core.Workspace()
 confidence, labels = mess_core.confidence_map(logits)
 mask = mess_core.boundary_mask(labels, output_stride=1)
 calls = {
-    "image_confidence": (1_000_000, lambda: mess_core.image_confidence(logits, pixel_threshold=0.5, workspace=workspace)),
+    "image_confidence": (1_000_000, lambda: mess_core.image_confidence(logits, pixel_threshold=0.5, workspace=shared)),
     "without": (200_000, lambda: mess_core.image_confidence(logits, pixel_threshold=0.5, size=(20, 20))),
     "should_exit": (200_000, lambda: mess_core.should_exit(logits, pixel_threshold=0.5, image_threshold=0.5)),
     "refused": (100_000, lambda: refused()),
