@@ -68,7 +68,7 @@ class _OnnxRuntime:
         self._model, self._outputs, self._threads = path.read_bytes(), list(outputs), threads
         self._alone = self._loaded(one_image=True)
         self._any: Any = None
-        self.inputs = {given.name: _shape(given.shape) for given in self._alone.get_inputs()}
+        self.inputs: Mapping[str, Shape] = {given.name: _shape(given.shape) for given in self._alone.get_inputs()}
         self.gives = frozenset(output.name for output in self._alone.get_outputs())
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
@@ -103,7 +103,7 @@ class _OpenVino:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._alone = self._compiled(one_image=True)
         self._any: Any = None
-        self.inputs = {
+        self.inputs: Mapping[str, Shape] = {
             given.get_any_name(): _shape([None if n.is_dynamic else n.get_length() for n in given.get_partial_shape()])
             for given in self._model.inputs
         }
