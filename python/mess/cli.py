@@ -306,11 +306,12 @@ def search(
     if held_out is not None:
         raise ValueError("--held-out: expected --guarantee beside it")
     results = verbs.search_run(run, split=split, target=given[0] if given else None, settings=settings, journal=journal)
+    smaller = verbs.search_smaller(run, split=split, results=results, settings=settings)
     if as_json:
-        typer.echo(json.dumps({name: tables.search_json(result) for name, result in results.items()}))
+        typer.echo(json.dumps({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
     else:
         for name, result in results.items():
-            console.print(tables.search_text(name, result), highlight=False)
+            console.print(tables.search_text(name, result, smaller), highlight=False)
             target = given[0][1] if given else verbs.STANDARD_TARGETS.get(name)
             if baselines and target not in (None, verbs.Target()) and setting == "input-dependent":
                 simpler = verbs.search_baselines(run, split=split, target=target, settings=settings)

@@ -25,7 +25,7 @@ from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
 from mess.reporting import figures, tables
 from mess.runtime import Manifest
-from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, search
+from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, search, smaller_network
 from mess.training.board import tensorboard
 from mess.training.loop import train
 from mess.training.settings import TrainSettings
@@ -250,6 +250,20 @@ def search_baselines(
     return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
 
 
+def search_smaller(
+    source: Path, *, split: str, results: Mapping[str, SearchResult], settings: SearchSettings
+) -> dict[str, Configuration | None]:
+    """For each input-dependent result: the best plain network at no more than its cost (`mess.searching`)."""
+    if settings.setting != "input-dependent":
+        return {}
+    table = _table(source, split)
+    return {
+        name: smaller_network(table, max_cost=found.best.promise["cost"], cost=settings.cost, metric=settings.metric)
+        for name, found in results.items()
+        if name != "front" and found.configurations
+    }
+
+
 def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, rounds: int = 3) -> dict[str, Any]:
     """Every configuration found, on a split that the search did not see; writes `evaluation-<split>.json`.
 
@@ -276,10 +290,11 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
         "original": {"mean_iou": baseline[0], "macs": baseline[1]},
         "configurations": {},
     }
-    rows = []
+    rows, answers = [], []
     plain_ms: float | None = None
     for name, configuration in found.items():
         report = evaluate(configuration, table)
+        smaller = smaller_network(table, max_cost=report.cost)
         clock = measure_deployed(network, deploy(network, configuration), images, rounds=rounds)
         plain_ms = plain_ms or clock.plain_ms
         console.print(tables.configuration_table(name, configuration, table, report))
@@ -293,7 +308,11 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
             "shares": report.shares,
             "iou": dict(zip(table.class_names, report.iou, strict=True)),
             "clock": asdict(clock),
+            "smaller_network": tables.smaller_json(smaller),
         }
+        if configuration.setting == "input-dependent":
+            answers.append(f"{name}: {tables.smaller_text(accuracy, smaller, baseline[1])}")
+    console.print("\n".join(answers), highlight=False)
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)
     return result

@@ -55,8 +55,8 @@ def points_table(network: MultiExitNetwork) -> Table:
     return table
 
 
-def search_text(name: str, result: SearchResult) -> str:
-    """What a search found and what it proves, in two or three lines."""
+def search_text(name: str, result: SearchResult, smaller: Mapping[str, Configuration | None]) -> str:
+    """What a search found and what it proves, in some lines; the first says what a plain network does at the cost."""
     outcome = result.outcome
     proof = (
         f"{outcome.status}: {outcome.explored:,} sets bounded and {outcome.evaluated:,} configurations evaluated of "
@@ -72,7 +72,29 @@ def search_text(name: str, result: SearchResult) -> str:
         return f"{name}: nothing satisfies the target{nearest}\n  {proof}"
     best = result.best
     original = f"original {result.baseline_accuracy:.2%}"
-    return f"{name}: {describe(best.exits)}\n  {_values(best, result)} ({original})\n  {proof}"
+    lines = [f"{name}: {describe(best.exits)}", f"{_values(best, result)} ({original})", proof]
+    if name in smaller:
+        lines.insert(1, smaller_text(best.promise["accuracy"], smaller[name], result.baseline_cost))
+    return "\n  ".join(lines)
+
+
+def smaller_text(accuracy: float, smaller: Configuration | None, original_cost: float) -> str:
+    """Whether a plain network at the same cost is better than one of this accuracy."""
+    question = "is a plain smaller network at this cost better?"
+    if smaller is None:
+        return f"{question} There is none: no exit alone costs so little"
+    reached, gain = smaller.promise["accuracy"], 100 * (smaller.promise["accuracy"] - accuracy)
+    compared = f"{abs(gain):.2f} pp {'more' if gain > 0 else 'less'}" if abs(gain) >= 0.005 else "the same"
+    answer = "YES" if gain > 0 else "No"
+    return (
+        f"{question} {answer}: cut off at {smaller.exits[-1].exit}, it reaches {reached:.2%} at "
+        f"{smaller.promise['cost'] / original_cost:.1%} of the cost, {compared}"
+    )
+
+
+def smaller_json(smaller: Configuration | None) -> dict[str, Any] | None:
+    """The plain network beside a configuration: its exit, accuracy and cost."""
+    return None if smaller is None else {"exit": smaller.exits[-1].exit, **smaller.promise}
 
 
 def baselines_text(result: SearchResult, simpler: Mapping[str, Configuration | None]) -> str:
@@ -131,9 +153,10 @@ def guaranteed_json(result: Guaranteed) -> dict[str, Any]:
     }
 
 
-def search_json(result: SearchResult) -> dict[str, Any]:
+def search_json(result: SearchResult, smaller: Configuration | None) -> dict[str, Any]:
     """The JSON object that `mess search --json` prints for each target."""
     return {
+        "smaller_network": smaller_json(smaller),
         "status": result.outcome.status,
         "bound": result.outcome.bound,
         "gap": result.outcome.gap,

@@ -1,7 +1,17 @@
 """The exact search over exits, heads and thresholds, on a calibration table alone; and promises about unseen images."""
 
-from mess.searching.baselines import baselines
+from mess.searching.baselines import baselines, smaller_network
 from mess.searching.promise import Guarantee, Guaranteed, guarantee
 from mess.searching.solve import Report, SearchResult, evaluate, search
 
-__all__ = ["Guarantee", "Guaranteed", "Report", "SearchResult", "baselines", "evaluate", "guarantee", "search"]
+__all__ = [
+    "Guarantee",
+    "Guaranteed",
+    "Report",
+    "SearchResult",
+    "baselines",
+    "evaluate",
+    "guarantee",
+    "search",
+    "smaller_network",
+]

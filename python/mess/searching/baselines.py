@@ -7,14 +7,26 @@ from collections.abc import Callable
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
 from mess.model.network import FINAL_EXIT
-from mess.searching.solve import SearchResult
+from mess.searching.solve import SearchResult, search
+from mess_core import Metric
+
+
+def smaller_network(
+    table: CalibrationTable, *, max_cost: float, cost: str = "macs", metric: Metric = "mean-iou"
+) -> Configuration | None:
+    """The most accurate plain network at no more than `max_cost`: cut off at one exit, for all images alike.
+
+    What an input-dependent configuration of that cost must be better than. None where no exit alone costs so little.
+    """
+    return _best(search(table, setting="budgeted", max_exits=1, max_cost=max_cost, cost=cost, metric=metric))
+
 
 Search = Callable[..., SearchResult]
 """`mess.search` with table, target and settings filled in; takes `setting`, `max_exits` and `required_exits`."""
 
 
 def baselines(
-    table: CalibrationTable, search: Search, *, max_exits: int, minimises_cost: bool
+    table: CalibrationTable, one: Search, *, max_exits: int, minimises_cost: bool
 ) -> dict[str, Configuration | None]:
     """The best configuration of three smaller spaces, each searched exactly; None where nothing meets the target.
 
@@ -24,13 +36,13 @@ def baselines(
     greedy: the best single exit, then one exit more at a time with all earlier ones kept, thresholds free.
     """
     return {
-        "single exit": _best(search(setting="budgeted", max_exits=1)),
-        "uniform": _uniform(table, search, max_exits, minimises_cost),
-        "greedy": _greedy(search, max_exits),
+        "single exit": _best(one(setting="budgeted", max_exits=1)),
+        "uniform": _uniform(table, one, max_exits, minimises_cost),
+        "greedy": _greedy(one, max_exits),
     }
 
 
-def _uniform(table: CalibrationTable, search: Search, max_exits: int, minimises_cost: bool) -> Configuration | None:
+def _uniform(table: CalibrationTable, one: Search, max_exits: int, minimises_cost: bool) -> Configuration | None:
     num_points = len(table.model)
     heads = {name.partition(":")[2] for name in table.exits if name != FINAL_EXIT}
     found = []
@@ -39,17 +51,17 @@ def _uniform(table: CalibrationTable, search: Search, max_exits: int, minimises_
         for head in sorted(heads):
             names = [f"{point}:{head}" for point in points]
             if len(set(names)) == len(names) and set(names) <= set(table.exits):
-                found.append(search(max_exits=count, required_exits=[*names, FINAL_EXIT]))
+                found.append(one(max_exits=count, required_exits=[*names, FINAL_EXIT]))
     return _better(found, minimises_cost)
 
 
-def _greedy(search: Search, max_exits: int) -> Configuration | None:
-    best = search(setting="budgeted", max_exits=1)
+def _greedy(one: Search, max_exits: int) -> Configuration | None:
+    best = one(setting="budgeted", max_exits=1)
     for count in range(2, max_exits + 1):
         if not best.configurations:
             break
         kept = [chosen.exit for chosen in best.best.exits]
-        longer = search(max_exits=count, required_exits=kept)
+        longer = one(max_exits=count, required_exits=kept)
         if not longer.configurations or longer.best.exits == best.best.exits:
             break
         best = longer
