@@ -137,10 +137,14 @@ def train_run(
 def calibrate_run(
     folder: Path, *, split: str, policy: PolicySettings | None = None, latency_rounds: int = 15
 ) -> CalibrationTable:
-    """Run every exit on a split and write `table-<split>.safetensors`."""
+    """Run every exit on a split and write `table-<split>.safetensors`.
+
+    Interrupted, what is done is in `partial-<split>.safetensors`, and the same call goes on from there.
+    """
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
     data = runs.dataset(settings, split=split)
+    partial = folder / f"partial-{split}.safetensors"
     table = calibrate(
         network,
         runs.loader(settings, split=split),
@@ -149,8 +153,10 @@ def calibrate_run(
         policy=policy,
         latency_rounds=latency_rounds,
         facts={"split": split, "data": data.name},
+        partial=partial,
     )
     table.save(folder / f"table-{split}.safetensors")
+    partial.unlink(missing_ok=True)
     return table
 
 

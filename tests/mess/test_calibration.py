@@ -12,9 +12,11 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 import mess
 import mess_core
+from mess import runs
 from mess.calibration.collect import mac_costs
 from mess.model.cost import count_macs
 from mess.model.network import FINAL_EXIT, upsampled
+from tests.mess.conftest import SETTINGS
 
 
 def logits_of(network, images, name):
@@ -158,3 +160,58 @@ def test_the_header_is_readable_json(table, tmp_path):
     raw = (tmp_path / "t.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert json.loads(header["__metadata__"]["mess"])["exits"][-1] == "final"
+
+
+def test_an_interrupted_calibration_goes_on(network, tmp_path, monkeypatch):
+    """Ctrl-C in the third batch of five; the continued table is the uninterrupted one, costs measured once."""
+    monkeypatch.setattr("mess.calibration.collect.SAVE_SECONDS", 1e9)
+    loader = runs.loader(SETTINGS, split="val")
+    loader.batch_size = 5
+    partial = tmp_path / "partial.safetensors"
+    whole = mess.calibrate(network, loader, latency_rounds=0)
+
+    class Interrupted:
+        identity, begun = loader.identity, []
+
+        def __len__(self):
+            return len(loader)
+
+        def begin(self, epoch, first):
+            self.begun.append(first)
+            return loader.begin(epoch, first)
+
+        def __iter__(self):
+            for number, batch in enumerate(loader):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        mess.calibrate(network, Interrupted(), latency_rounds=0, partial=partial)
+    assert len(mess.CalibrationTable.load(partial).images) == 10
+    with pytest.raises(
+        ValueError, match=r"partial: .* belongs to another calibration: latency_rounds 0 there, 1 asked"
+    ):
+        mess.calibrate(network, Interrupted(), latency_rounds=1, partial=partial)
+    with pytest.raises(ValueError, match="pixel_thresholds"):
+        mess.calibrate(network, Interrupted(), latency_rounds=0, pixel_thresholds=[0.5], partial=partial)
+    monkeypatch.setattr("mess.calibration.collect.mac_costs", None)  # would fail if it was asked again
+    for _ in range(2):  # once more, as if it had not been saved
+        again = mess.calibrate(network, Interrupted(), latency_rounds=0, partial=partial)
+        assert again.images == whole.images
+        for name in ("intersection", "predicted", "ground_truth", "disagreement", "image_confidence"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+        assert again.costs["macs"]["head"].tolist() == whole.costs["macs"]["head"].tolist()
+        assert again.facts == whole.facts
+    assert Interrupted.begun == [2, 2]
+
+
+def test_a_partial_table_is_kept_from_time_to_time(network, tmp_path, monkeypatch):
+    monkeypatch.setattr("mess.calibration.collect.SAVE_SECONDS", 0.0)
+    partial = tmp_path / "partial.safetensors"
+    whole = mess.calibrate(network, runs.loader(SETTINGS, split="val"), latency_rounds=0, partial=partial)
+    kept = mess.CalibrationTable.load(partial)
+    assert kept.images == whole.images
+    partial.write_bytes(partial.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        mess.calibrate(network, runs.loader(SETTINGS, split="val"), latency_rounds=0, partial=partial)

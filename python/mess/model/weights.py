@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,3 +40,12 @@ def check_fits(what: str, path: str | Path, own: Mapping[str, Tensor], given: Ma
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{what}: {path} does not fit the network: {'; '.join(wrong[:5])}{more}")
+
+
+def state_sha256(net: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers by name, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -7,7 +7,6 @@ says which backbone and which batches it belongs to.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from mess.data.loader import batches_from
 from mess.files import differences, read_json, read_safetensors, write_json, write_safetensors
+from mess.model.weights import state_sha256
 from mess.progress import console
 
 VERSION = 1
@@ -61,7 +61,7 @@ class FeatureCache:
         path = folder / f"cache{part}.json"
         identity = {
             "version": VERSION,
-            "backbone": _sha256(net),
+            "backbone": state_sha256(net),
             "batches": len(batches),
             "data": getattr(batches, "identity", ""),
         }
@@ -137,11 +137,3 @@ def _gigabytes(count: int) -> str:
 
 def _is_last(value: Tensor) -> bool:
     return value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-
-
-def _sha256(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
