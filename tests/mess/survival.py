@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from benches.python.guarantee import as_calibration_table
 from benches.python.search_table import synthetic_table
 
 import mess
+from mess.calibration import collect
 from mess.deployment import ChosenExit, Configuration
 from mess.files import write_json
 from mess.runtime.manifest import Manifest
@@ -69,7 +69,7 @@ class Training(Writer):
 
     def write(self, folder: Path, n: int) -> None:
         network, batches = fresh()
-        settings = mess.TrainSettings(epochs=2)
+        settings = mess.TrainSettings(epochs=1)
         mess.train(network, batches, pretraining=settings, exits=settings, out=folder, checkpoint_minutes=0)
         for path in folder.glob("*.safetensors"):
             path.unlink()
@@ -97,6 +97,26 @@ class Table(Writer):
         assert np.array_equal(table.intersection, self.table.intersection)
         n: int = table.facts["n"]
         return n
+
+
+class Calibration(Writer):
+    """With what is done kept after every batch; the state is how many batches are in there, or all."""
+
+    def __init__(self) -> None:
+        self.network, self.loader = fresh()
+        collect.SAVE_SECONDS = 0.0
+
+    def write(self, folder: Path, n: int) -> None:
+        partial, path = folder / "partial-val.safetensors", folder / "table-val.safetensors"
+        mess.calibrate(self.network, self.loader, latency_rounds=0, partial=partial).save(path)
+        partial.unlink()
+        path.unlink()
+
+    def read(self, folder: Path) -> int | None:
+        for name in ("partial-val.safetensors", "table-val.safetensors"):
+            if (folder / name).exists():
+                mess.CalibrationTable.load(folder / name)
+        return None
 
 
 class Json(Writer):
@@ -147,6 +167,7 @@ WRITERS: dict[str, Callable[[], Writer]] = {
     "checkpoint": Checkpoint,
     "training": Training,
     "table": Table,
+    "calibration": Calibration,
     "json": Json,
     "search": Search,
     "export": Export,
@@ -156,13 +177,17 @@ WRITERS: dict[str, Callable[[], Writer]] = {
 def kill(writer: Writer, folder: Path, times: int) -> None:
     """What is there after a kill is whole, and no older than what was there before the writer began."""
     start = time.perf_counter()
-    writer.write(folder, 0)
+    first = _forked(lambda: writer.write(folder, 0))
+    assert os.waitpid(first, 0)[1] == 0, "the writer failed"
     once = time.perf_counter() - start
     rng = random.Random(0)
     before, later = writer.read(folder), 0
     for round_ in range(times):
-        killed = _train if isinstance(writer, Training) else _fork
-        killed(writer, folder, 1000 * round_ + 1, lambda: rng.uniform(0, min(5 * once, once + 1) + 0.03))
+        child = _forked(lambda n=1000 * round_ + 1: _write_on(writer, folder, n))
+        time.sleep(rng.uniform(0, min(5 * once, once + 0.1) + 0.03))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the writer failed before it was killed"
         after = writer.read(folder)
         if before is not None:
             assert after is not None, "nothing is left"
@@ -172,34 +197,23 @@ def kill(writer: Writer, folder: Path, times: int) -> None:
     print(f"{times} kills, {later} of them after a new state, {1000 * once:.1f} ms a state")
 
 
-def _fork(writer: Writer, folder: Path, n: int, seconds: Callable[[], float]) -> None:
+def _forked(work: Callable[[], None]) -> int:
+    """The child that does it. All writing is done in children: autograd's threads do not survive a fork."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
-            while True:
-                writer.write(folder, n)
-                n += 1
+            work()
+            code = 0
         finally:
-            os._exit(1)  # an error ends the child here, not in the parent's code
-    time.sleep(seconds())
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the writer failed before it was killed"
+            os._exit(code)  # whatever happens, the child does not go on with the parent's code
+    return child
 
 
-def _train(writer: Writer, folder: Path, n: int, seconds: Callable[[], float]) -> None:
-    """As `_fork`, in a process of its own: autograd's threads do not survive a fork."""
-    script = (
-        "import sys; from pathlib import Path; from tests.mess.survival import Training; training = Training();"
-        "print('ready', flush=True); training.write(Path(sys.argv[1]), 1)"
-    )
-    command = [sys.executable, "-c", script, folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(seconds())
-    process.kill()
-    process.wait()
+def _write_on(writer: Writer, folder: Path, n: int) -> None:
+    while True:
+        writer.write(folder, n)
+        n += 1
 
 
 def full(writer: Writer, folder: Path) -> None:

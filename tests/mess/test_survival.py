@@ -17,7 +17,15 @@ SMALL_DISK = "mount -t tmpfs -o size=128M none {folder} && exec {python} -m test
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "times"),
-    [("checkpoint", 50), ("table", 50), ("json", 50), ("search", 50), ("export", 8), ("training", 6)],
+    [
+        ("checkpoint", 50),
+        ("table", 50),
+        ("json", 50),
+        ("calibration", 50),
+        ("search", 50),
+        ("export", 8),
+        ("training", 50),
+    ],
 )
 def test_killed_at_random_moments(writer, times, tmp_path):
     command = [sys.executable, "-m", "tests.mess.survival", "kill", writer, tmp_path, str(times)]
@@ -27,7 +35,7 @@ def test_killed_at_random_moments(writer, times, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("writer", ["checkpoint", "table", "json", "search", "export", "training"])
+@pytest.mark.parametrize("writer", ["checkpoint", "table", "json", "calibration", "search", "export", "training"])
 def test_a_full_disk_is_said_and_loses_nothing(writer, tmp_path):
     """On a real file system of some megabytes, in a name space of its own."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
