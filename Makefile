@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := demo-run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test quick check format bench fuzz clean
+.PHONY: help setup build demo test quick check format bench fuzz memcheck audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,18 @@ fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux)
 	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
 	  'log=$$(COMMAND -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 \
 	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: $$(echo "$$log" | grep -a "^Done")" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
+
+memcheck: ## the core's tests under valgrind, which must be installed
+	set -e; for t in $$(cargo test --no-run -p mess-core --message-format=json 2>/dev/null \
+	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'); do RAYON_NUM_THREADS=2 PROPTEST_CASES=4 \
+	  valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite \
+	  $$t --test-threads=1; done
+
+audit: setup ## compare the locked dependencies with the advisory databases (needs the network and cargo-audit)
+	cargo audit
+	cd rust/fuzz && cargo audit
+	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) target rust/fuzz/target fuzz-findings dist $(RUN)
