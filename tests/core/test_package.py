@@ -11,6 +11,7 @@ import numpy as np
 
 import mess_core
 from mess_core._arrays import as_float32, as_labels
+from tests.core.test_search import random_table
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
 
@@ -70,21 +71,59 @@ def test_every_public_name_has_a_docstring():
         assert name in TYPES or getattr(mess_core, name).__doc__, name
 
 
-def confidence(_: int = 0) -> float:
-    return mess_core.image_confidence(LOGITS, pixel_threshold=0.5)
+MAP, LABELS = mess_core.confidence_map(LOGITS)
+MASK = mess_core.boundary_mask(LABELS, output_stride=2)
+IMAGE = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+TABLE = random_table(0, points=3, heads=3, images=8)
+BEST = mess_core.search(TABLE, max_exits=2).best
+
+CALLS = {
+    "image_confidence": lambda t: mess_core.image_confidence(LOGITS, pixel_threshold=0.5, threads=t),
+    "should_exit": lambda t: mess_core.should_exit(LOGITS, pixel_threshold=0.5, image_threshold=0.3, threads=t),
+    "image_confidence_from_map": lambda t: mess_core.image_confidence_from_map(
+        MAP, LABELS, pixel_threshold=0.5, output_stride=2, threads=t
+    ),
+    "confidence_map": lambda t: mess_core.confidence_map(LOGITS, size=(128, 96), threads=t),
+    "policy_maps": lambda t: mess_core.policy_maps(LOGITS, threads=t),
+    "canny": lambda t: mess_core.canny(IMAGE, low=40, high=90),
+    "label_edges": lambda t: mess_core.label_edges(LABELS),
+    "dilate": lambda t: mess_core.dilate(MASK, size=3),
+    "erode": lambda t: mess_core.erode(MASK, size=3),
+    "boundary_mask": lambda t: mess_core.boundary_mask(LABELS, output_stride=2),
+    "refine_confidence": lambda t: mess_core.refine_confidence(MAP, MASK, window=9, threads=t),
+    "search": lambda t: mess_core.search(TABLE, max_exits=2, threads=t).best,
+    "evaluate": lambda t: mess_core.evaluate(TABLE, BEST.configuration).found,
+}
+"""Every function that computes, with so many threads."""
+
+
+def told(result: object) -> bytes:
+    parts = result if isinstance(result, tuple) and not hasattr(result, "cost") else (result,)
+    return b"|".join(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode() for part in parts)
+
+
+def each_of(number: int = 0) -> dict[str, bytes]:
+    """All answers, in another order and with other threads each time."""
+    names = sorted(CALLS)[number % len(CALLS) :] + sorted(CALLS)[: number % len(CALLS)]
+    return {name: told(CALLS[name](1 + number % 2)) for name in names}
+
+
+def test_all_functions_are_there():
+    functions = {name for name in mess_core.__all__ if callable(getattr(mess_core, name)) and name.islower()}
+    assert functions == set(CALLS)
 
 
 def test_a_forked_child_works_after_its_parent_used_the_pool():
-    expected = confidence()
+    expected = each_of(1)  # with the pool
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(confidence, range(4)) == [expected] * 4
+        assert pool.map(each_of, range(4)) == [expected] * 4
 
 
-def test_many_python_threads_at_once():
-    expected, found = confidence(), []
-    threads = [threading.Thread(target=lambda: found.append(confidence())) for _ in range(8)]
+def test_every_function_in_many_python_threads_at_once():
+    expected, found = each_of(), []
+    threads = [threading.Thread(target=lambda n=n: found.append(each_of(n))) for n in range(2 * len(CALLS))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 8
+    assert found == [expected] * len(threads)
