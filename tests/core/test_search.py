@@ -275,6 +275,23 @@ def test_an_error_in_the_progress_function_stops_the_search():
         mess_core.search(table, max_exits=5, image_thresholds=None, progress=fail)
 
 
+@pytest.mark.parametrize("power", [-1000, -60, 300])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_unit_of_cost_changes_nothing(seed, power):
+    """Costs times a power of two, which rounds nothing: the same exits, thresholds and accuracies, to the last bit."""
+    table = random_table(seed)
+    scale = 2.0**power
+    costs = {name: getattr(table, name) * scale for name in ("backbone_cost", "head_cost", "policy_cost")}
+    other = replace(table, **costs)
+    for target in ({"min_accuracy": 0.3}, {"max_cost": 10.0}, {}):
+        units = {name: value * scale if name == "max_cost" else value for name, value in target.items()}
+        one, two = mess_core.search(table, max_exits=3, **target), mess_core.search(other, max_exits=3, **units)
+        assert one.status == two.status
+        assert [(f.configuration, f.accuracy, f.cost * scale) for f in one.found] == [
+            (f.configuration, f.accuracy, f.cost) for f in two.found
+        ]
+
+
 def test_ctrl_c_interrupts():
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a background job ignores it
@@ -580,7 +597,8 @@ BAD = [
     ({"intersection": TABLE.intersection * 0.5}, TypeError, r"intersection: expected int64, got dtype float64"),
     ({"image_confidence": TABLE.image_confidence + 2}, ValueError, r"image_confidence: expected numbers in \[0, 1\]"),
     ({"image_confidence": TABLE.image_confidence * np.nan}, ValueError, r"image_confidence: .*NaN"),
-    ({"head_cost": -TABLE.head_cost - 1}, ValueError, r"head_cost: expected finite costs >= 0"),
+    ({"head_cost": TABLE.head_cost + 1e101}, ValueError, r"head_cost: expected costs from 0 to 1e100"),
+    ({"head_cost": -TABLE.head_cost - 1}, ValueError, r"head_cost: expected costs from 0 to 1e100"),
     ({"backbone_cost": TABLE.backbone_cost[::-1].copy()}, ValueError, r"backbone_cost: expected costs that grow"),
     ({"points": TABLE.points[:-1]}, ValueError, r"points: expected shape \[7\], got \[6\]"),
     ({"image_weight": np.zeros(6, int)}, ValueError, r"image_weight: expected integers from 1"),

@@ -52,6 +52,8 @@ impl Costs<'_> {
 const MAX_COUNT: i64 = u32::MAX as i64;
 /// Largest sum of weighted counts over images: up to here, float64 holds every integer.
 const MAX_SUM: i64 = 1 << 53;
+/// Largest cost, so that no sum or product with one is infinite.
+const MAX_COST: f64 = 1e100;
 
 impl<'a> Table<'a> {
     /// Number of candidate exits E.
@@ -104,7 +106,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// [`Error::Value`] naming the array, when shapes disagree, something is empty, a count is negative, an intersection
-    /// exceeds its prediction or ground truth, a confidence is outside [0, 1], a cost is negative or not finite, the
+    /// exceeds its prediction or ground truth, a confidence is outside [0, 1], a cost is negative or above 1e100, the
     /// backbone cost does not grow with the points, or no class has ground truth.
     pub fn validate(&self) -> Result<()> {
         let (e, n, c) = self.intersection.dim();
@@ -121,8 +123,8 @@ impl<'a> Table<'a> {
             [("backbone_cost", self.backbone_cost), ("head_cost", self.head_cost), ("policy_cost", self.policy_cost)]
         {
             shape(name, cost.shape(), &[columns, e])?;
-            if let Some(bad) = cost.iter().find(|v| !v.is_finite() || **v < 0.0) {
-                return Err(Error::value(name, "finite costs >= 0", bad));
+            if let Some(bad) = cost.iter().find(|v| !(0.0..=MAX_COST).contains(*v)) {
+                return Err(Error::value(name, format!("costs from 0 to {MAX_COST:e}"), bad));
             }
         }
         if let Some(bad) = self.image_confidence.iter().find(|v| !(0.0..=1.0).contains(*v)) {
