@@ -151,7 +151,9 @@ def test_histogram():
         ({PROMISE: [0] * 100}, {}, "expected 100 counts"),
         ({PROMISE: [-1] * 100}, {}, "expected 100 counts"),
         ({PROMISE: "x" * 100}, {}, "expected 100 counts"),
-        ({"shares": [1.0]}, {}, "manifest: promise.shares: expected one an exit"),
+        ({"shares": [1.0]}, {}, "shares: expected one in 0..1 for each of 2 exits"),
+        ({"shares": [1, {}]}, {}, "shares: expected a list of shares of images, got '{}'"),  # found by fuzzing
+        ({"shares": [0.5, float("nan")]}, {}, "shares: expected one in 0..1"),
         ({}, {"false_alarm": 0.0}, "false_alarm: expected a probability"),
         ({}, {"false_alarm": math.nan}, "false_alarm: expected a probability"),
         ({}, {"every": 0}, "every: expected at least 1"),

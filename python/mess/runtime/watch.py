@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mess.files import entries
 from mess.runtime.network import Picture, Result, Runtime
 
 BINS = 100
@@ -106,9 +107,9 @@ class Watch:
         if every < 1:
             raise ValueError(f"every: expected at least 1, got {every}")
         self._calibration = _counts(manifest.promise.get(PROMISE), BINS, PROMISE)
-        shares = manifest.promise.get("shares")
-        if not isinstance(shares, Sequence) or len(shares) != len(manifest.exits):
-            raise ValueError(f"manifest: promise.shares: expected one an exit, got {shares!r}")
+        shares = entries(manifest.promise, "shares", (int, float), "shares of images")
+        if len(shares) != len(manifest.exits) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"shares: expected one in 0..1 for each of {len(manifest.exits)} exits, got {shares}")
         self._expected = np.array(shares, dtype=np.float64)
         self.runtime = runtime
         self.false_alarm, self.fall_back, self.every, self.seed = false_alarm, fall_back, every, seed
