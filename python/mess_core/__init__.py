@@ -9,9 +9,11 @@
 Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes; arrays out
 are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input from another
 thread meanwhile. Kernels exist for several instruction sets, with the same bits; MESS_CORE_ISA (portable, avx2,
-avx512) forces one. MESS_CORE_THREADS sets the threads of calls that do not say.
+avx512) forces one. MESS_CORE_THREADS sets the threads of calls that do not say. `build_info()` tells both, and what
+was built.
 """
 
+from mess_core._build import BuildInfo, build_info
 from mess_core._confidence import (
     ConfidenceKind,
     EdgeKind,
@@ -46,6 +48,7 @@ from mess_core._search import (
 )
 
 __all__ = [
+    "BuildInfo",
     "ConfidenceKind",
     "Configuration",
     "CostLimit",
@@ -63,6 +66,7 @@ __all__ = [
     "Workspace",
     "__version__",
     "boundary_mask",
+    "build_info",
     "canny",
     "confidence_map",
     "dilate",

@@ -5,13 +5,18 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+commit: str | None
+target: str
+is_debug: bool
 __all__ = [
     "Workspace",
     "__version__",
     "bfloat16_bits",
     "boundary_mask",
     "canny",
+    "commit",
     "confidence_map",
+    "default_threads",
     "dilate",
     "erode",
     "evaluate",
@@ -19,17 +24,20 @@ __all__ = [
     "image_confidence_from_map",
     "instruction_set",
     "instruction_sets",
+    "is_debug",
     "label_edges",
     "refine_confidence",
     "search",
     "set_instruction_set",
     "should_exit",
+    "target",
 ]
 
 @final
 class Workspace:
     def __new__(cls) -> Workspace: ...
 
+def default_threads() -> int: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 def set_instruction_set(name: str) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -110,7 +111,20 @@ def each_of(number: int = 0) -> dict[str, bytes]:
 
 def test_all_functions_are_there():
     functions = {name for name in mess_core.__all__ if callable(getattr(mess_core, name)) and name.islower()}
-    assert functions == set(CALLS)
+    assert functions == {*CALLS, "build_info"}
+
+
+def test_build_info():
+    code = "import mess_core; info = mess_core.build_info(); print(info['threads'], info['instruction_set'])"
+    environment = {**os.environ, "MESS_CORE_THREADS": "3", "MESS_CORE_ISA": "portable"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.split() == ["3", "portable"]
+    info = mess_core.build_info()
+    assert info["version"] == mess_core.__version__
+    assert info["instruction_set"] in info["instruction_sets"]
+    assert info["profile"] == "release"
+    assert info["numpy"] == np.__version__
+    assert set(info) == set(mess_core.BuildInfo.__annotations__)
 
 
 def test_a_forked_child_works_after_its_parent_used_the_pool():

@@ -15,6 +15,10 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _mess_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("commit", option_env!("MESS_COMMIT"))?; // set where releases are built
+    module.add("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS))?;
+    module.add("is_debug", cfg!(debug_assertions))?;
+    module.add_function(wrap_pyfunction!(run::default_threads, module)?)?;
     run::check_environment()?;
     isa::register(module)?;
     module.add_function(wrap_pyfunction!(dlpack::bfloat16_bits, module)?)?;

@@ -38,6 +38,15 @@ pub fn check_environment() -> PyResult<()> {
     })
 }
 
+/// Threads of a large call that does not say.
+#[pyfunction]
+pub fn default_threads() -> usize {
+    match *DEFAULT_THREADS {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 /// Call `work` on `threads` threads with the GIL released. `None` is all cores (or `MESS_CORE_THREADS`), but the calling
 /// thread alone when `size`, the count of numbers that it reads, is small.
 pub fn without_gil<T: Send>(
