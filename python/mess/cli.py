@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,7 +20,6 @@ import typer
 app = typer.Typer(
     name="mess",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,7 +43,14 @@ EdgesOption = Annotated[str, typer.Option(help="label boundaries: canny or label
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print version, commit, SIMD level and threads")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where in the code an error came from")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file: a table a verb, an entry a flag, as in [train] num-exits = 4")
+    ] = None,
+) -> None:
     """Make a segmentation model cheaper: easy images leave it early.
 
     A job is a run folder and one verb on it after the other: train, calibrate, search, evaluate; then picture it, or
@@ -51,8 +59,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
     if version:
         import mess_core
 
-        typer.echo(f"mess {mess_core.__version__}")
+        info = mess_core.build_info()
+        typer.echo(
+            f"mess {info['version']} (commit {info['commit'] or 'unknown'}, {info['target']}, "
+            f"{info['instruction_set']}, {info['threads']} threads)"
+        )
         raise typer.Exit
+    if config is not None:
+        context.default_map = _configured(config, context)
 
 
 @app.command()
@@ -419,6 +433,26 @@ def picture(
 
 
 @app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
+    cost: Annotated[str, typer.Option(help="macs or latency")] = "macs",
+    num_samples: Annotated[int, typer.Option(help="images of each kind: easiest, hardest, wrongly left early")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML file: work, trade-off, thresholds to play with, sample images. It opens offline."""
+    from mess import verbs
+    from mess.progress import console
+
+    column = {"latency": "latency_ms"}.get(cost, cost)
+    path = verbs.report_run(run, out, cost=column, num_samples=num_samples)
+    if as_json:
+        typer.echo(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
+        return
+    console.print(f"report: {path}, {path.stat().st_size / 1e6:.1f} MB", highlight=False)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="run folder")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
@@ -429,14 +463,44 @@ def demo(
     verbs.demo(out, seed=seed)
 
 
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, what of it works here, and how to get the rest."""
+    from mess import doctor as checks
+
+    raise typer.Exit(checks.main(as_json=as_json))
+
+
+def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]:
+    """What the file says, by verb and by the verb's parameter."""
+    try:
+        given = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
+        raise ValueError(f"--config: {path}: {error}") from None
+    verbs = cast("Any", context.command).commands
+    found: dict[str, dict[str, Any]] = {}
+    for verb, entries in given.items():
+        if verb not in verbs or not isinstance(entries, dict):
+            raise ValueError(f"--config: {path}: expected tables named after verbs ({', '.join(verbs)}), got {verb!r}")
+        names = {flag.lstrip("-"): parameter.name for parameter in verbs[verb].params for flag in parameter.opts}
+        unknown = sorted(set(entries) - set(names))
+        if unknown:
+            raise ValueError(f"--config: {path}: [{verb}]: expected its flags ({', '.join(names)}), got {unknown[0]!r}")
+        found[verb] = {names[flag]: value for flag, value in entries.items()}
+    return found
+
+
 def main() -> None:
-    """Run a verb; a user's mistake is one line on standard error and exit status 2."""
+    """Run a verb. Exit status: 0, or 1 (nothing satisfies the target), 2 (a mistake, one line on standard error), 130
+    (Ctrl-C). With `--debug` the traceback comes too."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
     warnings.showwarning = _show_warning
     sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")
     except (ValueError, TypeError, OSError, LookupError, RuntimeError) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
         sys.stderr.write(f"mess: error: {error}\n")
         sys.exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,6 +25,8 @@ from mess.files import file_sha256, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
 from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
 from mess.reporting import figures, tables
+from mess.reporting.report import write_report
+from mess.reporting.samples import samples
 from mess.runtime import Manifest
 from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, search, smaller_network
 from mess.training.board import tensorboard
@@ -384,6 +387,58 @@ def picture_run(folder: Path, *, configuration: str, split: str = "test", num_im
         stride = network.points[exit_id.point].output_stride
         threshold = first.pixel_threshold if first.pixel_threshold is not None else 0.9
         figures.confidence_figure(images[middle], logits, stride, chosen.policy, threshold, pictures / "confidence.png")
+
+
+def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int = 1) -> Path:
+    """Write one HTML file that opens offline: work, trade-off, thresholds to play with, sample images.
+
+    Args:
+        cost: column of the tables, `macs` or `latency_ms`.
+        num_samples: images of each kind: easiest, hardest, wrongly left early.
+
+    Raises:
+        FileNotFoundError: no run folder, no table, or no configuration there.
+        RuntimeError: plotly is not installed.
+    """
+    settings = runs.RunSettings.load(folder)
+    found = [folder / f"table-{split}.safetensors" for split in ("val", "test")]
+    splits = {path.stem.removeprefix("table-"): CalibrationTable.load(path) for path in found if path.is_file()}
+    if not splits:
+        raise FileNotFoundError(f"report: expected {found[0]}; run `mess calibrate {folder}` first")
+    named = {n: c for n, c in configurations(folder).items() if c.setting != "anytime" and _is_in(c, splits)}
+    suffix = "" if cost == "macs" else f"-{cost}"
+    path = folder / f"front{suffix}.json"
+    front = [Configuration.from_json(value) for value in json.loads(path.read_text())] if path.is_file() else []
+    for table in splits.values():
+        if cost not in table.costs:
+            raise ValueError(f"cost: expected one of {sorted(table.costs)}, which were calibrated, got {cost!r}")
+    if not named:
+        raise FileNotFoundError(f"report: expected configurations of these tables in {folder}; run `mess search` first")
+    network = runs.trained_network(folder)
+    policy = next(iter(splits.values())).policy
+    write_report(
+        out,
+        title=f"{settings.model} on {settings.data.partition(':')[0]}, {settings.size[0]} x {settings.size[1]}",
+        network=network,
+        tables=splits,
+        named=named,
+        front=[c for c in front if _is_in(c, splits)],
+        cost=cost,
+        samples=samples(network, settings, splits, list(named.values()), num_samples),
+        palette=np.array(settings.palette, dtype=np.uint8),
+        policy=policy,
+    )
+    return out
+
+
+def _is_in(configuration: Configuration, splits: Mapping[str, CalibrationTable]) -> bool:
+    """Whether all tables have its exits and thresholds; what an earlier calibration left may not be there."""
+    return all(
+        configuration.model == table.model
+        and {chosen.exit for chosen in configuration.exits} <= set(table.exits)
+        and {chosen.pixel_threshold for chosen in configuration.exits} <= {None, *table.pixel_thresholds}
+        for table in splits.values()
+    )
 
 
 def configurations(folder: Path) -> dict[str, Configuration]:

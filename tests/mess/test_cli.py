@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-VERBS = ("profile", "train", "calibrate", "search", "evaluate", "run", "picture", "demo")
+import mess_core
+from mess import doctor
+
+VERBS = ("profile", "train", "calibrate", "search", "evaluate", "run", "picture", "export", "demo", "doctor")
 
 
 def mess(*arguments, check=True) -> subprocess.CompletedProcess:
@@ -35,7 +38,75 @@ def test_each_verb_explains_itself(verb):
 
 
 def test_version():
-    assert mess("--version").stdout.startswith("mess 0.")
+    info = mess_core.build_info()
+    told = mess("--version").stdout
+    assert told.startswith(f"mess {info['version']} (commit ")
+    assert f"{info['target']}, {info['instruction_set']}, {info['threads']} threads)" in told
+
+
+def test_doctor():
+    parts = {part["name"]: part for part in json.loads(mess("doctor", "--json").stdout)}
+    for name in ("core", "torch", "training", "export", "onnxruntime", "tensorboard"):
+        assert parts[name]["state"] == "works", parts[name]
+        assert parts[name]["remedy"] is None
+    assert mess_core.__version__ in parts["core"]["told"]
+
+
+def test_doctor_names_the_remedy_for_what_is_missing_or_broken(monkeypatch, capsys):
+    class Odd:
+        __version__ = "1.0"
+
+        class InferenceSession:
+            def __init__(self, *_, **__):
+                raise OSError("libgomp.so.1: cannot open shared object file\nand more")
+
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails as if it was not there
+    monkeypatch.setitem(sys.modules, "onnxruntime", Odd)
+    assert doctor.main(as_json=False) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "missing openvino" in told
+    assert "for mess.Runtime(backend='openvino'): pip install 'mess[openvino]'" in told
+    assert "broken onnxruntime OSError: libgomp.so.1: cannot open shared object file for" in told
+    assert "and more" not in told
+
+
+def test_doctor_works_where_the_command_line_is_not_installed():
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['mess', 'doctor', '--json'];"
+        "from mess.__main__ import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert json.loads(found.stdout)[0]["name"] == "core", found.stderr
+
+
+def test_a_configuration_file_is_equal_to_flags(tmp_path):
+    flags = ("--model", "small_resnet_fcn", "--input", "3x64x64", "--classes", "5", "--exit-points", "features.3")
+    path = tmp_path / "job.toml"
+    path.write_text(
+        '[profile]\nmodel = "small_resnet_fcn"\ninput = "3x64x64"\nclasses = 5\n'
+        'exit-points = "features.3"\njson = true\n'
+    )
+    expected = mess("profile", *flags, "--json").stdout
+    assert mess("--config", path, "profile").stdout == expected
+    assert mess("--config", path, "profile", "--exit-points", "features.7").stdout != expected  # a flag wins
+    for text, message in (
+        ("[profile]\nmodell = 1\n", "[profile]: expected its flags (model, input, "),
+        ("[profil]\nmodel = 1\n", "expected tables named after verbs (profile, train, "),
+        ("profile = 1\n", "got 'profile'"),
+        ("[profile\n", "--config: "),
+    ):
+        path.write_text(text)
+        found = mess("--config", path, "profile", check=False)
+        assert found.returncode == 2
+        assert message in found.stderr
+        assert "Traceback" not in found.stderr
+    assert "--config: " in mess("--config", tmp_path / "none", "doctor", check=False).stderr
+
+
+def test_debug_shows_where_an_error_came_from():
+    found = mess("--debug", "profile", "--model", "unet", check=False)
+    assert "Traceback" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("mess: error: model: expected one of")
 
 
 def test_profile(tmp_path):

@@ -107,7 +107,7 @@ def predictions_figure(
     figure = Figure(figsize=(2 * (2 + len(chosen)), 1.75 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 2 + len(chosen), squeeze=False)
     for row, axes in enumerate(grid):
-        axes[0].imshow(_picture(images[row]))
+        axes[0].imshow(picture(images[row]))
         axes[0].set_title(names[row] if names else f"image {row}", fontsize=7)
         axes[1].imshow(label_picture(labels[row].numpy(), palette))
         axes[1].set_title("ground truth", fontsize=7)
@@ -140,7 +140,7 @@ def confidence_figure(
     refined = mess_core.refine_confidence(confidence, mask, window=4 * output_stride + 1)
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    axes[0].imshow(_picture(image))
+    axes[0].imshow(picture(image))
     axes[0].set_title("image", fontsize=8)
     for axis, values, title in (
         (
@@ -168,7 +168,7 @@ def label_picture(labels: npt.NDArray[np.integer[Any]], palette: npt.NDArray[np.
     return picture
 
 
-def _picture(image: Tensor) -> npt.NDArray[np.float32]:
+def picture(image: Tensor) -> npt.NDArray[np.float32]:
     """A normalised tensor (3, H, W) as RGB in [0, 1]."""
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
