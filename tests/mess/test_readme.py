@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,20 @@ def test_files_named_in_the_walks_exist():
 def test_pictures_exist():
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).is_file(), name
+
+
+def test_every_dependency_is_explained():
+    """docs/dependencies.md names each, in the row of its extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    explained = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = [line.split("|") for line in explained.splitlines() if line.startswith("| ")]
+    by_extra = {"": project["dependencies"], **project["optional-dependencies"]}
+    for extra, wanted in by_extra.items():
+        for requirement in wanted:
+            name = re.split(r"[><=; \[]", requirement)[0]
+            if name == "mess":
+                continue
+            if extra == "dev":
+                assert re.search(rf"\b{name}\b", explained), name
+            else:
+                assert any(name in row[1] and row[3].strip().strip("`") == extra for row in rows), (name, extra)
