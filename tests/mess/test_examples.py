@@ -9,7 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 import mess
@@ -51,3 +53,44 @@ def test_server(folder, monkeypatch):
     expected = mess.Runtime(folder).predict(picture)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), expected.labels)
     assert answer.headers["X-Exit"] == expected.exit
+
+
+def one_convolution(path: Path, scale: float) -> None:
+    """An ONNX network of two classes: light or dark, `scale` times as sure."""
+    weight = scale * np.array([[1.0] * 3, [-1.0] * 3], np.float32).reshape(2, 3, 1, 1)
+    bias = scale * np.array([-1.5, 1.5], np.float32)
+    shape = [1, 3, "height", "width"]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["pixels", "w", "b"], ["logits"])],
+        "g",
+        [helper.make_tensor_value_info("pixels", 1, shape)],
+        [helper.make_tensor_value_info("logits", 1, [1, 2, "height", "width"])],
+        [onnx.numpy_helper.from_array(weight, "w"), onnx.numpy_helper.from_array(bias, "b")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def test_cascade(tmp_path, monkeypatch, capsys):
+    one_convolution(tmp_path / "small.onnx", 2.0)
+    one_convolution(tmp_path / "large.onnx", 20.0)
+    contrast, grey = np.zeros((40, 60, 3), np.uint8), np.full((40, 60, 3), 140, np.uint8)
+    contrast[:, 30:] = 255
+    for name, picture in (("easy.png", contrast), ("hard.png", grey)):
+        Image.fromarray(picture).save(tmp_path / name)
+    names = [str(tmp_path / name) for name in ("small.onnx", "large.onnx", "easy.png", "hard.png")]
+    monkeypatch.setattr(sys, "argv", ["cascade.py", *names])
+    runpy.run_path(str(EXAMPLES / "cascade.py"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("easy.png: small network, 2 classes")
+    assert lines[1].endswith("hard.png: large network, 1 classes")
+    labels = np.asarray(Image.open(tmp_path / "easy.png.labels.png"))
+    assert np.array_equal(labels[:, 30:] == 0, np.ones((40, 30), bool))
+
+
+@pytest.mark.slow
+def test_auxiliary_head(tmp_path, monkeypatch, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    monkeypatch.setattr(sys, "argv", ["auxiliary_head.py", str(tmp_path / "p.png")])
+    runpy.run_path(str(EXAMPLES / "auxiliary_head.py"))
+    assert "went on to the end" in capsys.readouterr().out  # an untrained network is never sure
+    assert Image.open(tmp_path / "p.png.labels.png").size == (80, 64)
