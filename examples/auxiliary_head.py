@@ -1,4 +1,4 @@
-"""A torch model that was trained with an auxiliary head has an early exit already: decide with mess_core, go on or stop.
+"""A torch model that was trained with an auxiliary head has an early exit already: mess_core decides whether to stop.
 
 python examples/auxiliary_head.py photo.jpg [weights.pth]    torchvision's FCN-ResNet50; untrained without weights
 """
