@@ -142,14 +142,17 @@ def train(
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write curves to OUT/tensorboard")] = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a model, train it with its exits (stage 1), then every candidate head (stage 2).
 
     On several GPUs or machines: torchrun --nproc-per-node N -m mess train ...; --batch-size is of one process.
     """
     from mess import runs, verbs
+    from mess.progress import IS_FIRST_PROCESS, console
     from mess.training.settings import TrainSettings
 
+    console.stderr = as_json
     settings = runs.RunSettings(
         model=model,
         data=data,
@@ -171,7 +174,7 @@ def train(
     )
     kind = _choice("loss", loss, ("pfd", "kd", "ce"))
     second = replace(first, epochs=exit_epochs, learning_rate=exit_learning_rate, loss=kind)
-    verbs.train_run(
+    network = verbs.train_run(
         out,
         settings,
         first,
@@ -182,6 +185,9 @@ def train(
         cache_views=cache_views,
         with_tensorboard=tensorboard,
     )
+    if as_json and IS_FIRST_PROCESS:
+        points = [asdict(point) for point in network.points]
+        typer.echo(json.dumps({"run": str(out), "points": points, "exits": [e.name for e in network.exits]}))
 
 
 @app.command()
@@ -192,18 +198,24 @@ def calibrate(
     refine: Annotated[bool, typer.Option(help="median-refine confidences near boundaries")] = True,
     confidence: Annotated[str, typer.Option(help="top1, margin or entropy")] = "top1",
     latency_rounds: Annotated[int, typer.Option(help="rounds of the latency measurement; 0 skips it")] = 15,
+    as_json: JsonOption = False,
 ) -> None:
     """Run every exit on a split once, and keep counts, confidences and costs for the search."""
     from mess import verbs
     from mess.confidence import PolicySettings
     from mess.progress import console
 
+    console.stderr = as_json
     policy = PolicySettings(
         refine=refine,
         edges=_choice("edges", edges, ("canny", "labels")),
         confidence=_choice("confidence", confidence, ("top1", "margin", "entropy")),
     )
     table = verbs.calibrate_run(run, split=split, policy=policy, latency_rounds=latency_rounds)
+    if as_json:
+        accuracy = {name: table.mean_iou(i) for i, name in enumerate(table.exits)}
+        typer.echo(json.dumps({"images": len(table.images), "mean_iou": accuracy, "facts": table.facts}))
+        return
     final = len(table.exits) - 1
     best = max(range(final), key=table.mean_iou)
     console.print(
@@ -367,7 +379,7 @@ def evaluate(
     from mess import verbs
     from mess.progress import console
 
-    console.quiet = as_json
+    console.stderr = as_json  # JSON alone on standard output
     result = verbs.evaluate_run(run, split=split, clock_images=clock_images, rounds=rounds)
     if as_json:
         typer.echo(json.dumps(result))
@@ -425,11 +437,14 @@ def picture(
     configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
     split: Annotated[str, typer.Option(help="split to draw; evaluate or calibrate it before")] = "test",
     num_images: Annotated[int, typer.Option(help="images, from easy to hard")] = 4,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw predictions at consecutive exits and confidence before and after refinement to RUN/pictures."""
     from mess import verbs
 
-    verbs.picture_run(run, configuration=configuration, split=split, num_images=num_images)
+    written = verbs.picture_run(run, configuration=configuration, split=split, num_images=num_images)
+    if as_json:
+        typer.echo(json.dumps({"pictures": [str(path) for path in written]}))
 
 
 @app.command()
@@ -456,11 +471,16 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option(help="run folder")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Do the whole job on drawn scenes, in about three minutes on two cores; nothing is downloaded."""
     from mess import verbs
+    from mess.progress import console
 
-    verbs.demo(out, seed=seed)
+    console.stderr = as_json
+    result = verbs.demo(out, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(result))
 
 
 @app.command()
@@ -475,7 +495,7 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
     """What the file says, by verb and by the verb's parameter."""
     try:
         given = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # no TOML, no UTF-8, no file
         raise ValueError(f"--config: {path}: {error}") from None
     verbs = cast("Any", context.command).commands
     found: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -363,8 +364,9 @@ def export_run(folder: Path, *, configuration: str, out: Path) -> Manifest:
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
 
 
-def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> None:
-    """Predictions at consecutive exits, and confidence before and after refinement, from easy to hard images."""
+def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> list[Path]:
+    """Predictions at consecutive exits, and confidence before and after refinement, from easy to hard images; the files
+    written."""
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
     chosen = configuration_named(folder, configuration)
@@ -376,7 +378,8 @@ def picture_run(folder: Path, *, configuration: str, split: str = "test", num_im
     images, labels = torch.stack([e[0] for e in examples]), torch.stack([e[1] for e in examples])
     pictures = folder / "pictures"
     names = [data.identity(i) for i in picked]
-    figures.predictions_figure(deployed, images, labels, data.palette, pictures / "predictions.png", names=names)
+    written = [pictures / "predictions.png"]
+    figures.predictions_figure(deployed, images, labels, data.palette, written[0], names=names)
     first = chosen.exits[0]
     if first.exit != FINAL_EXIT:
         exit_id = next(e for e in network.exits if e.name == first.exit)
@@ -386,7 +389,9 @@ def picture_run(folder: Path, *, configuration: str, split: str = "test", num_im
             logits = upsampled(network.head(exit_id)(features[exit_id.point]), settings.size)[0]
         stride = network.points[exit_id.point].output_stride
         threshold = first.pixel_threshold if first.pixel_threshold is not None else 0.9
-        figures.confidence_figure(images[middle], logits, stride, chosen.policy, threshold, pictures / "confidence.png")
+        written.append(pictures / "confidence.png")
+        figures.confidence_figure(images[middle], logits, stride, chosen.policy, threshold, written[1])
+    return written
 
 
 def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int = 1) -> Path:
@@ -464,7 +469,7 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     """The whole job on drawn scenes: convert, train, calibrate, search, evaluate, deploy, draw. About three minutes.
 
     Returns:
-        What `evaluate_run` returns; pictures are under `out/pictures`.
+        What `evaluate_run` returns; pictures are under `out/pictures`, and `out/report.html` where plotly is installed.
     """
     folder = Path(out)
     settings = runs.RunSettings(
@@ -478,6 +483,8 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     result = evaluate_run(folder, split="test")
     picture_run(folder, configuration="drop-1pp")
     console.print(f"pictures: {folder / 'pictures'}", highlight=False)
+    if find_spec("plotly") is not None:
+        console.print(f"report: {report_run(folder, folder / 'report.html')}", highlight=False)
     return result
 
 

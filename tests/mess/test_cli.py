@@ -44,6 +44,11 @@ def test_version():
     assert f"{info['target']}, {info['instruction_set']}, {info['threads']} threads)" in told
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "run"])
+def test_every_verb_has_json(verb):
+    assert "--json" in mess(verb, "--help").stdout
+
+
 def test_doctor():
     parts = {part["name"]: part for part in json.loads(mess("doctor", "--json").stdout)}
     for name in ("core", "torch", "training", "export", "onnxruntime", "tensorboard"):
@@ -163,6 +168,7 @@ def test_the_whole_job(tmp_path):
     again = mess("train", *settings, "--out", run).stdout
     assert "pretrain: 2 of 2 epochs are done already" in again
     assert "loss" not in again
+    assert len(json.loads(mess("train", *settings, "--out", run, "--json").stdout)["points"]) == 3
     early = mess("search", run, check=False)
     assert "run `mess calibrate" in early.stderr
     early = mess("run", run, "x.png", check=False)
@@ -171,6 +177,9 @@ def test_the_whole_job(tmp_path):
     assert other.returncode == 2
     assert "holds another run: seed 0 there, 1 asked" in other.stderr
     assert "final exit" in mess("calibrate", run, "--latency-rounds", 2).stdout
+    told = json.loads(mess("calibrate", run, "--latency-rounds", 2, "--json").stdout)
+    assert told["images"] > 0
+    assert "final" in told["mean_iou"]
     found = mess("search", run).stdout
     for name in ("drop-0.1pp", "drop-1pp", "best-at-1x", "front"):
         assert name in found
@@ -190,7 +199,8 @@ def test_the_whole_job(tmp_path):
     assert (tmp_path / "journal").read_text().startswith("mess-search-journal 1 ")
     assert "front: " in mess("search", run, "--front", "--resolution", 1, "--max-exits", 2).stdout
     assert "original" in mess("evaluate", run, "--clock-images", 2, "--rounds", 1).stdout
-    mess("picture", run, "--num-images", 2)
+    drawn = json.loads(mess("picture", run, "--num-images", 2, "--json").stdout)["pictures"]
+    assert all(Image.open(name).size[0] > 400 for name in drawn)
     for name in ("workload", "tradeoff", "predictions"):
         assert Image.open(run / "pictures" / f"{name}.png").size[0] > 400
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
