@@ -208,7 +208,8 @@ function drawSamples() {
 }
 
 byId("title").textContent = data.title;
-byId("facts").textContent = Object.entries(data.facts).map(([name, value]) => `${name} ${value}`).join(" · ");
+byId("facts").textContent = Object.entries(data.facts).map(([name, value]) =>
+  `${name} ${typeof value === "number" ? Number(value.toPrecision(4)) : value}`).join(" · ");
 byId("footer").textContent = `mess ${data.version}`;
 data.configurations.forEach((c, i) => byId("configuration").append(element("option", { value: i }, label(c))));
 Object.entries(data.tables).forEach(([split, t]) => byId("split").append(
