@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,13 +262,27 @@ def core(data: bytes) -> None:
                 assert abs(float(found) - float(expected)) <= 2 / logits[0].size, (found, expected)
 
 
+def _run_settings() -> bytes:
+    colours = ((0, 0, 0), (255, 0, 0))
+    settings = runs.RunSettings(
+        model="small_resnet_fcn", data="scenes:8", size=(8, 8), class_names=("a", "b"), palette=colours
+    )
+    return json.dumps(asdict(settings)).encode()
+
+
+def _journal() -> bytes:
+    path = WORK / "whole.journal"
+    mess.search(TABLE, max_drop=0.5, max_exits=2, journal=path, threads=1)
+    return path.read_bytes()
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "table": (table, [b"\1" + _header(TABLE_BYTES), b"\0" + TABLE_BYTES]),
     "configuration": (configuration, [json.dumps(CONFIGURATION.to_json()).encode()]),
     "manifest": (manifest, [MANIFEST_BYTES]),
     "checkpoint": (checkpoint, [b"\1" + _header(CHECKPOINT_BYTES), b"\0" + CHECKPOINT_BYTES]),
-    "run_settings": (run_settings, []),
-    "journal": (journal, []),
+    "run_settings": (run_settings, [_run_settings()]),
+    "journal": (journal, [_journal()]),
     "core": (core, [bytes(range(256))]),
 }
 """By name: the target and what to begin with."""
