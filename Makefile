@@ -15,7 +15,11 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mess needs Python 3.11 or newer, this is " + sys.version)'
 	@command -v cargo >/dev/null || { echo "mess needs Rust (cargo) to build from source"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock '.[torch,dev]'
+	@# the dependencies alone: the project itself is built once, by `make build`
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["torch"], *p["optional-dependencies"]["dev"], sep="\n")' \
+	  > $(VENV)/wanted.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock -r $(VENV)/wanted.txt
 	touch $@
 
 setup: $(VENV)/.ready ## make .venv with everything, at the versions of requirements.lock
