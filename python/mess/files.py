@@ -155,6 +155,15 @@ def entries(value: Any, name: str, kind: type | tuple[type, ...], expected: str)
     return tuple(entry({name: member}, name, kind, f"a list of {expected}") for member in members)
 
 
+def colours(value: Any, name: str) -> tuple[tuple[int, int, int], ...]:
+    """As `entries`, of [red, green, blue] in 0..255."""
+    found = entries(value, name, list, "[red, green, blue]")
+    for colour in found:
+        if len(colour) != 3 or not all(type(x) is int and 0 <= x <= 255 for x in colour):
+            raise ValueError(f"{name}: expected [red, green, blue] of 0..255 for each class, got {colour}")
+    return tuple((r, g, b) for r, g, b in found)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What differs between two settings, for people: `epochs 3 there, 4 asked; ...`."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -88,6 +88,26 @@ def test_json_that_is_no_settings(text, tmp_path):
             read()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 1e308}, "size: expected a list of height and width, got '1e"),  # found by fuzzing
+        ({"size": [8]}, r"size: expected height and width above 0, got \(8,\)"),
+        ({"model": []}, "model: expected text"),
+        ({"seed": True}, "seed: expected an integer"),
+        ({"class_names": {}}, "class_names: expected a list of names"),
+        ({"palette": [[0, 0, 256]]}, "palette: expected .red, green, blue. of 0..255"),
+    ],
+)
+def test_run_settings_are_checked_entry_by_entry(changed, message, tmp_path):
+    whole = json.loads(READERS["run_settings"])
+    (tmp_path / "run.json").write_text(json.dumps(whole))
+    assert runs.RunSettings.load(tmp_path).size == (8, 8)
+    (tmp_path / "run.json").write_text(json.dumps(whole | changed))
+    with pytest.raises(ValueError, match=rf"run: .*run\.json: {message}"):
+        runs.RunSettings.load(tmp_path)
+
+
 def safetensors(path: Path, shape: list[int], offsets: tuple[int, int], data: bytes = b"", dtype: str = "F32") -> Path:
     entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     header = json.dumps({"weight": entry, "__metadata__": {"mess": '{"version": 2}'}}).encode()

@@ -15,7 +15,7 @@ import numpy as np
 
 from mess.data.dataset import IGNORE_INDEX, default_palette
 from mess.data.pairs import IMAGE_SUFFIXES, PairDataset, files_by_stem, lookup_of, matched, split_folders
-from mess.files import entries, entry, read_json
+from mess.files import colours, entries, entry, read_json
 
 
 class FolderDataset(PairDataset):
@@ -54,15 +54,12 @@ def _read_info(path: Path) -> dict[str, Any]:
     info = read_json(path, "data")
     try:
         classes = entries(info, "classes", str, "names")
-        palette = entries({"palette_rgb": [], **info}, "palette_rgb", list, "[red, green, blue] for each class")
+        colours({"palette_rgb": [], **info}, "palette_rgb")
         entry({"ignore_index": IGNORE_INDEX, **info}, "ignore_index", int, "a label")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not 1 <= len(classes) <= 255:
         raise ValueError(f"{path}: classes: expected 1 to 255 names, since labels are 8-bit, got {len(classes)}")
-    for colour in palette:
-        if len(colour) != 3 or not all(type(x) is int and 0 <= x <= 255 for x in colour):
-            raise ValueError(f"{path}: palette_rgb: expected [red, green, blue] of 0..255 for each class, got {colour}")
     return info
 
 

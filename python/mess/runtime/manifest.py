@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from mess.files import entries, entry, file_sha256, read_json
+from mess.files import colours, entries, entry, file_sha256, read_json
 from mess_core import ConfidenceKind, EdgeKind, Setting
 
 FILE = "manifest.json"
@@ -126,7 +126,7 @@ class Manifest:
         return cls(
             setting=entry(value, "setting", str, "a setting"),
             classes=entries(value, "classes", str, "names"),
-            palette=tuple(_colour(c) for c in entries(value, "palette", list, "[r, g, b]")),
+            palette=colours(value, "palette"),
             size=_pair(entries(given, "size", int, "height and width")),
             mean=tuple(float(x) for x in entries(given, "mean", (int, float), "numbers")),
             std=tuple(float(x) for x in entries(given, "std", (int, float), "numbers")),
@@ -200,12 +200,6 @@ def _stage_files(value: Mapping[str, Any]) -> StageFiles:
         pixel_threshold=or_none("pixel_threshold", (int, float), "a number"),
         image_threshold=or_none("image_threshold", (int, float), "a number"),
     )
-
-
-def _colour(value: list[Any]) -> tuple[int, int, int]:
-    is_colour = len(value) == 3 and all(type(x) is int and 0 <= x <= 255 for x in value)
-    _expect(is_colour, "palette", "[r, g, b] of 0..255", value)
-    return value[0], value[1], value[2]
 
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:
