@@ -61,7 +61,15 @@ function resolved(configuration) {
 
 const state = { configuration: 0, split: Object.keys(data.tables)[0], exits: [] };
 const table = () => data.tables[state.split];
-const original = () => evaluated(table(), [{ name: "final", row: FINAL }]);
+
+/** What does not depend on the thresholds: the original network and every configuration, once a split. */
+const known = {};
+function onSplit() {
+  known[state.split] ??= { original: evaluated(table(), [{ name: "final", row: FINAL }]),
+    points: data.configurations.map((configuration) => evaluated(table(), resolved(configuration))) };
+  return known[state.split];
+}
+const original = () => onSplit().original;
 
 function label(configuration) {
   const exits = configuration.exits.map((e) => (e.image_threshold === null ? e.exit
@@ -84,7 +92,7 @@ const LAYOUT = { margin: { l: 55, r: 15, t: 60, b: 50 }, font: { size: 12 }, hov
 const OPTIONS = { responsive: true, displaylogo: false, displayModeBar: false };
 
 function drawTradeoff(found) {
-  const scale = original().cost, points = data.configurations.map((c) => evaluated(table(), resolved(c)));
+  const scale = original().cost, points = onSplit().points;
   const trace = (name, pick, marker, mode = "markers") => {
     const chosen = data.configurations.map((c, i) => i).filter((i) => pick(data.configurations[i]));
     return { name, mode, type: "scatter", marker, line: { shape: "hv", color: marker.color },
