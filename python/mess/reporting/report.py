@@ -135,16 +135,13 @@ def _packed(values: npt.NDArray[Any], dtype: type) -> str:
 def _sample(sample: Sample, palette: npt.NDArray[np.uint8], policy: PolicySettings) -> dict[str, Any]:
     gates = []
     for gate in sample.gates:
-        told: dict[str, Any] = {"exit": gate.exit, "labels": _png(label_picture(gate.labels, palette))}
-        if gate.confidence is not None:
-            mask = mess_core.boundary_mask(gate.labels, output_stride=gate.output_stride, edges=policy.edges)
-            refined = gate.confidence
-            if policy.refine:
-                refined = mess_core.refine_confidence(gate.confidence, mask, window=4 * gate.output_stride + 1)
+        told: dict[str, Any] = {"exit": gate.exit, "labels": _png(label_picture(gate.maps.labels, palette))}
+        if gate.pixel_threshold is not None:
+            refined = gate.maps.refined if policy.refine else gate.maps.confidence
             value = float((refined >= np.float32(gate.pixel_threshold)).mean())
             told |= {
-                "confidence": _png(_heat(gate.confidence)),
-                "mask": _png(np.where(mask, np.uint8(255), np.uint8(0))),
+                "confidence": _png(_heat(gate.maps.confidence)),
+                "mask": _png(np.where(gate.maps.mask, np.uint8(255), np.uint8(0))),
                 "refined": _png(_heat(refined)),
                 "pixelThreshold": gate.pixel_threshold,
                 "imageThreshold": gate.image_threshold,

@@ -23,13 +23,10 @@ from mess.reporting import figures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What one exit says of a sample: label map (H, W); at a gate also its confidence map (H, W) float32, and whether
-    the image leaves."""
+    """What one exit says of a sample, with the thresholds that ask whether the image leaves; none at the last exit."""
 
     exit: str
-    labels: npt.NDArray[np.integer[Any]]
-    confidence: npt.NDArray[np.float32] | None
-    output_stride: int
+    maps: mess_core.PolicyMaps
     pixel_threshold: float | None
     image_threshold: float | None
 
@@ -107,15 +104,17 @@ def _sample(
         for entry in configuration.exits[: left + 1]:
             exit_id = by_name.get(entry.exit)
             logits = final if exit_id is None else network.head(exit_id)(features[exit_id.point])
-            confidence, labels = mess_core.confidence_map(
-                host_array(logits[0]), kind=configuration.policy.confidence, size=size
+            maps = mess_core.policy_maps(
+                host_array(logits[0]),
+                output_stride=1 if exit_id is None else network.points[exit_id.point].output_stride,
+                edges=configuration.policy.edges,
+                confidence=configuration.policy.confidence,
+                size=size,
             )
             gates.append(
                 Gate(
                     exit=entry.exit,
-                    labels=labels,
-                    confidence=None if entry.pixel_threshold is None else confidence,
-                    output_stride=1 if exit_id is None else network.points[exit_id.point].output_stride,
+                    maps=maps,
                     pixel_threshold=entry.pixel_threshold,
                     image_threshold=entry.image_threshold,
                 )
