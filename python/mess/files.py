@@ -155,6 +155,14 @@ def entries(value: Any, name: str, kind: type | tuple[type, ...], expected: str)
     return tuple(entry({name: member}, name, kind, f"a list of {expected}") for member in members)
 
 
+def height_and_width(value: Any, name: str) -> tuple[int, int]:
+    """As `entries`, of two numbers of pixels above 0."""
+    found = entries(value, name, int, "height and width")
+    if len(found) != 2 or min(found) < 1:
+        raise ValueError(f"{name}: expected height and width above 0, got {found}")
+    return found[0], found[1]
+
+
 def colours(value: Any, name: str) -> tuple[tuple[int, int, int], ...]:
     """As `entries`, of [red, green, blue] in 0..255."""
     found = entries(value, name, list, "[red, green, blue]")

@@ -10,13 +10,13 @@ pictures/               figures
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
-from mess.files import colours, differences, entries, entry, read_json, write_json
+from mess.files import colours, differences, entries, entry, height_and_width, read_json, write_json
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
@@ -77,20 +77,16 @@ class RunSettings:
         known = {field.name for field in fields(cls)}
         if set(value) - known or not {"model", "data", "size"} <= set(value):
             raise ValueError(f"run: {folder / 'run.json'}: expected the fields {sorted(known)}, got {sorted(value)}")
-        whole = {**{f.name: f.default for f in fields(cls) if f.default is not MISSING}, **value}
-        whole = {name: list(given) if isinstance(given, tuple) else given for name, given in whole.items()}
+        kinds: dict[str, tuple[type, str]] = dict.fromkeys(("model", "data", "heads", "weights"), (str, "text"))
+        kinds |= dict.fromkeys(("num_exits", "batch_size", "seed"), (int, "an integer"))
         try:
-            size = entries(whole, "size", int, "height and width")
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"size: expected height and width above 0, got {size}")
-            return cls(
-                size=(size[0], size[1]),
-                exit_points=entries(whole, "exit_points", str, "names"),
-                class_names=entries(whole, "class_names", str, "names"),
-                palette=colours(whole, "palette"),
-                **{name: entry(whole, name, str, "text") for name in ("model", "data", "heads", "weights")},
-                **{name: entry(whole, name, int, "an integer") for name in ("num_exits", "batch_size", "seed")},
-            )
+            given = {name: entry(value, name, *kind) for name, kind in kinds.items() if name in value}
+            for name in ("exit_points", "class_names"):
+                if name in value:
+                    given[name] = entries(value, name, str, "names")
+            if "palette" in value:
+                given["palette"] = colours(value, "palette")
+            return cls(size=height_and_width(value, "size"), **given)
         except ValueError as error:
             raise ValueError(f"run: {folder / 'run.json'}: {error}") from None
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mess.confidence import PolicySettings
-from mess.files import check_version, entries, entry, map_safetensors, write_safetensors
+from mess.files import check_version, entries, entry, height_and_width, map_safetensors, write_safetensors
 from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess_core import SearchTable
 
@@ -196,16 +196,10 @@ class CalibrationTable:
                 pixel_thresholds=entries(header, "pixel_thresholds", (int, float), "numbers"),
                 costs={column: {part: tensors.pop(f"{column}.{part}") for part in COST_PARTS} for column in columns},
                 policy=PolicySettings(**entry(header, "policy", dict, "a policy")),
-                input_size=_pair(entries(header, "input_size", int, "pixels")),
+                input_size=height_and_width(header, "input_size"),
                 model=entries(header, "model", str, "names of modules"),
                 facts=entry(header, "facts", dict, "an object"),
                 **tensors,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"table: {path}: an entry is missing, unknown or off: {error}") from None
-
-
-def _pair(size: tuple[int, ...]) -> tuple[int, int]:
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"input_size: expected height and width above 0, got {size}")
-    return size[0], size[1]

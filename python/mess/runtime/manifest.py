@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from mess.files import colours, entries, entry, file_sha256, read_json
+from mess.files import colours, entries, entry, file_sha256, height_and_width, read_json
 from mess_core import ConfidenceKind, EdgeKind, Setting
 
 FILE = "manifest.json"
@@ -127,7 +127,7 @@ class Manifest:
             setting=entry(value, "setting", str, "a setting"),
             classes=entries(value, "classes", str, "names"),
             palette=colours(value, "palette"),
-            size=_pair(entries(given, "size", int, "height and width")),
+            size=height_and_width(given, "size"),
             mean=tuple(float(x) for x in entries(given, "mean", (int, float), "numbers")),
             std=tuple(float(x) for x in entries(given, "std", (int, float), "numbers")),
             policy=dict(entry(value, "policy", dict, "a policy")),
@@ -200,11 +200,6 @@ def _stage_files(value: Mapping[str, Any]) -> StageFiles:
         pixel_threshold=or_none("pixel_threshold", (int, float), "a number"),
         image_threshold=or_none("image_threshold", (int, float), "a number"),
     )
-
-
-def _pair(value: tuple[int, ...]) -> tuple[int, int]:
-    _expect(len(value) == 2, "input.size", "height and width", value)
-    return value[0], value[1]
 
 
 def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
