@@ -4,7 +4,8 @@
 `image_confidence(logits, pixel_threshold=0.9)`, and the steps they are made of: `confidence_map` -> `label_edges` /
 `canny` -> `boundary_mask` (`dilate`, `erode`) -> `refine_confidence`; `policy_maps` is all of them.
 
-*Which exits, heads and thresholds?*  `search(table, ...)` and `evaluate(table, ...)` on a `SearchTable`.
+*Which exits, heads and thresholds?*  `search(table, ...)` and `evaluate(table, ...)` on a `SearchTable`; with
+`SearchPieces`, many processes share one search.
 
 Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes; arrays out
 are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input from another
@@ -31,6 +32,7 @@ from mess_core._confidence import (
     should_exit,
 )
 from mess_core._mess_core import Workspace, __version__
+from mess_core._pieces import Piece, SearchJournal, SearchPieces
 from mess_core._search import (
     Configuration,
     CostLimit,
@@ -40,6 +42,7 @@ from mess_core._search import (
     Metric,
     Outcome,
     Progress,
+    SearchProblem,
     SearchTable,
     Setting,
     Status,
@@ -58,8 +61,12 @@ __all__ = [
     "Gate",
     "Metric",
     "Outcome",
+    "Piece",
     "PolicyMaps",
     "Progress",
+    "SearchJournal",
+    "SearchPieces",
+    "SearchProblem",
     "SearchTable",
     "Setting",
     "Status",

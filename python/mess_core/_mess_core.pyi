@@ -9,6 +9,8 @@ commit: str | None
 target: str
 is_debug: bool
 __all__ = [
+    "SearchJournal",
+    "SearchPieces",
     "Workspace",
     "__version__",
     "bfloat16_bits",
@@ -108,31 +110,72 @@ def refine_confidence(
 
 _Found = tuple[list[int], list[tuple[int, float]], float, float, list[int]]
 
+_Scoring = tuple[str, float, float, str, int]
+_Objective = tuple[str, float]
+_Space = tuple[int, int | None, list[int], list[int], float]
+_Limits = tuple[list[tuple[int, float]], list[tuple[int, str, float, float]]]
+_Parts = tuple[list[int], list[tuple[int, float]]]
+_Outcome = tuple[
+    Literal["optimal", "infeasible", "stopped"], list[_Found], _Found | None, float, float, int, int, float, float
+]
+
 def search(
     arrays: tuple[Any, ...],
-    scoring_arguments: tuple[str, float, float, str, int],
-    objective_arguments: tuple[str, float],
-    space: tuple[int, int | None, list[int], list[int], float],
-    limit_arguments: tuple[list[tuple[int, float]], list[tuple[int, str, float, float]]],
-    known: list[tuple[list[int], list[tuple[int, float]]]],
+    scoring: _Scoring,
+    objective: _Objective,
+    space: _Space,
+    limits: _Limits,
+    known: list[_Parts],
     part: tuple[int, int],
     journal: str | None,
     time_limit: float | None,
     threads: int | None,
     progress: Callable[..., object] | None,
-) -> tuple[
-    Literal["optimal", "infeasible", "stopped"],
-    list[_Found],
-    _Found | None,
-    float,
-    float,
-    int,
-    int,
-    float,
-    float,
-]: ...
+) -> _Outcome: ...
+
+@final
+class SearchPieces:
+    def __new__(
+        cls,
+        arrays: tuple[Any, ...],
+        scoring: _Scoring,
+        objective: _Objective,
+        space: _Space,
+        limits: _Limits,
+        known: list[_Parts],
+        time_limit: float | None,
+        threads: int | None,
+    ) -> SearchPieces: ...
+    def gaps(self, arrays: tuple[Any, ...]) -> list[float]: ...
+    def tasks(self) -> list[str]: ...
+    def run(
+        self,
+        arrays: tuple[Any, ...],
+        gap: float,
+        tasks: list[str],
+        known: list[_Parts],
+        time_limit: float | None,
+        threads: int | None,
+    ) -> tuple[list[_Found], list[str], int, int]: ...
+    def outcome(self, arrays: tuple[Any, ...], gap: float, known: list[_Parts]) -> _Outcome: ...
+
+@final
+class SearchJournal:
+    def __new__(
+        cls,
+        path: str,
+        arrays: tuple[Any, ...],
+        scoring: _Scoring,
+        objective: _Objective,
+        space: _Space,
+        limits: _Limits,
+    ) -> SearchJournal: ...
+    def known(self) -> list[_Parts]: ...
+    def is_done(self, gap: float, task: str) -> bool: ...
+    def finish(self, gap: float, tasks: list[str], found: list[_Parts]) -> None: ...
+
 def evaluate(
     arrays: tuple[Any, ...],
-    scoring_arguments: tuple[str, float, float, str, int],
-    parts: tuple[list[int], list[tuple[int, float]]],
+    scoring_arguments: _Scoring,
+    parts: _Parts,
 ) -> tuple[float, float, list[int], list[int]]: ...

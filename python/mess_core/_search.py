@@ -7,7 +7,7 @@ one configuration, also on another split's table.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -26,15 +26,26 @@ Status = Literal["optimal", "infeasible", "stopped"]
 class SearchTable:
     """What calibration measured: E candidate exits, n images, C classes, T pixel thresholds, K cost columns.
 
-    intersection : (E, n, C) int64, pixels predicted as a class and labelled with it
-    predicted : (E, n, C) int64, valid pixels predicted as a class
-    ground_truth : (n, C) int64, pixels labelled with a class
-    image_confidence : (E, T, n) float64 in [0, 1]
-    points : (E,) int64, exit point; a configuration visits strictly increasing ones
-    backbone_cost : (E,) or (K, E) float64, cost of the backbone up to the point, for one image
-    head_cost : the same shape
-    policy_cost : the same shape, cost of deciding whether to stop there
-    image_weight : (n,) int64, how often each image counts, at least 1; None for once
+    Attributes
+    ----------
+    intersection
+        (E, n, C) int64, pixels predicted as a class and labelled with it
+    predicted
+        (E, n, C) int64, valid pixels predicted as a class
+    ground_truth
+        (n, C) int64, pixels labelled with a class
+    image_confidence
+        (E, T, n) float64 in [0, 1]
+    points
+        (E,) int64, exit point; a configuration visits strictly increasing ones
+    backbone_cost
+        (E,) or (K, E) float64, cost of the backbone up to the point, for one image
+    head_cost
+        the same shape
+    policy_cost
+        the same shape, cost of deciding whether to stop there
+    image_weight
+        (n,) int64, how often each image counts, at least 1; None for once
 
     The original final exit is one of the candidates. Each cost column has one unit, any will do. Arrays of these dtypes
     are read where they lie, memory-mapped ones too.
@@ -90,10 +101,15 @@ class Evaluation:
 class CostLimit:
     """An upper bound, inclusive, on a number of a cost column.
 
-    at_most : in the column's unit
-    statistic : "mean" over images; "p95", "max" or any "pNN": what at least that share of the images does not exceed;
-        "total": backbone, heads and policies of all exits, whatever the images do (for memory)
-    column : index of the cost column
+    Attributes
+    ----------
+    at_most
+        in the column's unit
+    statistic
+        "mean" over images; "p95", "max" or any "pNN": what at least that share of the images does not exceed; "total":
+        backbone, heads and policies of all exits, whatever the images do (for memory)
+    column
+        index of the cost column
     """
 
     at_most: float
@@ -105,13 +121,22 @@ class CostLimit:
 class Progress:
     """How far a search is.
 
-    done, total : tasks of this pass
-    next_gap : gap that this pass will certify
-    gap : gap certified so far, infinite before the first pass ended
-    covered : configurations that this pass examined or excluded
-    cost, accuracy : of the best configuration known (of a front: the most accurate), None before the first
-    explored : sets of configurations bounded so far
-    evaluated : configurations evaluated so far
+    Attributes
+    ----------
+    done, total
+        tasks of this pass
+    next_gap
+        gap that this pass will certify
+    gap
+        gap certified so far, infinite before the first pass ended
+    covered
+        configurations that this pass examined or excluded
+    cost, accuracy
+        of the best configuration known (of a front: the most accurate), None before the first
+    explored
+        sets of configurations bounded so far
+    evaluated
+        configurations evaluated so far
     """
 
     done: int
@@ -129,17 +154,28 @@ class Progress:
 class Outcome:
     """Result of a search.
 
-    status : "optimal" (proven: nothing in the space is better; the front is complete), "infeasible" (proven: nothing
+    Attributes
+    ----------
+    status
+        "optimal" (proven: nothing in the space is better; the front is complete), "infeasible" (proven: nothing
         satisfies target and limits), "stopped" (out of time; `found` is the best known)
-    found : the best configuration, or the whole front by rising cost; may be empty
-    nearest : when infeasible, the configuration within the limits that comes nearest to the target, or None
-    bound : proven: no configuration costs less than this, or is more accurate than this; of a front: no configuration
-        is more accurate, by more than this, than the front at its cost
-    gap : |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal
-    explored : sets of configurations whose bound was computed, and
-    evaluated : configurations whose exact value was; both depend on luck in pruning, unlike `found`
-    covered : configurations examined or excluded in the last pass, of
-    space : configurations in all
+    found
+        the best configuration, or the whole front by rising cost; may be empty
+    nearest
+        when infeasible, the configuration within the limits that comes nearest to the target, or None
+    bound
+        proven: no configuration costs less than this, or is more accurate than this; of a front: no configuration is
+        more accurate, by more than this, than the front at its cost
+    gap
+        |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal
+    explored
+        sets of configurations whose bound was computed, and
+    evaluated
+        configurations whose exact value was; both depend on luck in pruning, unlike `found`
+    covered
+        configurations examined or excluded in the last pass, of
+    space
+        configurations in all
     """
 
     status: Status
@@ -163,6 +199,36 @@ class Outcome:
             said = f"; nearest: cost {near.cost:g}, accuracy {near.accuracy:g}" if near else ""
             raise LookupError(f"search: no configuration found, status {self.status}{said}")
         return self.found[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchProblem:
+    """One search, for others to do: what `search(..., spread=...)` hands over. Can be pickled, but for `progress`.
+
+    Attributes
+    ----------
+    table, known, journal, time_limit, threads, progress
+        as `search` got them
+    query
+        setting and scoring, objective, space, limits, as the core takes them
+    """
+
+    table: SearchTable
+    query: tuple[native._Scoring, native._Objective, native._Space, native._Limits]
+    known: tuple[Configuration, ...] = ()
+    journal: str | None = None
+    time_limit: float | None = None
+    threads: int | None = None
+    progress: Callable[[Progress], object] | None = None
+
+    @property
+    def nearest(self) -> SearchProblem | None:
+        """The search for what comes nearest to the target, when nothing satisfies it; None for a front."""
+        opposite = {"minimize-cost": ("maximize-accuracy", np.inf), "maximize-accuracy": ("minimize-cost", -np.inf)}
+        scoring, (name, _), space, limits = self.query
+        if name not in opposite:
+            return None
+        return replace(self, query=(scoring, opposite[name], space, limits), known=(), journal=None)
 
 
 def search(
@@ -189,6 +255,7 @@ def search(
     time_limit: float | None = None,
     threads: int | None = None,
     progress: Callable[[Progress], object] | None = None,
+    spread: Callable[[SearchProblem], Outcome] | None = None,
 ) -> Outcome:
     """Find the best configuration, or the Pareto front, and prove that nothing in the space is better.
 
@@ -248,6 +315,9 @@ def search(
         All cores by default; what is found does not depend on it.
     progress : callable, optional
         Called about 20 times a second with a `Progress`.
+    spread : callable, optional
+        Does the search in place of this process: gets a `SearchProblem`, cuts it up with `SearchPieces`, and returns
+        the outcome.
 
     Returns
     -------
@@ -282,30 +352,35 @@ def search(
         for name, exits in (("required_exits", required_exits), ("forbidden_exits", forbidden_exits))
     ]
     floors = [(as_count("min_class_iou", c, least=0), float(floor)) for c, floor in (min_class_iou or {}).items()]
-    status, found, nearest, bound, gap, explored, evaluated, covered, space = native.search(
+    problem = SearchProblem(
+        table=table,
+        query=(
+            _scoring(table, setting, horizon, min_final_accuracy, metric, cost_column),
+            objective,
+            (as_count("max_exits", max_exits), thresholds, required, forbidden, float(min_share)),
+            (floors, [_cost_limit(limit) for limit in cost_limits]),
+        ),
+        known=tuple(known),
+        journal=None if journal is None else fspath(journal),
+        time_limit=None if time_limit is None else float(time_limit),
+        threads=as_threads(threads),
+        progress=progress,
+    )
+    if spread is not None:
+        if part != (0, 1):
+            raise ValueError(f"part: expected none beside spread, got {part}")
+        return spread(problem)
+    found = native.search(
         _arrays(table),
-        _scoring(table, setting, horizon, min_final_accuracy, metric, cost_column),
-        objective,
-        (as_count("max_exits", max_exits), thresholds, required, forbidden, float(min_share)),
-        (floors, [_cost_limit(limit) for limit in cost_limits]),
+        *problem.query,
         [_parts(configuration) for configuration in known],
         (int(index), int(count)),
-        None if journal is None else fspath(journal),
-        None if time_limit is None else float(time_limit),
-        as_threads(threads),
+        problem.journal,
+        problem.time_limit,
+        problem.threads,
         None if progress is None else lambda *state: progress(_progress(*state)),
     )
-    return Outcome(
-        status=status,
-        found=tuple(_found(*entry) for entry in found),
-        nearest=None if nearest is None else _found(*nearest),
-        bound=bound,
-        gap=gap,
-        explored=explored,
-        evaluated=evaluated,
-        covered=covered,
-        space=space,
-    )
+    return _outcome(found)
 
 
 def evaluate(
@@ -405,6 +480,21 @@ def _arrays(table: SearchTable) -> tuple[Any, ...]:
         costs("head_cost"),
         costs("policy_cost"),
         None if table.image_weight is None else converted("image_weight", np.int64, 1),
+    )
+
+
+def _outcome(given: native._Outcome) -> Outcome:
+    status, found, nearest, bound, gap, explored, evaluated, covered, space = given
+    return Outcome(
+        status=status,
+        found=tuple(_found(*entry) for entry in found),
+        nearest=None if nearest is None else _found(*nearest),
+        bound=bound,
+        gap=gap,
+        explored=explored,
+        evaluated=evaluated,
+        covered=covered,
+        space=space,
     )
 
 

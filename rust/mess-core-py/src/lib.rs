@@ -7,6 +7,7 @@ mod confidence;
 mod dlpack;
 mod errors;
 mod isa;
+mod pieces;
 mod run;
 mod search;
 
@@ -23,5 +24,6 @@ fn _mess_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     isa::register(module)?;
     module.add_function(wrap_pyfunction!(dlpack::bfloat16_bits, module)?)?;
     confidence::register(module)?;
-    search::register(module)
+    search::register(module)?;
+    pieces::register(module)
 }

@@ -8,6 +8,7 @@ use mess_core::search as core;
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rayon::ThreadPool;
 
 use crate::errors::to_python;
 use crate::run::{on_this_thread, panicked, pool};
@@ -21,7 +22,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 const POLL: Duration = Duration::from_millis(50);
 
 /// The arrays of a calibration table, in the order of the Python dataclass; costs are (K, E).
-type TableArrays<'py> = (
+pub type TableArrays<'py> = (
     PyReadonlyArray3<'py, i64>,
     PyReadonlyArray3<'py, i64>,
     PyReadonlyArray2<'py, i64>,
@@ -33,7 +34,7 @@ type TableArrays<'py> = (
     Option<PyReadonlyArray1<'py, i64>>,
 );
 
-fn table<'a>(arrays: &'a TableArrays<'_>) -> core::Table<'a> {
+pub fn table<'a>(arrays: &'a TableArrays<'_>) -> core::Table<'a> {
     core::Table {
         intersection: arrays.0.as_array(),
         predicted: arrays.1.as_array(),
@@ -48,7 +49,7 @@ fn table<'a>(arrays: &'a TableArrays<'_>) -> core::Table<'a> {
 }
 
 /// (setting, horizon, least accuracy of the last prediction, metric, cost column)
-type ScoringArguments<'a> = (&'a str, f64, f64, &'a str, usize);
+pub type ScoringArguments<'a> = (&'a str, f64, f64, &'a str, usize);
 
 fn scoring((setting, horizon, min_final_accuracy, metric, column): ScoringArguments<'_>) -> PyResult<core::Scoring> {
     let setting = match setting {
@@ -75,7 +76,9 @@ fn unknown(argument: &str, expected: &str, got: &str) -> PyErr {
 }
 
 /// ("minimize-cost" | "maximize-accuracy" | "front", least accuracy | greatest cost | resolution)
-fn objective((name, value): (&str, f64)) -> core::Objective {
+pub type ObjectiveArguments<'a> = (&'a str, f64);
+
+fn objective((name, value): ObjectiveArguments<'_>) -> core::Objective {
     match name {
         "minimize-cost" => core::Objective::MinimizeCost { min_accuracy: value },
         "maximize-accuracy" => core::Objective::MaximizeAccuracy { max_cost: value },
@@ -84,9 +87,9 @@ fn objective((name, value): (&str, f64)) -> core::Objective {
 }
 
 /// (most exits, image thresholds, required exits, forbidden exits, least share)
-type SpaceArguments = (usize, Option<usize>, Vec<usize>, Vec<usize>, f64);
+pub type SpaceArguments = (usize, Option<usize>, Vec<usize>, Vec<usize>, f64);
 /// ([(class, least IoU)], [(column, "mean" | "total" | "quantile", quantile, limit)])
-type LimitArguments = (Vec<(usize, f64)>, Vec<(usize, String, f64, f64)>);
+pub type LimitArguments = (Vec<(usize, f64)>, Vec<(usize, String, f64, f64)>);
 
 fn limits((class_iou, costs): LimitArguments) -> core::Limits {
     let limit = |(column, statistic, quantile, at_most): (usize, String, f64, f64)| core::CostLimit {
@@ -101,81 +104,45 @@ fn limits((class_iou, costs): LimitArguments) -> core::Limits {
     core::Limits { class_iou, costs: costs.into_iter().map(limit).collect() }
 }
 
-/// (exits, [(pixel threshold index, image threshold)])
-type ConfigurationParts = (Vec<usize>, Vec<(usize, f64)>);
+pub fn query(
+    scoring_arguments: ScoringArguments<'_>,
+    objective_arguments: ObjectiveArguments<'_>,
+    (max_exits, image_thresholds, required, forbidden, min_share): SpaceArguments,
+    limit_arguments: LimitArguments,
+) -> PyResult<core::Query> {
+    Ok(core::Query {
+        scoring: scoring(scoring_arguments)?,
+        objective: objective(objective_arguments),
+        space: core::Space { max_exits, image_thresholds, required, forbidden, min_share },
+        limits: limits(limit_arguments),
+    })
+}
 
-fn configuration((exits, gates): ConfigurationParts) -> core::Configuration {
+/// (exits, [(pixel threshold index, image threshold)])
+pub type ConfigurationParts = (Vec<usize>, Vec<(usize, f64)>);
+
+pub fn configuration((exits, gates): ConfigurationParts) -> core::Configuration {
     let gate = |(pixel_threshold, image_threshold)| core::Gate { pixel_threshold, image_threshold };
     core::Configuration { exits, gates: gates.into_iter().map(gate).collect() }
 }
 
 /// (exits, gates, cost, accuracy, stopped)
-type Found = (Vec<usize>, Vec<(usize, f64)>, f64, f64, Vec<u64>);
+pub type Found = (Vec<usize>, Vec<(usize, f64)>, f64, f64, Vec<u64>);
 
-fn found(found: core::Found) -> Found {
-    let gates = found.configuration.gates.iter().map(|g| (g.pixel_threshold, g.image_threshold)).collect();
-    (found.configuration.exits, gates, found.cost, found.accuracy, found.stopped)
+pub fn parts(configuration: core::Configuration) -> ConfigurationParts {
+    let gates = configuration.gates.iter().map(|g| (g.pixel_threshold, g.image_threshold)).collect();
+    (configuration.exits, gates)
+}
+
+pub fn found(found: core::Found) -> Found {
+    let (exits, gates) = parts(found.configuration);
+    (exits, gates, found.cost, found.accuracy, found.stopped)
 }
 
 /// (status, found, nearest, bound, gap, explored, evaluated, covered, space)
-type Outcome = (&'static str, Vec<Found>, Option<Found>, f64, f64, u64, u64, f64, f64);
+pub type Outcome = (&'static str, Vec<Found>, Option<Found>, f64, f64, u64, u64, f64, f64);
 
-#[pyfunction]
-#[pyo3(signature = (
-    arrays, scoring_arguments, objective_arguments, space, limit_arguments, known, part, journal, time_limit, threads,
-    progress
-))]
-#[allow(clippy::too_many_arguments)]
-fn search<'py>(
-    py: Python<'py>,
-    arrays: TableArrays<'py>,
-    scoring_arguments: ScoringArguments<'_>,
-    objective_arguments: (&str, f64),
-    space: SpaceArguments,
-    limit_arguments: LimitArguments,
-    known: Vec<ConfigurationParts>,
-    part: (usize, usize),
-    journal: Option<PathBuf>,
-    time_limit: Option<f64>,
-    threads: Option<usize>,
-    progress: Option<Bound<'py, PyAny>>,
-) -> PyResult<Outcome> {
-    let (max_exits, image_thresholds, required, forbidden, min_share) = space;
-    let query = core::Query {
-        scoring: scoring(scoring_arguments)?,
-        objective: objective(objective_arguments),
-        space: core::Space { max_exits, image_thresholds, required, forbidden, min_share },
-        limits: limits(limit_arguments),
-    };
-    let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
-    let mut control = core::Control::default();
-    control.part = part;
-    control.deadline = match time_limit.map(Duration::try_from_secs_f64) {
-        None => None,
-        Some(Ok(limit)) => Instant::now().checked_add(limit),
-        Some(Err(_)) => return Err(PyValueError::new_err("time_limit: expected seconds >= 0")),
-    };
-    let table = table(&arrays);
-    let pool = pool(threads)?;
-
-    // The search runs on its own thread; this one comes back to Python to look for Ctrl-C and to report progress.
-    let outcome = std::thread::scope(|scope| {
-        let work = || core::search(&table, &query, &control, &known, journal.as_deref());
-        let worker = scope.spawn(move || pool.install(work));
-        let mut interruption = Ok(());
-        while !worker.is_finished() {
-            py.detach(|| wait(&worker));
-            let watched = py.check_signals().and_then(|()| report(progress.as_ref(), &control));
-            if interruption.is_ok() && watched.is_err() {
-                control.cancel.store(true, Ordering::Relaxed);
-                interruption = watched;
-            }
-        }
-        let outcome = worker.join().map_err(|_| panicked());
-        interruption.and(outcome)
-    })?
-    .map_err(to_python)?;
-    report(progress.as_ref(), &control)?;
+pub fn outcome(outcome: core::Outcome) -> Outcome {
     let status = match outcome.status {
         core::Status::Optimal => "optimal",
         core::Status::Infeasible => "infeasible",
@@ -183,7 +150,75 @@ fn search<'py>(
     };
     let all = outcome.found.into_iter().map(found).collect();
     let core::Outcome { bound, gap, explored, evaluated, covered, space, .. } = outcome;
-    Ok((status, all, outcome.nearest.map(found), bound, gap, explored, evaluated, covered, space))
+    (status, all, outcome.nearest.map(found), bound, gap, explored, evaluated, covered, space)
+}
+
+#[pyfunction]
+#[pyo3(signature = (
+    arrays, scoring, objective, space, limits, known, part, journal, time_limit, threads, progress
+))]
+#[allow(clippy::too_many_arguments)]
+fn search<'py>(
+    py: Python<'py>,
+    arrays: TableArrays<'py>,
+    scoring: ScoringArguments<'_>,
+    objective: ObjectiveArguments<'_>,
+    space: SpaceArguments,
+    limits: LimitArguments,
+    known: Vec<ConfigurationParts>,
+    part: (usize, usize),
+    journal: Option<PathBuf>,
+    time_limit: Option<f64>,
+    threads: Option<usize>,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Outcome> {
+    let query = query(scoring, objective, space, limits)?;
+    let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
+    let mut control = control(time_limit)?;
+    control.part = part;
+    let table = table(&arrays);
+    let pool = pool(threads)?;
+    let work = || core::search(&table, &query, &control, &known, journal.as_deref());
+    let found = watched(py, &control, &pool, progress.as_ref(), work)?;
+    report(progress.as_ref(), &control)?;
+    Ok(outcome(found))
+}
+
+/// Call `work` in the pool, from a thread of its own; this one comes back to Python to look for Ctrl-C and to report
+/// progress.
+pub fn watched<T: Send>(
+    py: Python<'_>,
+    control: &core::Control,
+    pool: &ThreadPool,
+    progress: Option<&Bound<'_, PyAny>>,
+    work: impl FnOnce() -> mess_core::Result<T> + Send,
+) -> PyResult<T> {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || pool.install(work));
+        let mut interruption = Ok(());
+        while !worker.is_finished() {
+            py.detach(|| wait(&worker));
+            let watched = py.check_signals().and_then(|()| report(progress, control));
+            if interruption.is_ok() && watched.is_err() {
+                control.cancel.store(true, Ordering::Relaxed);
+                interruption = watched;
+            }
+        }
+        let done = worker.join().map_err(|_| panicked());
+        interruption.and(done)
+    })?
+    .map_err(to_python)
+}
+
+/// What watches and stops a search that may take so many seconds.
+pub fn control(time_limit: Option<f64>) -> PyResult<core::Control> {
+    let mut control = core::Control::default();
+    control.deadline = match time_limit.map(Duration::try_from_secs_f64) {
+        None => None,
+        Some(Ok(limit)) => Instant::now().checked_add(limit),
+        Some(Err(_)) => return Err(PyValueError::new_err("time_limit: expected seconds >= 0")),
+    };
+    Ok(control)
 }
 
 /// Sleep until the next look, or less when the search ends.

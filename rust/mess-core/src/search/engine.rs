@@ -99,16 +99,19 @@ pub fn search(
     Ok(outcome)
 }
 
+/// One first gate of the chains of a field: (number of the field, exit, pixel threshold).
+pub(crate) type TaskId = (usize, usize, usize);
+
 /// What searches of one table share.
-struct Prepared {
+pub(crate) struct Prepared {
     compact: Compact,
     steps: Steps,
     allowed: Vec<bool>,
-    ceiling: f64,
+    pub ceiling: f64,
 }
 
 impl Prepared {
-    fn new(table: &Table<'_>, query: &Query) -> Self {
+    pub fn new(table: &Table<'_>, query: &Query) -> Self {
         let is_gated = query.scoring.setting == Setting::InputDependent && query.space.max_exits > 1;
         let compact = Compact::new(table, query.space.image_thresholds, is_gated);
         let allowed: Vec<bool> = (0..table.num_exits()).map(|exit| query.space.allows(exit)).collect();
@@ -134,7 +137,7 @@ impl Prepared {
         Ok(outcome)
     }
 
-    fn shared<'a, 't>(
+    pub fn shared<'a, 't>(
         &'a self,
         table: &'a Table<'t>,
         query: &'a Query,
@@ -163,64 +166,68 @@ impl Prepared {
 
 impl Shared<'_, '_> {
     fn run(&self, journal: Option<&Journal>) -> Outcome {
-        let mut gap = f64::INFINITY;
-        match self.query.scoring.setting {
-            Setting::Anytime { horizon, min_final_accuracy } => {
-                anytime::search(self, horizon, min_final_accuracy);
-                gap = if self.control.stopped() { gap } else { 0.0 };
-            }
-            _ => {
-                (0..self.table.num_exits()).into_par_iter().for_each(|exit| self.static_exit(exit));
-                if self.query.scoring.setting == Setting::Budgeted
-                    || self.query.space.max_exits == 1
-                    || self.compact.num_pixels == 0
-                {
-                    gap = 0.0;
-                } else {
-                    let fields = self.fields(ascend(self));
-                    self.prove(&fields, &mut gap, journal);
-                }
-            }
+        let (mut gap, fields) = self.begin();
+        if !fields.is_empty() {
+            self.prove(&fields, &mut gap, journal);
         }
         self.outcome(gap)
     }
 
-    /// Make the passes; `gap` becomes that of the last one that was finished.
-    fn prove(&self, fields: &[Field], gap: &mut f64, journal: Option<&Journal>) {
-        let tasks: Vec<(&Field, usize, usize)> = (fields.iter())
-            .flat_map(|field| field.exits[0].iter().map(move |exit| (field, *exit)))
-            .flat_map(|(field, exit)| (0..self.compact.num_pixels).map(move |pixel| (field, exit, pixel)))
-            .skip(self.control.part.0)
-            .step_by(self.control.part.1.max(1))
-            .collect();
+    /// What comes before the passes: the gap that is certified by then (0 when nothing is left to prove, else infinite),
+    /// and what they have to look at.
+    pub(crate) fn begin(&self) -> (f64, Vec<Field>) {
+        let gap_of_all = |is_complete: bool| if is_complete { 0.0 } else { f64::INFINITY };
+        if let Setting::Anytime { horizon, min_final_accuracy } = self.query.scoring.setting {
+            anytime::search(self, horizon, min_final_accuracy);
+            return (gap_of_all(!self.control.stopped()), Vec::new());
+        }
+        (0..self.table.num_exits()).into_par_iter().for_each(|exit| self.static_exit(exit));
+        let is_budgeted = self.query.scoring.setting == Setting::Budgeted;
+        if is_budgeted || self.query.space.max_exits == 1 || self.compact.num_pixels == 0 {
+            return (0.0, Vec::new());
+        }
+        let fields = self.fields(ascend(self));
+        (gap_of_all(fields.is_empty() && !self.control.stopped()), fields)
+    }
+
+    /// The tasks of every pass.
+    pub(crate) fn tasks(&self, fields: &[Field]) -> Vec<TaskId> {
+        (fields.iter().enumerate())
+            .flat_map(|(number, field)| field.exits[0].iter().map(move |exit| (number, *exit)))
+            .flat_map(|(number, exit)| (0..self.compact.num_pixels).map(move |pixel| (number, exit, pixel)))
+            .collect()
+    }
+
+    /// Gaps of the passes, down to 0.
+    pub(crate) fn gaps(&self, fields: &[Field]) -> Vec<f64> {
         let chains = |field: &Field| field.exits.iter().map(|exits| exits.len() as f64).product::<f64>();
         let num_chains = fields.iter().map(chains).sum::<f64>() * self.compact.num_pixels as f64;
-        let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
         let gaps = match self.query.objective {
             _ if num_chains <= FEW_CHAINS => &[],
             Objective::ParetoFront { .. } => &FRONT_GAPS[..],
             _ if num_chains > MANY_CHAINS => &MORE_GAPS[..],
             _ => &GAPS[..],
         };
-        for &wanted in gaps.iter().chain(&[0.0]) {
+        gaps.iter().copied().chain([0.0]).collect()
+    }
+
+    /// Make the passes; `gap` becomes that of the last one that was finished.
+    fn prove(&self, fields: &[Field], gap: &mut f64, journal: Option<&Journal>) {
+        let all = self.tasks(fields).into_iter();
+        let tasks: Vec<TaskId> = all.skip(self.control.part.0).step_by(self.control.part.1.max(1)).collect();
+        let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
+        for wanted in self.gaps(fields) {
             self.incumbents.set_gap(wanted);
             self.control.begin(tasks.len(), wanted, singles);
-            tasks.par_iter().with_max_len(1).for_each(|&(field, exit, pixel)| {
-                if self.control.stopped() {
-                    return;
+            tasks.par_iter().with_max_len(1).for_each(|&task| {
+                let name = self.task_name(fields, task);
+                if journal.is_some_and(|journal| journal.is_done(wanted, &name)) {
+                    self.finish_task(fields, task);
+                } else if self.run_task(fields, task)
+                    && let Some(journal) = journal
+                {
+                    journal.finish(wanted, &[name], &self.incumbents.configurations());
                 }
-                let name = self.task_name(field, exit, pixel);
-                if !journal.is_some_and(|journal| journal.is_done(wanted, &name)) {
-                    Task::new(self, field, exit, pixel).run();
-                    if self.control.stopped() {
-                        return;
-                    }
-                    if let Some(journal) = journal {
-                        journal.finish(wanted, &name, &self.incumbents.found());
-                    }
-                }
-                let best = self.incumbents.last_value();
-                self.control.finish_task(self.task_size(field, exit, pixel), best);
             });
             if self.control.stopped() {
                 return;
@@ -230,9 +237,26 @@ impl Shared<'_, '_> {
         }
     }
 
-    /// What a task is about, for the journal.
-    fn task_name(&self, field: &Field, exit: usize, pixel: usize) -> String {
-        let points: Vec<String> = field.exits.iter().map(|exits| self.points[exits[0]].to_string()).collect();
+    /// Whether a task came to its end.
+    pub(crate) fn run_task(&self, fields: &[Field], task: TaskId) -> bool {
+        if self.control.stopped() {
+            return false;
+        }
+        Task::new(self, &fields[task.0], task.1, task.2).run();
+        if self.control.stopped() {
+            return false;
+        }
+        self.finish_task(fields, task);
+        true
+    }
+
+    fn finish_task(&self, fields: &[Field], (number, exit, pixel): TaskId) {
+        self.control.finish_task(self.task_size(&fields[number], exit, pixel), self.incumbents.last_value());
+    }
+
+    /// What a task is about, for the journal and for other processes.
+    pub(crate) fn task_name(&self, fields: &[Field], (number, exit, pixel): TaskId) -> String {
+        let points: Vec<String> = fields[number].exits.iter().map(|exits| self.points[exits[0]].to_string()).collect();
         format!("points {} exit {exit} pixel {pixel}", points.join("-"))
     }
 
@@ -247,7 +271,7 @@ impl Shared<'_, '_> {
     }
 
     /// Take a configuration into account that somebody else found, if space and limits allow it.
-    fn offer_known(&self, configuration: &Configuration) -> Result<()> {
+    pub(crate) fn offer_known(&self, configuration: &Configuration) -> Result<()> {
         let Evaluation { found, position } = evaluate(self.table, self.query.scoring, configuration)?;
         let exits = &configuration.exits;
         let space = &self.query.space;
@@ -436,7 +460,7 @@ impl Shared<'_, '_> {
         (version, Arc::new(Targets { corners }))
     }
 
-    fn outcome(&self, gap: f64) -> Outcome {
+    pub(crate) fn outcome(&self, gap: f64) -> Outcome {
         let found = self.incumbents.found();
         let status = match (gap == 0.0, found.is_empty()) {
             (false, _) => Status::Stopped,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::objective::Objective;
-use super::outcome::Found;
+use super::outcome::{Configuration, Found};
 
 /// What remains to be excluded: a set of configurations holds nothing better than what is known unless it holds one with
 /// accuracy >= a and cost <= b for one of these pairs.
@@ -64,6 +64,10 @@ impl Incumbents {
 
     pub fn found(&self) -> Vec<Found> {
         lock(&self.found).clone()
+    }
+
+    pub fn configurations(&self) -> Vec<Configuration> {
+        lock(&self.found).iter().map(|found| found.configuration.clone()).collect()
     }
 
     /// (cost, accuracy) of the best configuration, of a front the most accurate one.

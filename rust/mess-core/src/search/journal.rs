@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::objective::Query;
-use super::outcome::{Configuration, Found, Gate};
+use super::outcome::{Configuration, Gate};
 use super::table::Table;
 use crate::error::{Error, Result};
 
@@ -85,21 +85,23 @@ impl Journal {
     }
 
     /// Whether a task was finished before with this gap.
-    pub(crate) fn is_done(&self, gap: f64, task: &str) -> bool {
+    pub fn is_done(&self, gap: f64, task: &str) -> bool {
         self.done.contains(&format!("{:016x} {task}", gap.to_bits()))
     }
 
-    /// Write that a task is finished, after what was found up to then.
-    pub(crate) fn finish(&self, gap: f64, task: &str, found: &[Found]) {
+    /// Write that tasks are finished, after what was found up to then. Tells of errors in [`Self::check`].
+    pub fn finish(&self, gap: f64, tasks: &[String], found: &[Configuration]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = String::new();
-        for found in found {
-            if !state.written.contains(&found.configuration) {
-                lines.push_str(&format!("found {}\n", written(&found.configuration)));
-                state.written.push(found.configuration.clone());
+        for configuration in found {
+            if !state.written.contains(configuration) {
+                lines.push_str(&format!("found {}\n", written(configuration)));
+                state.written.push(configuration.clone());
             }
         }
-        lines.push_str(&format!("done {:016x} {task}\n", gap.to_bits()));
+        for task in tasks {
+            lines.push_str(&format!("done {:016x} {task}\n", gap.to_bits()));
+        }
         if let Err(error) = state.file.write_all(lines.as_bytes()) {
             state.failed.get_or_insert(error.to_string());
         }
@@ -107,7 +109,7 @@ impl Journal {
 
     /// # Errors
     /// [`Error::Value`] when something could not be written: a full disk, for example.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &state.failed {
             Some(error) => Err(Error::value("journal", "a file that can be written", error)),

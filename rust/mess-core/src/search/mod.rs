@@ -8,7 +8,7 @@
 //! -> `evaluate` (exact value of one configuration) -> `engine` (the search) -> `outcome`. Behind the engine: `compact`
 //! (the table in its own form), `bound` (why a set of configurations may be given up), `ascent` (good ones to begin
 //! with), `field`, `rows`, `tails`, `spread`, `gates` (chains of exits), `regions` (their thresholds), `incumbent` (the best so far),
-//! `journal`, `anytime`.
+//! `journal`, `anytime`. `pieces` is the same search for many processes.
 
 mod anytime;
 mod ascent;
@@ -24,6 +24,7 @@ pub mod journal;
 pub mod limits;
 pub mod objective;
 pub mod outcome;
+pub mod pieces;
 mod regions;
 mod rows;
 pub mod space;
@@ -34,8 +35,10 @@ mod tails;
 pub use control::{Control, Progress};
 pub use engine::search;
 pub use evaluate::{Evaluation, evaluate};
+pub use journal::Journal;
 pub use limits::{CostLimit, Limits, Statistic};
 pub use objective::{Metric, Objective, Query, Scoring, Setting};
 pub use outcome::{Configuration, Found, Gate, Outcome, Status};
+pub use pieces::{Done, Pieces};
 pub use space::Space;
 pub use table::{Costs, Table};
