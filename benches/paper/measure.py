@@ -12,6 +12,7 @@ from benches.paper.jobs import Plan, plain_heads
 from benches.paper.policies import compared
 from mess import CalibrationTable, verbs
 from mess.files import write_json
+from mess.searching import request
 
 DROPS = {"<= 0.1 pp": 0.001, "<= 1 pp": 0.01}
 MAX_DROP_OF_POLICIES = 0.01
@@ -26,10 +27,10 @@ def measure(plan: Plan, seed: int) -> dict[str, Any]:
     for split, rounds in (("val", 15), ("test", 0)):
         if not (folder / f"table-{split}.safetensors").is_file():
             verbs.calibrate_run(folder, split=split, latency_rounds=rounds)
-    for name, target in verbs.STANDARD_TARGETS.items():
+    for name, target in request.STANDARD_TARGETS.items():
         verbs.search_run(folder, target=(name, target))
-    by_latency = verbs.SearchSettings(cost="latency_ms")
-    verbs.search_run(folder, target=("drop-1pp", verbs.Target(max_drop=0.01)), settings=by_latency)
+    by_latency = request.SearchSettings(cost="latency_ms")
+    verbs.search_run(folder, target=("drop-1pp", request.Target(max_drop=0.01)), settings=by_latency)
     result = {
         "threads": torch.get_num_threads(),
         "end to end": verbs.evaluate_run(folder, split="test", clock_images=60, rounds=5),
@@ -44,7 +45,7 @@ def placement(plan: Plan, seed: int, max_drop: float) -> dict[str, Any]:
     """Costs as shares of the final exit's MACs and changes of mIoU, of the searched exits and the simpler choices."""
     folder = plan.folder(seed, "aware")
     tables = {s: CalibrationTable.load(folder / f"table-{s}.safetensors") for s in ("val", "test")}
-    target, settings = verbs.Target(max_drop=max_drop), verbs.SearchSettings()
+    target, settings = request.Target(max_drop=max_drop), request.SearchSettings()
     chosen = {"searched": settings.search(tables["val"], target).best}
     chosen |= verbs.search_baselines(folder, split="val", target=target, settings=settings)
     rows = {}

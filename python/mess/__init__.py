@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mess.deployment.configuration import ChosenExit, Configuration
     from mess.deployment.export import export
     from mess.deployment.network import DeployedNetwork, Prediction, deploy
+    from mess.deployment.pretrained import from_pretrained, save_pretrained
     from mess.deployment.run import run
     from mess.model.cost import profile
     from mess.model.exits import HeadSpec, head_grid
@@ -56,12 +57,14 @@ _HOMES = {
     "deploy": "mess.deployment.network",
     "evaluate": "mess.searching.solve",
     "export": "mess.deployment.export",
+    "from_pretrained": "mess.deployment.pretrained",
     "guarantee": "mess.searching.promise",
     "head_grid": "mess.model.exits",
     "losses": "mess.training.losses",
     "pretrain": "mess.training.loop",
     "profile": "mess.model.cost",
     "run": "mess.deployment.run",
+    "save_pretrained": "mess.deployment.pretrained",
     "search": "mess.searching.solve",
     "train": "mess.training.loop",
     "train_exits": "mess.training.loop",
@@ -88,12 +91,14 @@ __all__ = [
     "deploy",
     "evaluate",
     "export",
+    "from_pretrained",
     "guarantee",
     "head_grid",
     "losses",
     "pretrain",
     "profile",
     "run",
+    "save_pretrained",
     "search",
     "train",
     "train_exits",

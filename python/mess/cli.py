@@ -39,6 +39,10 @@ ExitPointsOption = Annotated[
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+EngineOption = Annotated[
+    str, typer.Option(help="local, or ray: workers on a cluster (RAY_ADDRESS), or on this machine without one")
+]
+WorkersOption = Annotated[int | None, typer.Option(help="of --engine ray; as many as there is room for by default")]
 EdgesOption = Annotated[str, typer.Option(help="label boundaries: canny or labels")]
 
 
@@ -198,6 +202,9 @@ def calibrate(
     refine: Annotated[bool, typer.Option(help="median-refine confidences near boundaries")] = True,
     confidence: Annotated[str, typer.Option(help="top1, margin or entropy")] = "top1",
     latency_rounds: Annotated[int, typer.Option(help="rounds of the latency measurement; 0 skips it")] = 15,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    threads: Annotated[int | None, typer.Option(help="cores of each worker of --engine ray; 1 by default")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run every exit on a split once, and keep counts, confidences and costs for the search."""
@@ -211,7 +218,15 @@ def calibrate(
         edges=_choice("edges", edges, ("canny", "labels")),
         confidence=_choice("confidence", confidence, ("top1", "margin", "entropy")),
     )
-    table = verbs.calibrate_run(run, split=split, policy=policy, latency_rounds=latency_rounds)
+    table = verbs.calibrate_run(
+        run,
+        split=split,
+        policy=policy,
+        latency_rounds=latency_rounds,
+        engine=_choice("engine", engine, ("local", "ray")),
+        workers=workers,
+        threads=threads,
+    )
     if as_json:
         accuracy = {name: table.mean_iou(i) for i, name in enumerate(table.exits)}
         typer.echo(json.dumps({"images": len(table.images), "mean_iou": accuracy, "facts": table.facts}))
@@ -267,10 +282,18 @@ def search(
     held_out: Annotated[
         str | None, typer.Option(help="split whose table proves the promise; by default the table is divided")
     ] = None,
+    sweep: Annotated[
+        Path | None, typer.Option(help="TOML file of many searches (docs/cluster.md); results go to --out")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file, of --sweep")] = Path("sweep.parquet"),
     baselines: Annotated[bool, typer.Option(help="also show what simpler choices reach")] = True,
     journal: Annotated[Path | None, typer.Option(help="file that lets a killed search go on; needs one target")] = None,
     time_limit: Annotated[float | None, typer.Option(help="seconds; then the best known, with its gap")] = None,
-    threads: Annotated[int | None, typer.Option(help="threads; all cores by default")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="threads, all cores by default; with --engine ray of each worker, 1 by default")
+    ] = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best exits, heads and thresholds, and prove it.
@@ -282,42 +305,48 @@ def search(
     from mess import verbs
     from mess.progress import console
     from mess.reporting import tables
+    from mess.searching import request
 
-    _in_range("accuracy-drop", accuracy_drop, 0, 100, "percentage points, such as 1")
-    _in_range("min-accuracy", min_accuracy, 1, 100, "percent, such as 60")
-    ratio, limit = _budget(budget)
-    targets = {
-        f"drop-{accuracy_drop or 0:g}pp": None if accuracy_drop is None else verbs.Target(max_drop=accuracy_drop / 100),
-        f"miou-{min_accuracy or 0:g}": None if min_accuracy is None else verbs.Target(min_accuracy=min_accuracy / 100),
-        f"best-at-{budget}": None if budget is None else verbs.Target(max_cost_ratio=ratio, max_cost=limit),
-        "front": verbs.Target() if front else None,
-    }
-    given = [(name, target) for name, target in targets.items() if target is not None]
-    if len(given) > 1:
-        named = "--accuracy-drop, --min-accuracy, --budget, --front"
-        raise ValueError(f"{named}: expected at most one, got {len(given)}")
+    given = request.targets(accuracy_drop=accuracy_drop, min_accuracy=min_accuracy, budget=budget, front=front)
     if min_cost and not (given and given[0][1].minimises_cost):
         raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
     if max_accuracy and budget is None:
         raise ValueError("--max-accuracy: expected --budget beside it")
     if journal is not None and not given:
         raise ValueError("--journal: expected one target beside it")
-    settings = verbs.SearchSettings(
-        setting=_choice("setting", setting, ("input-dependent", "budgeted", "anytime")),
-        cost={"latency": "latency_ms"}.get(cost, cost),
-        metric=_choice(
-            "metric", metric, ("mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou")
-        ),
+    settings = request.settings(
+        setting=setting,
+        cost=cost,
+        metric=metric,
         max_exits=max_exits,
-        image_thresholds=image_thresholds or None,
-        resolution=resolution / 100,
-        required_exits=tuple(require or ()),
-        forbidden_exits=tuple(forbid or ()),
+        image_thresholds=image_thresholds,
+        require=require or (),
+        forbid=forbid or (),
         min_share=min_share,
-        max_class_drop=dict(_class_drop(text) for text in class_drop or ()),
+        class_drop=class_drop or (),
+        resolution=resolution,
         time_limit=time_limit,
         threads=threads,
+        engine=engine,
+        workers=workers,
     )
+    if sweep is not None:
+        if given or guarantee or journal is not None:
+            raise ValueError("--sweep: expected no target, --guarantee or --journal beside it")
+        swept = verbs.sweep_run(run, sweep, out, split=split, engine=settings.engine, workers=workers, threads=threads)
+        if as_json:
+            said = {
+                name: {"error": f} if isinstance(f, str) else tables.search_json(f, None) for name, f in swept.items()
+            }
+            typer.echo(json.dumps(said))
+        else:
+            for name, found in swept.items():
+                text = f"{name}: error: {found}" if isinstance(found, str) else tables.search_text(name, found, {})
+                console.print(text, highlight=False)
+            console.print(f"table: {out}", highlight=False)
+        if any(isinstance(found, str) or not found.configurations for found in swept.values()):
+            raise typer.Exit(1)
+        return
     if guarantee:
         if given or journal is not None:
             raise ValueError("--guarantee: expected no other target and no --journal beside it")
@@ -338,33 +367,12 @@ def search(
     else:
         for name, result in results.items():
             console.print(tables.search_text(name, result, smaller), highlight=False)
-            target = given[0][1] if given else verbs.STANDARD_TARGETS.get(name)
-            if baselines and target not in (None, verbs.Target()) and setting == "input-dependent":
+            target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
+            if baselines and target not in (None, request.Target()) and setting == "input-dependent":
                 simpler = verbs.search_baselines(run, split=split, target=target, settings=settings)
                 console.print(tables.baselines_text(result, simpler), highlight=False)
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
-
-
-def _budget(text: str | None) -> tuple[float | None, float | None]:
-    """(share of the original's cost, cost): one of them."""
-    if text is None:
-        return None, None
-    try:
-        value = float(text.lower().removesuffix("x"))
-    except ValueError:
-        value = -1.0
-    if not value > 0:
-        raise ValueError(f"--budget: expected a share such as 0.5x, or a cost, got {text!r}")
-    return (value, None) if text.lower().endswith("x") else (None, value)
-
-
-def _class_drop(text: str) -> tuple[str, float]:
-    name, separator, points = text.rpartition("=")
-    try:
-        return name if separator else "", float(points) / 100
-    except ValueError:
-        raise ValueError(f"--class-drop: expected CLASS=PERCENTAGE_POINTS, got {text!r}") from None
 
 
 @app.command()
@@ -387,9 +395,11 @@ def evaluate(
 
 @app.command()
 def run(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="run folder, or one made by `mess share`", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="picture files", show_default=False)],
-    configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
+    configuration: Annotated[
+        str | None, typer.Option(help="name in RUN/configurations, or a file; by default drop-1pp, or what is shared")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for the label maps (indexed PNG)")] = Path("segmented"),
     as_json: JsonOption = False,
 ) -> None:
@@ -429,6 +439,28 @@ def export(
     size = sum(facts["bytes"] for facts in manifest.files.values())
     exits = ", ".join(entry.name for entry in manifest.exits)
     console.print(f"{out}: {len(manifest.files)} files, {size / 1e6:.1f} MB, exits {exits}", highlight=False)
+
+
+@app.command()
+def share(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="folder; an earlier one of these is replaced")],
+    configuration: Annotated[
+        list[str] | None, typer.Option(help="name in RUN/configurations, the default first; by default all")
+    ] = None,
+    license: Annotated[str, typer.Option(help="of the weights, in the Hub's words, such as apache-2.0")] = "",
+    push_to_hub: Annotated[str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Write the network as a folder for `mess.from_pretrained` and the Hugging Face Hub, with a model card."""
+    from mess import verbs
+    from mess.progress import console
+
+    shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
+    if as_json:
+        typer.echo(json.dumps(shared.to_json()))
+        return
+    console.print(f"{out}: configurations {', '.join(shared.configurations)}", highlight=False)
 
 
 @app.command()
@@ -555,11 +587,6 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _in_range(option: str, value: float | None, least: float, most: float, expected: str) -> None:
-    if value is not None and not least <= value <= most:
-        raise ValueError(f"--{option}: expected {expected}, got {value:g}")
 
 
 def _choice(option: str, value: str, known: tuple[str, ...]) -> Any:

@@ -22,9 +22,10 @@ Size = tuple[int, int]
 class PolicySettings:
     """How image confidence is computed at every exit (`mess_core.image_confidence`).
 
-    refine: median-refine confidences near label boundaries.
-    edges: `canny` or `labels`.
-    confidence: `top1`, `margin` or `entropy`.
+    Attributes:
+        refine: median-refine confidences near label boundaries.
+        edges: `canny` or `labels`.
+        confidence: `top1`, `margin` or `entropy`.
     """
 
     refine: bool = True

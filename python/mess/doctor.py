@@ -140,6 +140,9 @@ _PARTS: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     ("onnxruntime", "mess.Runtime", "mess[onnx]", _onnxruntime),
     ("openvino", "mess.Runtime(backend='openvino')", "mess[openvino]", _openvino),
     ("tensorboard", "mess train --tensorboard", "mess[tensorboard]", _imported("tensorboard")),
+    ("ray", "--engine ray", "mess[ray]", _imported("ray")),
+    ("pyarrow", "mess search --sweep", "mess[ray]", _imported("pyarrow")),
+    ("hub", "mess share --push-to-hub", "mess[hub]", _imported("huggingface-hub")),
     ("transformers", "--model hf:", "transformers", _imported("transformers")),
     ("smp", "--model smp:", "segmentation-models-pytorch", _imported("segmentation-models-pytorch")),
 )

@@ -28,16 +28,17 @@ from mess.training.loop import EXITS_FILE
 class RunSettings:
     """What a run is about; written to `run.json`.
 
-    model: see `mess.model.zoo.model_from_spec`.
-    data: see `mess.data.dataset_from_spec`.
-    size: (height, width) in pixels that images are brought to.
-    num_exits: exits wanted, the final one included.
-    exit_points: names of modules to exit behind instead; none for points chosen by workload.
-    heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
-    batch_size: images a training batch.
-    seed: of heads, order and augmentation.
-    weights: SHA-256 of the file that training started from; empty when there was none.
-    class_names, palette: of the data, so that the run can be used where the data is not; see `described`.
+    Attributes:
+        model: see `mess.model.zoo.model_from_spec`.
+        data: see `mess.data.dataset_from_spec`.
+        size: (height, width) in pixels that images are brought to.
+        num_exits: exits wanted, the final one included.
+        exit_points: names of modules to exit behind instead; none for points chosen by workload.
+        heads: a grid's name, or names of heads joined by commas (`fcn-r1-b0,fcn-r4-b0`).
+        batch_size: images a training batch.
+        seed: of heads, order and augmentation.
+        weights: SHA-256 of the file that training started from; empty when there was none.
+        class_names, palette: of the data, so that the run can be used where the data is not; see `described`.
     """
 
     model: str

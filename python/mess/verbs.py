@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,87 +15,28 @@ import torch
 from PIL import Image
 
 from mess import runs
-from mess.calibration import CalibrationTable, calibrate
+from mess.calibration import CalibrationTable, calibrate, on_ray
+from mess.cluster import connection
 from mess.confidence import PolicySettings
 from mess.data.pairs import decode
 from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
 from mess.deployment import run as run_image
 from mess.deployment.export import export
 from mess.deployment.measure import measure_deployed
-from mess.files import file_sha256, write_json, write_whole
+from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save_pretrained
+from mess.files import file_sha256, read_json, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
-from mess.progress import IS_FIRST_PROCESS, Bar, console, progress
+from mess.progress import IS_FIRST_PROCESS, console, progress
 from mess.reporting import figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
 from mess.runtime import Manifest
-from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, search, smaller_network
+from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, smaller_network
+from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
+from mess.searching.sweep import sweep, wishes, write_parquet
 from mess.training.board import tensorboard
 from mess.training.loop import train
 from mess.training.settings import TrainSettings
-from mess_core import Metric, Progress, Setting
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """What to look for, see `mess.search`; nothing given means the whole front."""
-
-    max_drop: float | None = None
-    min_accuracy: float | None = None
-    max_cost: float | None = None
-    max_cost_ratio: float | None = None
-
-    @property
-    def minimises_cost(self) -> bool:
-        """Whether accuracy is what is bounded."""
-        return self.max_drop is not None or self.min_accuracy is not None
-
-
-STANDARD_TARGETS = {
-    "drop-0.1pp": Target(max_drop=0.001),
-    "drop-1pp": Target(max_drop=0.01),
-    "best-at-1x": Target(max_cost_ratio=1.0),
-}
-"""What `mess search` looks for when no target is given: the three rows of the paper's table."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSettings:
-    """How to search, see `mess.search`; the target comes beside it.
-
-    front_seconds: limit for a front when `time_limit` does not say; it certifies how complete the front is by then.
-    """
-
-    setting: Setting = "input-dependent"
-    cost: str = "macs"
-    metric: Metric = "mean-iou"
-    max_exits: int = 3
-    image_thresholds: int | None = None
-    resolution: float = 0.001
-    required_exits: tuple[str, ...] = ()
-    forbidden_exits: tuple[str, ...] = ()
-    min_share: float = 0.0
-    max_class_drop: Mapping[str, float] = field(default_factory=dict)
-    time_limit: float | None = None
-    front_seconds: float = 10.0
-    threads: int | None = None
-
-    def search(
-        self, table: CalibrationTable, target: Target, bar: Bar | None = None, journal: Path | None = None, **other: Any
-    ) -> SearchResult:
-        """One search with these settings; `other` takes precedence."""
-        is_front = target == Target()
-        asked = {**asdict(target), **{f.name: getattr(self, f.name) for f in fields(self)}}
-        asked["time_limit"] = self.time_limit if self.time_limit is not None or not is_front else asked["front_seconds"]
-        del asked["front_seconds"]
-        asked |= {"journal": journal, "progress": None if bar is None else lambda state: _show(bar, state)}
-        return search(table, **(asked | other))
-
-
-def _show(bar: Bar, state: Progress) -> None:
-    known = "" if state.cost is None else f", best {state.cost:.4g} / {state.accuracy:.2%}"
-    gap = "" if state.gap > 1 else f", gap {state.gap:.2%} certified"
-    bar.set(state.done, state.total, f"{state.explored:,} explored{known}{gap}")
 
 
 def train_run(
@@ -139,12 +80,26 @@ def train_run(
 
 
 def calibrate_run(
-    folder: Path, *, split: str, policy: PolicySettings | None = None, latency_rounds: int = 15
+    folder: Path,
+    *,
+    split: str,
+    policy: PolicySettings | None = None,
+    latency_rounds: int = 15,
+    engine: Engine = "local",
+    workers: int | None = None,
+    threads: int | None = None,
 ) -> CalibrationTable:
     """Run every exit on a split and write `table-<split>.safetensors`.
 
-    Interrupted, what is done is in `partial-<split>.safetensors`, and the same call goes on from there.
+    Interrupted, what is done is in `partial-<split>.safetensors`, and the same call goes on from there, with
+    either engine.
+
+    Args:
+        engine: `local` or `ray`, see `mess.calibration.cluster`; `workers` and `threads` are Ray's.
     """
+    if engine == "local" and (workers, threads) != (None, None):
+        raise ValueError("--workers, --threads: expected --engine ray beside them")
+    spread = on_ray(folder, split, workers=workers, threads=threads or 1) if engine == "ray" else None
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
     data = runs.dataset(settings, split=split)
@@ -158,6 +113,7 @@ def calibrate_run(
         latency_rounds=latency_rounds,
         facts={"split": split, "data": data.name},
         partial=partial,
+        spread=spread,
     )
     table.save(folder / f"table-{split}.safetensors")
     partial.unlink(missing_ok=True)
@@ -190,22 +146,55 @@ def search_run(
     results: dict[str, SearchResult] = {}
     told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
     suffix = "".join(f"-{part}" for part in told_apart if part)
-    for name, wish in wanted.items():
-        with progress(f"search {name}", 1) as bar:
-            results[name] = chosen.search(table, wish, bar, journal)
-        found = results[name]
-        if name == "front":
-            write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
-            continue
-        path = folder / "configurations" / f"{name}{suffix}.json"
-        if found.configurations:
-            found.best.save(path)
-        elif found.status == "infeasible":
-            path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
+    is_on_ray = chosen.engine == "ray"
+    with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
+        for name, wish in wanted.items():
+            with progress(f"search {name}", 1) as bar:
+                results[name] = chosen.search(table, wish, bar, journal)
+            found = results[name]
+            if name == "front":
+                write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
+                continue
+            path = folder / "configurations" / f"{name}{suffix}.json"
+            if found.configurations:
+                found.best.save(path)
+            elif found.status == "infeasible":
+                path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
         path = folder / "pictures" / f"tradeoff{suffix}.png"
         figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
+    return results
+
+
+def sweep_run(
+    source: Path,
+    targets: Path,
+    out: Path,
+    *,
+    split: str = "val",
+    engine: Engine = "local",
+    workers: int | None = None,
+    threads: int | None = None,
+) -> dict[str, SearchResult | str]:
+    """Do every search of a sweep file (`mess.searching.sweep`) on one table, and write a Parquet table of the results.
+
+    Args:
+        source: a run folder, or a table file.
+        targets: the sweep file.
+        out: the Parquet file.
+    """
+    asked = wishes(targets)
+    with progress("sweep", len(asked)) as bar:
+        results = sweep(
+            _table(source, split),
+            asked,
+            engine=engine,
+            workers=workers,
+            threads=threads,
+            report=lambda done, wish, result: bar.set(done, len(asked), wish.name),
+        )
+    write_parquet(out, asked, results)
     return results
 
 
@@ -238,7 +227,7 @@ def guarantee_run(
             required_exits=settings.required_exits,
             forbidden_exits=settings.forbidden_exits,
             threads=settings.threads,
-            progress=lambda state: _show(bar, state),
+            progress=lambda state: show(bar, state),
         )
     path = folder / "configurations" / f"guaranteed{'' if settings.cost == 'macs' else '-' + settings.cost}.json"
     if result.configuration is not None:
@@ -254,8 +243,10 @@ def search_baselines(
     """What a single exit, uniform placement and a greedy choice reach for the same target."""
     table = _table(source, split)
 
+    here = replace(settings, engine="local", threads=None)  # each takes less than starting workers does
+
     def one(**other: Any) -> SearchResult:
-        return settings.search(table, target, **other)
+        return here.search(table, target, **other)
 
     return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
 
@@ -328,9 +319,13 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     return result
 
 
-def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path) -> dict[str, RunResult]:
-    """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each."""
-    settings = runs.RunSettings.load(folder)
+def run_images(folder: Path, paths: list[Path], *, configuration: str | None, out: Path) -> dict[str, RunResult]:
+    """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each.
+
+    Args:
+        folder: a run, or one that `share_run` wrote.
+        configuration: name of one; `drop-1pp` of a run by default, and the default of what is shared.
+    """
     targets = {path: out / f"{path.stem}.png" for path in paths}
     if len(set(targets.values())) < len(paths):
         raise ValueError(
@@ -341,14 +336,18 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str, out: Path
         raise ValueError(
             f"out: expected another folder than the pictures', since {sorted(overwritten)[0]} would be lost"
         )
-    network = runs.trained_network(folder)
-    deployed = deploy(network, configuration_named(folder, configuration))
-    palette = bytes(channel for colour in settings.palette for channel in colour)
+    if (folder / CONFIG).is_file() and not (folder / "run.json").is_file():
+        palette, deployed = Pretrained.load(folder).palette, from_pretrained(folder, configuration=configuration)
+    else:
+        palette = runs.RunSettings.load(folder).palette
+        deployed = deploy(runs.trained_network(folder), configuration_named(folder, configuration or "drop-1pp"))
+    colours = bytes(channel for colour in palette for channel in colour)
     results = {}
     for path in paths:
         result = run_image(deployed, decode(path, "RGB"))
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
-        picture.putpalette(palette)
+        if colours:
+            picture.putpalette(colours)
         _save_picture(picture, targets[path])
         results[str(path)] = result
     return results
@@ -362,6 +361,36 @@ def export_run(folder: Path, *, configuration: str, out: Path) -> Manifest:
     tables_there = sorted(folder.glob("table-*.safetensors"))
     facts = CalibrationTable.load(tables_there[0]).facts if tables_there else {}
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
+
+
+def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", push_to_hub: str = "") -> Pretrained:
+    """Write the network and its configurations as a folder in the Hugging Face Hub's layout (`mess.save_pretrained`).
+
+    Args:
+        names: configurations, the default first; all that were found, `drop-1pp` first, when there are none.
+        license: of the weights, in the Hub's words.
+        push_to_hub: `user/name` to upload it to.
+    """
+    settings = runs.RunSettings.load(folder)
+    found = configurations(folder)
+    wanted = names or sorted(found, key=lambda name: name != "drop-1pp")
+    if not set(wanted) <= found.keys():
+        raise ValueError(f"configuration: expected some of {sorted(found)}, got {wanted}")
+    evaluation = folder / "evaluation-test.json"
+    measured = read_json(evaluation, "evaluation") if evaluation.is_file() else None
+    if measured is not None and not set(wanted) <= measured["configurations"].keys():
+        raise ValueError(f"configuration: {evaluation} has no numbers of all of {wanted}; run `mess evaluate` again")
+    return save_pretrained(
+        runs.trained_network(folder),
+        out,
+        {name: found[name] for name in wanted},
+        class_names=settings.class_names,
+        palette=settings.palette,
+        model=settings.model,
+        measured=measured,
+        license=license,
+        push_to_hub=push_to_hub,
+    )
 
 
 def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> list[Path]:

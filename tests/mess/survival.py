@@ -22,7 +22,7 @@ from benches.python.guarantee import as_calibration_table
 from benches.python.search_table import synthetic_table
 
 import mess
-from mess.calibration import collect
+from mess.calibration import partial as partial_state
 from mess.deployment import ChosenExit, Configuration
 from mess.files import write_json
 from mess.runtime.manifest import Manifest
@@ -104,7 +104,7 @@ class Calibration(Writer):
 
     def __init__(self) -> None:
         self.network, self.loader = fresh()
-        collect.SAVE_SECONDS = 0.0
+        partial_state.SAVE_SECONDS = 0.0
 
     def write(self, folder: Path, n: int) -> None:
         partial, path = folder / "partial-val.safetensors", folder / "table-val.safetensors"

@@ -141,8 +141,8 @@ def test_a_table_that_does_not_fit_the_network_is_refused(table, network, val_im
     ("batches", "options", "message"),
     [
         (lambda x, y: [], {}, "batches: expected at least one batch"),
-        (lambda x, y: [(x, y[:, 1:])], {}, "batches: expected images and labels of size"),
-        (lambda x, y: [(x, y), (x[:, :, ::2], y[:, ::2])], {}, "batches: expected images and labels of size"),
+        (lambda x, y: [(x, y[:, 1:])], {}, "batches: expected labels of the images' size"),
+        (lambda x, y: [(x, y), (x[:, :, ::2], y[:, ::2])], {}, "batches: expected images of one size"),
         (lambda x, y: [(x, y + 100)], {}, "labels: expected 0..5 or 255"),
         (lambda x, y: [(x, y)], {"pixel_thresholds": (1.5,)}, r"pixel_thresholds: expected numbers in \[0, 1\]"),
         (lambda x, y: [(x * float("nan"), y)], {}, "logits: expected numbers, got NaN"),
@@ -164,7 +164,7 @@ def test_the_header_is_readable_json(table, tmp_path):
 
 def test_an_interrupted_calibration_goes_on(network, tmp_path, monkeypatch):
     """Ctrl-C in the third batch of five; the continued table is the uninterrupted one, costs measured once."""
-    monkeypatch.setattr("mess.calibration.collect.SAVE_SECONDS", 1e9)
+    monkeypatch.setattr("mess.calibration.partial.SAVE_SECONDS", 1e9)
     loader = runs.loader(SETTINGS, split="val")
     loader.batch_size = 5
     partial = tmp_path / "partial.safetensors"
@@ -207,7 +207,7 @@ def test_an_interrupted_calibration_goes_on(network, tmp_path, monkeypatch):
 
 
 def test_a_partial_table_is_kept_from_time_to_time(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("mess.calibration.collect.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("mess.calibration.partial.SAVE_SECONDS", 0.0)
     partial = tmp_path / "partial.safetensors"
     whole = mess.calibrate(network, runs.loader(SETTINGS, split="val"), latency_rounds=0, partial=partial)
     kept = mess.CalibrationTable.load(partial)

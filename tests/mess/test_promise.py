@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +18,6 @@ from mess.searching import risk
 from mess.searching.promise import least_cost
 
 DELTA = 0.1
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "guarantee.md").read_text()
 
 
 def mean_of(rng, kind, n, mean):
@@ -314,19 +309,3 @@ def test_the_command(run_folder):
         refused = runner.invoke(cli.app, [*arguments, *more])
         assert refused.exit_code != 0
         assert message in str(refused.exception) + refused.output
-
-
-@pytest.mark.slow
-def test_the_guide(run_folder, tmp_path, monkeypatch):
-    """Every command and code block of docs/guarantee.md runs, as written."""
-    shutil.copytree(run_folder, tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
-    commands = [line for name, text in blocks if name == "sh" for line in text.splitlines()]
-    code = [text for name, text in blocks if name == "python"]
-    assert len(commands) >= 4
-    assert len(code) == 1
-    for command in commands:
-        told = CliRunner().invoke(cli.app, shlex.split(command)[1:])
-        assert told.exit_code == 0, f"{command}\n{told.output}\n{told.exception}"
-    exec(code[0], {"images": [np.zeros((48, 64, 3), np.uint8)] * 2})

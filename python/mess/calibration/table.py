@@ -31,15 +31,22 @@ Costs = dict[str, npt.NDArray[np.float64]]
 class CalibrationTable:
     """Exact per-image counts, image confidences and costs of every candidate exit.
 
-    exits: names, `<point>:<head>` and last `final`, the original model.
-    points: (E,) index of the exit point; the final exit's is the number of points.
-    images: names of the n images. class_names: of the C classes. pixel_thresholds: the T of them.
-    intersection, predicted: (E, n, C) int64. ground_truth: (n, C) int64. image_confidence: (E, T, n) float64.
-    disagreement: (E, n) int64, of all pixels of an image those that an exit labels otherwise than the final exit does.
-    costs: `macs` (multiply-accumulates) and `latency_ms`, for one image; see `Costs`.
-    policy: how image confidence was computed.
-    input_size: (height, width) in pixels. model: names of the exit points' modules, in order.
-    facts: where and how it was measured (split, device, threads, plain model's latency, ...).
+    Attributes:
+        exits: names, `<point>:<head>` and last `final`, the original model.
+        points: (E,) index of the exit point; the final exit's is the number of points.
+        images: names of the n images.
+        class_names: of the C classes.
+        pixel_thresholds: the T of them.
+        intersection, predicted: (E, n, C) int64.
+        ground_truth: (n, C) int64.
+        image_confidence: (E, T, n) float64.
+        disagreement: (E, n) int64, of all pixels of an image those that an exit labels otherwise than the final exit
+            does.
+        costs: `macs` (multiply-accumulates) and `latency_ms`, for one image; see `Costs`.
+        policy: how image confidence was computed.
+        input_size: (height, width) in pixels.
+        model: names of the exit points' modules, in order.
+        facts: where and how it was measured (split, device, threads, plain model's latency, ...).
     """
 
     exits: tuple[str, ...]

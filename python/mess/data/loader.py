@@ -68,7 +68,7 @@ class SeededLoader:
     def begin(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch` from number `first` on; what lies before is not read."""
         self._epoch = epoch
-        batches = [self._indices(batch) for batch in range(first, len(self))]
+        batches = [self.indices(batch) for batch in range(first, len(self))]
         own = torch.Generator()  # its workers' seeds, which nothing here uses, would come from the global stream
         return iter(DataLoader(_Examples(self), batch_sampler=batches, num_workers=self.workers, generator=own))
 
@@ -92,9 +92,10 @@ class SeededLoader:
 
     def names(self, batch: int) -> tuple[str, ...]:
         """The images of a batch of the current epoch, as `dataset.identity` has them."""
-        return tuple(self.dataset.identity(index) for index in self._indices(batch))
+        return tuple(self.dataset.identity(index) for index in self.indices(batch))
 
-    def _indices(self, batch: int) -> list[int]:
+    def indices(self, batch: int) -> list[int]:
+        """Which pairs of the dataset a batch of the current epoch has."""
         if self._order[0] != self._epoch:
             order = list(range(len(self.dataset)))
             if self.train:

@@ -28,9 +28,10 @@ VERSION = 1
 class ChosenExit:
     """One exit of a configuration.
 
-    exit: `<point>:<head>` or `final`.
-    pixel_threshold, image_threshold: its gate; None where the exit is unconditional. An image threshold above 1 never
-        lets an image leave.
+    Attributes:
+        exit: `<point>:<head>` or `final`.
+        pixel_threshold, image_threshold: its gate; None where the exit is unconditional. An image threshold above 1
+            never lets an image leave.
     """
 
     exit: str

@@ -7,8 +7,6 @@ network's before it gets its name.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.network import DeployedNetwork
-from mess.files import file_sha256, replace_folder, sweep, write_json
+from mess.files import file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages
 from mess.runtime.backends import BATCH, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
@@ -70,10 +68,7 @@ def export(
     parameter = next(deployed.parameters())
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent, f".{folder.name}-*")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2, 3, *stages.input_size, generator=generator).to(parameter.device)
         with torch.inference_mode(False), torch.no_grad(), _quiet():
@@ -94,10 +89,6 @@ def export(
         )
         write_json(temporary / FILE, manifest.to_json())
         Manifest.load(temporary)
-        temporary.chmod(0o755)
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -28,10 +28,11 @@ from mess.model.stages import Stages
 class Prediction:
     """Result for a batch of B images. Full-size logits and label maps are made when they are asked for.
 
-    parts: in the order of leaving, which images left, and their exit's own logits (b, C, h, w).
-    size: (height, width) of the input.
-    exits: (B,) int64, position in the configuration's exits at which each image stopped.
-    image_confidence: (B, G) float64 on the host, one column a gate; NaN where an image had left before.
+    Attributes:
+        parts: in the order of leaving, which images left, and their exit's own logits (b, C, h, w).
+        size: (height, width) of the input.
+        exits: (B,) int64, position in the configuration's exits at which each image stopped.
+        image_confidence: (B, G) float64 on the host, one column a gate; NaN where an image had left before.
     """
 
     parts: tuple[tuple[np.ndarray, Tensor], ...]
@@ -84,6 +85,9 @@ class DeployedNetwork(nn.Module):
         backend: how the model is cut (`mess.model.split`); by default the best that reproduces it bit for bit, which
             `stages.backend` then names.
 
+    Attributes:
+        class_names: of the C classes, where they are known (`mess.from_pretrained`); else empty.
+
     Raises:
         ValueError: the configuration does not fit the network.
         RuntimeError: the model cannot be cut into stages.
@@ -102,6 +106,7 @@ class DeployedNetwork(nn.Module):
         if configuration.model != modules:
             raise ValueError(f"configuration: expected exit points {modules}, got {configuration.model}")
         self.configuration = configuration
+        self.class_names: tuple[str, ...] = ()
         chosen = configuration.exits
         early = [_early_exit(network, entry) for entry in chosen if entry.exit != FINAL_EXIT]
         points = [network.points[exit_id.point] for exit_id in early]

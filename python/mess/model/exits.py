@@ -31,10 +31,11 @@ _NAME = re.compile(r"(fcn|deeplabv3)-r(\d+)-b(\d+)(-d)?")
 class HeadSpec:
     """Architecture of one exit head.
 
-    channel_reduction: 1x1 convolution to channels / reduction; 1 leaves it out.
-    num_blocks: extra trainable blocks of the backbone's kind, 0..3.
-    rapid_dilation: dilation doubled at every extra block (2, 4, 8) instead of 1.
-    segmentation_head: `fcn` (3x3 convolution, then 1x1) or `deeplabv3` (ASPP).
+    Attributes:
+        channel_reduction: 1x1 convolution to channels / reduction; 1 leaves it out.
+        num_blocks: extra trainable blocks of the backbone's kind, 0..3.
+        rapid_dilation: dilation doubled at every extra block (2, 4, 8) instead of 1.
+        segmentation_head: `fcn` (3x3 convolution, then 1x1) or `deeplabv3` (ASPP).
     """
 
     channel_reduction: int = 1

@@ -49,3 +49,14 @@ def state_sha256(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses two names for one storage; a model with tied weights gets a copy for each name."""
+    seen: set[int] = set()
+    untied = {}
+    for name, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        untied[name] = value.clone() if pointer in seen and value.numel() else value
+        seen.add(pointer)
+    return untied

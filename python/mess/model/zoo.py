@@ -136,6 +136,15 @@ def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None =
     return net
 
 
+def comes_from_a_library(spec: str) -> bool:
+    """Whether `model_from_spec(spec)` runs no code and reads no file but those of installed libraries."""
+    name, _, rest = spec.partition(":")
+    if name == "hf":
+        return rest in _library("transformers", "transformers").CONFIG_MAPPING
+    own = spec == "small_resnet_fcn" or (name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()))
+    return own or name == "smp" or spec.removeprefix("torchvision:") in list_models(module=segmentation)
+
+
 def _from_smp(rest: str, num_classes: int) -> nn.Module:
     library = _library("segmentation_models_pytorch", "segmentation-models-pytorch")
     architecture, _, encoder = rest.partition("/")

@@ -64,8 +64,8 @@ def search_text(name: str, result: SearchResult, smaller: Mapping[str, Configura
     )
     if outcome.status == "stopped":
         proof += f", gap {outcome.gap:.2%} certified" if outcome.gap < 1 else ", nothing certified yet"
-    if name == "front":
-        return f"front: {len(result.configurations)} configurations\n  {proof}"
+    if name == "front" or len(result.configurations) > 1:
+        return f"{name}: {len(result.configurations)} configurations\n  {proof}"
     if not result.configurations:
         near = result.nearest
         nearest = f"; nearest: {describe(near.exits)}, {_values(near, result)}" if near else ""

@@ -24,10 +24,12 @@ Picture = npt.NDArray[np.uint8]
 class Result:
     """What a deployment says of one picture.
 
-    labels: (H, W) at the picture's own size; the value is the class.
-    exit: name of the exit taken.
-    image_confidence: at each gate passed or taken, in order.
-    stage_ms: milliseconds of each stage that ran, its head and its decision, in order; in a batch, of the whole batch.
+    Attributes:
+        labels: (H, W) at the picture's own size; the value is the class.
+        exit: name of the exit taken.
+        image_confidence: at each gate passed or taken, in order.
+        stage_ms: milliseconds of each stage that ran, its head and its decision, in order; in a batch, of the whole
+            batch.
     """
 
     labels: npt.NDArray[np.integer]

@@ -51,12 +51,17 @@ def _bin(image_confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 class DriftReport:
     """What a watch has seen.
 
-    images: since the last reset. wealth: the gambler's, now; most_wealth: its greatest. alarmed_at: the image, counted
-    from 1, at which it reached 1 / false_alarm; None if it never did.
-    psi_confidence, psi_exits: Population Stability Index of the image confidence at the first gate (ten bins of equal
-    calibration share) and of the exits taken, all images since the reset against calibration. By convention below 0.1
-    is calm and above 0.25 another population; few images make it large by chance, and it has no false alarm rate.
-    shares, expected_shares: of images at each exit, and those of calibration.
+    Attributes:
+        images: since the last reset.
+        wealth: the gambler's, now
+        most_wealth: its greatest.
+        alarmed_at: the image,
+            counted from 1, at which it reached 1 / false_alarm; None if it never did.
+        psi_confidence, psi_exits: Population Stability Index of the image confidence at the first gate (ten bins of
+            equal calibration share) and of the exits taken, all images since the reset against calibration. By
+            convention below 0.1 is calm and above 0.25 another population; few images make it large by chance, and it
+            has no false alarm rate.
+        shares, expected_shares: of images at each exit, and those of calibration.
     """
 
     images: int

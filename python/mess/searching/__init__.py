@@ -1,6 +1,7 @@
 """The exact search over exits, heads and thresholds, on a calibration table alone; and promises about unseen images."""
 
 from mess.searching.baselines import baselines, smaller_network
+from mess.searching.cluster import on_ray
 from mess.searching.promise import Guarantee, Guaranteed, guarantee
 from mess.searching.solve import Report, SearchResult, evaluate, search
 
@@ -12,6 +13,7 @@ __all__ = [
     "baselines",
     "evaluate",
     "guarantee",
+    "on_ray",
     "search",
     "smaller_network",
 ]

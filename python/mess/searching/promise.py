@@ -46,15 +46,15 @@ _PATTERN = re.compile(
 class Guarantee:
     """What is promised of images that nobody has seen: the mean loss is at most `limit`.
 
-    loss: of an image, in 0..1,
-        `disagreement`: the share of its pixels that the final exit labels otherwise;
-        `error increase`: the share of its labelled pixels that are wrong, less the share that the final exit has wrong
-        (an image that gets better counts against one that gets worse);
-        `miss rate`: of the pixels of a class, those not found, over the images that have the class.
-    of_class: of a miss rate.
-    limit: above 0, below 1.
-    confidence: probability with which the promise holds, over the images that it was proven with; None promises the
-        expected loss only, over those images and the next one (conformal risk control).
+    Attributes:
+        loss: of an image, in 0..1, `disagreement`: the share of its pixels that the final exit labels otherwise; `error
+            increase`: the share of its labelled pixels that are wrong, less the share that the final exit has wrong (an
+            image that gets better counts against one that gets worse); `miss rate`: of the pixels of a class, those not
+            found, over the images that have the class.
+        of_class: of a miss rate.
+        limit: above 0, below 1.
+        confidence: probability with which the promise holds, over the images that it was proven with; None promises the
+            expected loss only, over those images and the next one (conformal risk control).
     """
 
     loss: Loss
@@ -132,9 +132,11 @@ class Guarantee:
 class Proof:
     """One guarantee as the held-out images have it, for the configuration that was chosen.
 
-    images: that say something about the loss.
-    mean_loss: over them. least_provable: the least limit that so many images could prove had they no loss at all.
-    p_value: of the promise being broken; None for one on average.
+    Attributes:
+        images: that say something about the loss.
+        mean_loss: over them.
+        least_provable: the least limit that so many images could prove had they no loss at all.
+        p_value: of the promise being broken; None for one on average.
     """
 
     guarantee: Guarantee
@@ -148,13 +150,16 @@ class Proof:
 class Guaranteed:
     """The outcome of `guarantee`.
 
-    configuration: the cheapest one on the path for which everything is proven, its `promise` measured on the held-out
-        images; None when nothing cheaper than the original network can be promised (an abstention).
-    proofs: one a guarantee, of that configuration, or of the first one that failed.
-    baseline_accuracy, baseline_cost: the final exit alone, on the held-out images.
-    accuracy_interval, drop_interval: percentile bootstrap intervals (95 %) of the configuration's mean IoU and of its
-        drop below the final exit's. They describe; no guarantee follows from them.
-    searched, held_out: numbers of images. path: configurations on the path; tested: how many passed.
+    Attributes:
+        configuration: the cheapest one on the path for which everything is proven, its `promise` measured on the
+            held-out images; None when nothing cheaper than the original network can be promised (an abstention).
+        proofs: one a guarantee, of that configuration, or of the first one that failed.
+        baseline_accuracy, baseline_cost: the final exit alone, on the held-out images.
+        accuracy_interval, drop_interval: percentile bootstrap intervals (95 %) of the configuration's mean IoU and of
+            its drop below the final exit's. They describe; no guarantee follows from them.
+        searched, held_out: numbers of images.
+        path: configurations on the path
+        tested: how many passed.
     """
 
     configuration: Configuration | None

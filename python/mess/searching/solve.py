@@ -11,16 +11,17 @@ from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.network import FINAL_EXIT
 from mess.runtime import watch
-from mess_core import Found, Metric, Outcome, Progress, Setting, Status
+from mess_core import Found, Metric, Outcome, Progress, SearchProblem, Setting, Status
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """Configurations found: the best one, or the front by rising cost.
 
-    baseline_accuracy, baseline_cost: the final exit alone.
-    nearest: when infeasible, what comes nearest to the target.
-    outcome: the same in indices, with the proof: bound, gap, what was explored and covered.
+    Attributes:
+        baseline_accuracy, baseline_cost: the final exit alone.
+        nearest: when infeasible, what comes nearest to the target.
+        outcome: the same in indices, with the proof: bound, gap, what was explored and covered.
     """
 
     configurations: tuple[Configuration, ...]
@@ -69,10 +70,12 @@ def search(
     forbidden_exits: Sequence[str] = (),
     min_share: float = 0.0,
     max_class_drop: Mapping[str, float] | None = None,
+    known: Sequence[mess_core.Configuration] = (),
     journal: str | Path | None = None,
     time_limit: float | None = None,
     threads: int | None = None,
     progress: Callable[[Progress], object] | None = None,
+    spread: Callable[[SearchProblem], Outcome] | None = None,
 ) -> SearchResult:
     """Find the best configuration for a target, or the whole trade-off when no target is given. Runs no network.
 
@@ -91,7 +94,8 @@ def search(
         max_exits: exits of a configuration, the last one included.
         required_exits, forbidden_exits: names of exits that every, or no, configuration has.
         max_class_drop: by class name, how much its IoU may be below the final exit's (0.01 is 1 percentage point).
-        image_thresholds, min_share, journal, time_limit, threads, progress: see `mess_core.search`.
+        image_thresholds, min_share, known, journal, time_limit, threads, progress: see `mess_core.search`.
+        spread: who does it, instead of this process: `mess.searching.on_ray()`.
 
     Returns:
         The result; `result.best` is what `mess.deploy` takes.
@@ -144,10 +148,12 @@ def search(
         min_class_iou=floors,
         horizon=baseline_cost,
         min_final_accuracy=min_final_accuracy,
+        known=known,
         journal=journal,
         time_limit=time_limit,
         threads=threads,
         progress=progress,
+        spread=spread,
     )
     return SearchResult(
         configurations=tuple(found_configuration(table, found, setting, cost) for found in outcome.found),

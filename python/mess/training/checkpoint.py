@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mess.files import check_version, differences, entries, entry, read_safetensors, write_safetensors
-from mess.model.weights import check_fits
+from mess.model.weights import check_fits, untied
 
 VERSION = 2
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
@@ -44,7 +44,7 @@ def save_checkpoint(
             for key, value in entries.items():
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     header = {"version": VERSION, **asdict(progress)}
-    write_safetensors(path, _untied(tensors), header)
+    write_safetensors(path, untied(tensors), header)
 
 
 def load_checkpoint(
@@ -106,14 +106,3 @@ def _moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path:
     if any(entries_of.keys() != _MOMENTS for entries_of in state.values()):
         raise ValueError(f"checkpoint: {path}: expected {sorted(_MOMENTS)} of each parameter, got fewer")
     return state
-
-
-def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses two names for one storage; a model with tied weights gets a copy for each name."""
-    seen: set[int] = set()
-    untied = {}
-    for name, value in tensors.items():
-        pointer = value.untyped_storage().data_ptr()
-        untied[name] = value.clone() if pointer in seen and value.numel() else value
-        seen.add(pointer)
-    return untied

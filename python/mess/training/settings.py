@@ -15,19 +15,20 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class TrainSettings:
     """How one stage is trained.
 
-    epochs: passes over the data.
-    learning_rate: peak rate of AdamW; decays to 0 as (1 - step / steps)^0.9. Not scaled by the number of processes.
-    weight_decay: AdamW's.
-    accumulate: batches whose gradients make one step; the step equals that of one batch with all their images, but for
-        batch-norm statistics, which see one batch at a time.
-    schedule: stage 1 only, see `mess.training.schedule`.
-    loss, alpha, temperature: stage 2 only, see `mess.training.losses`.
-    loss_stride: logits and labels are compared on a grid this many pixels apart; 1 is every pixel.
-    precision: `float32`, or `bfloat16` or `float16` (CUDA only, with loss scaling) by autocast for the backbone and the
-        heads of stage 1 (losses, and the heads of stage 2, stay float32). The loss scale of float16 is not in
-        checkpoints: a run that goes on begins with torch's first one.
-    sync_batch_norm: with several processes, batch-norm layers in training take their statistics over all of them.
-    seed: of everything random in the stage.
+    Attributes:
+        epochs: passes over the data.
+        learning_rate: peak rate of AdamW; decays to 0 as (1 - step / steps)^0.9. Not scaled by the number of processes.
+        weight_decay: AdamW's.
+        accumulate: batches whose gradients make one step; the step equals that of one batch with all their images, but
+            for batch-norm statistics, which see one batch at a time.
+        schedule: stage 1 only, see `mess.training.schedule`.
+        loss, alpha, temperature: stage 2 only, see `mess.training.losses`.
+        loss_stride: logits and labels are compared on a grid this many pixels apart; 1 is every pixel.
+        precision: `float32`, or `bfloat16` or `float16` (CUDA only, with loss scaling) by autocast for the backbone and
+            the heads of stage 1 (losses, and the heads of stage 2, stay float32). The loss scale of float16 is not in
+            checkpoints: a run that goes on begins with torch's first one.
+        sync_batch_norm: with several processes, batch-norm layers in training take their statistics over all of them.
+        seed: of everything random in the stage.
     """
 
     epochs: int = 30

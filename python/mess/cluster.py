@@ -1,0 +1,144 @@
+"""Workers on a Ray cluster, for batch jobs that are cut into pieces: `mess search` and `mess calibrate`.
+
+A worker is an actor: prepared once, asked for one piece after the other, each as it becomes free. When one is killed
+Ray starts it again, here or on another node, and asks it again for the piece that was lost; nothing else is kept there.
+Ray comes with the extra `ray`; `RAY_ADDRESS` names a cluster, without it one is started on this machine for the job.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+POLL_SECONDS = 0.2
+"""How often waiting for workers looks around."""
+
+RESTARTS = 100
+"""Of each worker; one that dies more often dies of the job."""
+
+
+@contextmanager
+def connection(*, count: int | None = None, threads: int = 1) -> Iterator[Any]:
+    """The library, connected to a cluster; one that is started here is shut down at the end of the outermost block.
+
+    Args:
+        count, threads: workers that are wanted and cores of each, for the size of a cluster that is started here.
+
+    Raises:
+        RuntimeError: Ray is not installed.
+        ConnectionError: no cluster at `RAY_ADDRESS`.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise RuntimeError(f"engine: ray needs the ray extra: pip install 'mess[ray]' ({error})") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": _cores(count, threads), "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **size)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class Workers:
+    """Actors of one class; leaving the block kills them.
+
+    Args:
+        kind: the class; workers import it, so `mess` must be installed on every node.
+        arguments: for its constructor. Large arrays are stored once a node, and are read-only.
+        count: how many; as many as the cluster has room for by default.
+        threads: cores that each takes.
+
+    Raises:
+        RuntimeError, ConnectionError: as `connection`.
+        ValueError: `count` or `threads` is off, or the cluster has no room for a single worker.
+    """
+
+    def __init__(self, kind: type, *arguments: Any, count: int | None = None, threads: int = 1) -> None:
+        if threads < 1 or (count is not None and count < 1):
+            raise ValueError(f"workers: expected at least 1, of at least 1 thread, got {count} of {threads}")
+        with ExitStack() as stack:
+            self._ray = stack.enter_context(connection(count=count, threads=threads))
+            room = int(self._ray.cluster_resources().get("CPU", 0) // threads)
+            if not room:
+                raise ValueError(f"threads: expected no more than a node of the cluster has, got {threads}")
+            self.count = room if count is None else min(count, room)
+            shared = [self._ray.put(argument) for argument in arguments]
+            options = {"num_cpus": threads, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+            remote = self._ray.remote(**options)(kind)
+            self.actors = [remote.remote(*shared) for _ in range(self.count)]
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            for actor in self.actors:
+                self._ray.kill(actor, no_restart=True)
+
+    def one(self, method: str, *arguments: Any) -> Any:
+        """Ask the first worker, and wait."""
+        return self._result(getattr(self.actors[0], method).remote(*arguments))
+
+    def all(
+        self, method: str, next_piece: Callable[[int], tuple[Any, ...] | None], at_times: Callable[[], object]
+    ) -> Iterator[tuple[int, Any]]:
+        """Ask every worker for one piece after the other, until there are no more.
+
+        Args:
+            method: of the class; gets a piece as its arguments.
+            next_piece: gives the next piece for a worker (by number), None when there is none.
+            at_times: called several times a second while waiting.
+
+        Yields:
+            (number of the worker, its result), as they come. What a worker raises is raised here.
+        """
+        asked: dict[Any, int] = {}
+
+        def ask(worker: int) -> None:
+            piece = next_piece(worker)
+            if piece is not None:
+                asked[getattr(self.actors[worker], method).remote(*piece)] = worker
+
+        for worker in range(self.count):
+            ask(worker)
+        while asked:
+            ready, _ = self._ray.wait(list(asked), timeout=POLL_SECONDS)
+            at_times()
+            for reference in ready:
+                worker = asked.pop(reference)
+                result = self._result(reference)
+                yield worker, result
+                ask(worker)
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"a worker died and could not be started again: {error}") from None
+
+
+def at_home(folder: str) -> None:
+    """In a worker: find files and modules as the process that asks does, whose current folder is given."""
+    if os.path.isdir(folder):  # noqa: PTH112
+        os.chdir(folder)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def _cores(count: int | None, threads: int) -> int:
+    """Of a cluster on this machine; more workers than cores are allowed, they share."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(available, threads) if count is None else count * threads
