@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := demo-run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test quick check format bench fuzz memcheck audit clean
+.PHONY: help setup build demo test quick check format docs bench fuzz memcheck audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,12 @@ format: setup ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+docs: setup ## the documentation site, in build/site; a broken link or docstring is an error
+	rm -rf build/docs-source && mkdir -p build/docs-source/benches
+	cp -r README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md LICENSE docs build/docs-source
+	cp -r benches/record build/docs-source/benches
+	NO_COLOR=1 $(BIN)/zensical build --clean --strict
+
 bench: build ## time the core against OpenCV, SciPy and torch; prints a table and writes benches/record/
 	$(BIN)/python benches/python/exit_policy.py
 
@@ -83,4 +89,4 @@ audit: setup ## compare the locked dependencies with the advisory databases (nee
 	$(VENV)/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 clean: ## remove what was built here, the virtual environment included
-	rm -rf $(VENV) target rust/fuzz/target fuzz-findings dist $(RUN)
+	rm -rf $(VENV) build target rust/fuzz/target fuzz-findings dist $(RUN)

@@ -23,7 +23,7 @@ from typing import Any
 
 import mess_core
 from mess.cluster import Workers, connection
-from mess.searching.cluster import CHUNKS, on_ray
+from mess.searching.cluster import chunk_size, on_ray
 from mess_core import Outcome, SearchPieces, SearchProblem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +78,7 @@ def main() -> None:
             idle.one("nothing")
             started = time.perf_counter() - begin
             trip = _seconds(lambda: [idle.one("nothing") for _ in range(200)])[0] / 200
+            service = _seconds(lambda: _asked_many(idle, 2000))[0] / 2000
         for name, target in searches.items():
             options = {**target, "max_exits": arguments.exits}
             ways: list[dict[str, Any]] = [
@@ -126,14 +127,15 @@ def main() -> None:
         "",
         f"Seconds for W workers of one thread: the table at {8 * BANDWIDTH / 1e9:.0f} Gbit/s to one node after the "
         "other, preparations by every worker, the recorded tasks dealt out as `mess.searching.cluster` does, a round "
-        f"trip of {1000 * trip:.1f} ms (measured) for each chunk, passes waiting for their last task. In brackets, how "
-        "many times faster than one worker.",
+        f"trip of {1000 * trip:.1f} ms for each chunk, {1000 * service:.2f} ms of it the driver's own, which serves "
+        "one worker at a time (both measured), passes waiting for their last task. In brackets, how many times faster "
+        "than one worker.",
         "",
         f"| search | {' | '.join(str(w) for w in SIMULATED)} |",
         f"|---|{'---|' * len(SIMULATED)}",
     ]
     for name, one in tasks.items():
-        spent = [one.simulated(workers, trip, size) for workers in SIMULATED]
+        spent = [one.simulated(workers, trip, service, size) for workers in SIMULATED]
         out.append(f"| {name} | {' | '.join(f'{t:.2f} ({spent[0] / t:.1f} x)' for t in spent)} |")
     out += [
         "",
@@ -160,18 +162,21 @@ class Recorded:
     passes: Sequence[Sequence[float]]
     improved: int
 
-    def simulated(self, workers: int, trip: float, size: int) -> float:
+    def simulated(self, workers: int, trip: float, service: float, size: int) -> float:
         """Seconds that `workers` take, the driver dealing out chunks as `mess.searching.cluster` does."""
         # the table goes from the driver's node to every other one, one after the other
         free = [size / BANDWIDTH * number + self.prepare for number in range(workers)]
         for times in self.passes:
             left = list(times)
             heapq.heapify(free)
-            ends = list(free)
+            ends, driver, mean = list(free), 0.0, 0.0
             while left:
-                chunk = left[: max(1, len(left) // (CHUNKS * workers))]
+                chunk = left[: chunk_size(len(left), workers, mean)]
                 del left[: len(chunk)]
-                end = heapq.heappop(free) + trip + sum(chunk)
+                begin = max(heapq.heappop(free), driver)
+                driver = begin + service
+                end = begin + trip + sum(chunk)
+                mean = sum(chunk) / len(chunk)
                 heapq.heappush(free, end)
                 ends.append(end)
             free = [max(ends)] * workers  # the next pass begins when all is in
@@ -187,16 +192,24 @@ def _recorded(table: mess_core.SearchTable, options: dict[str, Any]) -> Recorded
 
     mess_core.search(table, **options, spread=keep)
     prepare, pieces = _seconds(lambda: SearchPieces(given[0]))
+    call = _seconds(lambda: [pieces.run(0.0, []) for _ in range(200)])[0] / 200  # what a call of no task costs
     passes, improved, before = [], 0, None
     for gap in pieces.gaps():
         times = []
         for task in pieces.tasks():
             took, piece = _seconds(lambda gap=gap, task=task: pieces.run(gap, [task]))
-            times.append(took)
+            times.append(max(0.0, took - call))
             improved += before is not None and piece.found != before
             before = piece.found
         passes.append(times)
     return Recorded(prepare, passes, improved)
+
+
+def _asked_many(workers: Workers, count: int) -> None:
+    """All at once, so that the driver is what they wait for."""
+    left = [()] * count
+    for _ in workers.all("nothing", lambda _: left.pop() if left else None, lambda: None):
+        pass
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -18,7 +18,9 @@ from benches.python.search_table import synthetic_table
 import mess
 import mess_core
 from mess import runs
+from mess.deployment.pretrained import Pretrained
 from mess.runtime import Manifest, Watch
+from mess.searching.sweep import wishes
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.oracles import confidence as oracle
 
@@ -157,6 +159,55 @@ def run_settings(data: bytes) -> None:
         return
 
 
+def _pretrained() -> Pretrained:
+    colours = ((0, 0, 0), (255, 0, 0))
+    return Pretrained(
+        model="small_resnet_fcn",
+        class_names=("a", "b"),
+        palette=colours,
+        size=(8, 8),
+        channels=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        stages=(),
+        configurations={"best": CONFIGURATION},
+        sha256="0",
+    )
+
+
+def pretrained(data: bytes) -> None:
+    """The `config.json` of a shared folder; what loads says what it read."""
+    (WORK / "config.json").write_bytes(data)
+    try:
+        read = Pretrained.load(WORK)
+        assert read.configuration() in read.configurations.values()
+        (WORK / "config.json").write_text(json.dumps(read.to_json()))
+        assert Pretrained.load(WORK) == read
+    except REFUSALS:
+        return
+
+
+SWEEP = """[[search]]
+name = "a"
+accuracy-drop = [0.5, 2]
+max-exits = 2
+class-drop = ["b=5"]
+[[search]]
+budget = "0.5x"
+"""
+
+
+def sweep_file(data: bytes) -> None:
+    """A sweep file; what loads are searches with a name of their own."""
+    (WORK / "targets.toml").write_bytes(data)
+    try:
+        read = wishes(WORK / "targets.toml")
+    except REFUSALS:
+        return
+    assert read
+    assert len({wish.name for wish in read}) == len(read)
+
+
 def journal(data: bytes) -> None:
     """A journal of a search. It is believed ("done": nothing better is in there), so only what is found is checked."""
     path = WORK / "search.journal"
@@ -282,6 +333,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "manifest": (manifest, [MANIFEST_BYTES]),
     "checkpoint": (checkpoint, [b"\1" + _header(CHECKPOINT_BYTES), b"\0" + CHECKPOINT_BYTES]),
     "run_settings": (run_settings, [_run_settings()]),
+    "pretrained": (pretrained, [json.dumps(_pretrained().to_json()).encode()]),
+    "sweep": (sweep_file, [SWEEP.encode()]),
     "journal": (journal, [_journal()]),
     "core": (core, [bytes(range(256))]),
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -62,7 +63,10 @@ def place(searched_run, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "stderr", False)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     mpl.use("agg")
-    return tmp_path
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for such small layers a second thread costs more than it saves
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

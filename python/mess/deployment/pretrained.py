@@ -13,6 +13,7 @@ configuration is the default. Nothing in a folder is code, and none is run: a mo
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Pretrained:
         palette: a colour (r, g, b) a class, or none.
         size: (height, width) of the network's input, in pixels.
         channels: of the images.
-        mean, std: what images are normalised with, of values in 0..1.
+        mean, std: what images are normalised with, of values in 0..1; empty where that is the caller's.
         stages: names of the stages that the user declared, if any.
         configurations: by name, the default first.
         sha256: of the weights' file, as hexadecimal digits.
@@ -87,6 +88,12 @@ class Pretrained:
                 f"class_names: expected at least 2, and no palette or a colour each, got {len(self.class_names)} and "
                 f"{len(self.palette)} colours"
             )
+
+        of_images = (*self.mean, *self.std)
+        if self.channels < 1 or {len(self.mean), len(self.std)} not in ({0}, {self.channels}):
+            raise ValueError(f"input: expected mean and std of {self.channels} channels, or none, got {of_images}")
+        if not all(math.isfinite(number) for number in of_images) or not all(number > 0 for number in self.std):
+            raise ValueError(f"input: expected finite means and deviations above 0, got {of_images}")
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -206,8 +213,8 @@ def save_pretrained(
             palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
             size=network.workload.input_size,
             channels=network.in_channels,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=IMAGENET_MEAN if network.in_channels == 3 else (),
+            std=IMAGENET_STD if network.in_channels == 3 else (),
             stages=network.stages,
             configurations=named,
             sha256="",

@@ -16,8 +16,17 @@ from dataclasses import dataclass, field, replace
 from mess.cluster import Workers
 from mess_core import Configuration, Outcome, Progress, SearchJournal, SearchPieces, SearchProblem
 
-CHUNKS = 8
-"""A chunk is at most this share of what is left, for each worker: large at first, single tasks at the end."""
+CHUNKS = 4
+"""A chunk is what is left, divided by this and by the workers: large at first, small at the end."""
+
+LEAST_SECONDS = 0.05
+"""Of a chunk: some fifty times what it takes to ask for one."""
+
+
+def chunk_size(left: int, workers: int, seconds_of_task: float) -> int:
+    """How many of the tasks that are left the next worker gets."""
+    worth_it = math.ceil(LEAST_SECONDS / seconds_of_task) if seconds_of_task > 0 else 1
+    return max(1, left // (CHUNKS * workers), min(worth_it, left // workers))
 
 
 def on_ray(*, workers: int | None = None, threads: int = 1) -> Callable[[SearchProblem], Outcome]:
@@ -77,6 +86,8 @@ class _Driver:
         """Whether all tasks of the pass with this gap were finished, now or before, so that it is certified."""
         left = [task for task in tasks if self.journal is None or not self.journal.is_done(gap, task)]
         waiting = set(left)
+        begun, spent = len(left), 0.0  # tasks, and seconds of workers, of this pass
+        asked_at = [0.0] * workers.count
 
         def show() -> None:
             self._show(len(tasks) - len(waiting), len(tasks), gap)
@@ -85,13 +96,15 @@ class _Driver:
             seconds = self._seconds_left()
             if not left or seconds == 0:
                 return None
-            size = max(1, len(left) // (CHUNKS * workers.count))
+            size = chunk_size(len(left), workers.count, spent / max(1, begun - len(waiting)))
             chunk, left[:size] = left[:size], []
             new = [configuration for configuration in self.known if configuration not in self.sent[worker]]
             self.sent[worker].update(new)
+            asked_at[worker] = time.monotonic()
             return gap, chunk, new, seconds
 
         for worker, piece in workers.all("run", next_piece, show):
+            spent += time.monotonic() - asked_at[worker]
             configurations = [found.configuration for found in piece.found]
             self.known.update(dict.fromkeys(configurations))
             self.sent[worker].update(configurations)
