@@ -1,4 +1,4 @@
-"""Models that users bring: every family of the table in docs/models.md, built with random weights.
+"""Models that users bring: every family of the table in benches/record/models.md, built with random weights.
 
 `CASES` lists them; nothing here knows anything of exits. The libraries are imported when a model is built.
 """

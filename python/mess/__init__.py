@@ -15,8 +15,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mess_core import __version__
-
 if TYPE_CHECKING:
     from mess.calibration.collect import calibrate
     from mess.calibration.table import CalibrationTable
@@ -36,8 +34,10 @@ if TYPE_CHECKING:
     from mess.training.loop import pretrain, train, train_exits
     from mess.training.settings import TrainSettings
     from mess.verbs import demo
+    from mess_core import __version__
 
 _HOMES = {
+    "__version__": "mess_core",
     "CalibrationTable": "mess.calibration.table",
     "ChosenExit": "mess.deployment.configuration",
     "Configuration": "mess.deployment.configuration",

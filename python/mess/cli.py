@@ -270,6 +270,13 @@ def search(
     class_drop: Annotated[
         list[str] | None, typer.Option(metavar="CLASS=PP", help="most that one class may lose; may be repeated")
     ] = None,
+    cost_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATISTIC=SHARE",
+            help="p95=1.1x, max, total ...: most that an image may cost, as a share of the original; may be repeated",
+        ),
+    ] = None,
     resolution: Annotated[
         float, typer.Option(help="of a front: step in percent of the original's cost; 0: none")
     ] = 0.1,
@@ -307,6 +314,7 @@ def search(
     from mess.reporting import tables
     from mess.searching import request
 
+    console.stderr = as_json
     given = request.targets(accuracy_drop=accuracy_drop, min_accuracy=min_accuracy, budget=budget, front=front)
     if min_cost and not (given and given[0][1].minimises_cost):
         raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
@@ -324,6 +332,7 @@ def search(
         forbid=forbid or (),
         min_share=min_share,
         class_drop=class_drop or (),
+        cost_limit=cost_limit or (),
         resolution=resolution,
         time_limit=time_limit,
         threads=threads,
@@ -342,7 +351,7 @@ def search(
         else:
             for name, found in swept.items():
                 text = f"{name}: error: {found}" if isinstance(found, str) else tables.search_text(name, found, {})
-                console.print(text, highlight=False)
+                console.print(text, highlight=False, soft_wrap=True)
             console.print(f"table: {out}", highlight=False)
         if any(isinstance(found, str) or not found.configurations for found in swept.values()):
             raise typer.Exit(1)
@@ -354,7 +363,7 @@ def search(
         if as_json:
             typer.echo(json.dumps(tables.guaranteed_json(promised)))
         else:
-            console.print(tables.guaranteed_text(promised), highlight=False)
+            console.print(tables.guaranteed_text(promised), highlight=False, soft_wrap=True)
         if promised.configuration is None:
             raise typer.Exit(1)
         return
@@ -366,11 +375,11 @@ def search(
         typer.echo(json.dumps({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
     else:
         for name, result in results.items():
-            console.print(tables.search_text(name, result, smaller), highlight=False)
+            console.print(tables.search_text(name, result, smaller), highlight=False, soft_wrap=True)
             target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
             if baselines and target not in (None, request.Target()) and setting == "input-dependent":
                 simpler = verbs.search_baselines(run, split=split, target=target, settings=settings)
-                console.print(tables.baselines_text(result, simpler), highlight=False)
+                console.print(tables.baselines_text(result, simpler), highlight=False, soft_wrap=True)
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
 

@@ -136,6 +136,7 @@ _PARTS: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     ("torch", "training, calibration, deployment in torch", "mess[torch]", _torch),
     ("training", "mess train", "mess[torch]", _imported("lightning-fabric", "safetensors", "scipy", "greenlet")),
     ("pictures", "mess picture, figures", "mess[torch]", _imported("matplotlib", "rich")),
+    ("report", "mess report", "mess[report]", _imported("plotly")),
     ("export", "mess export", "mess[onnx]", _imported("onnx", "onnxscript")),
     ("onnxruntime", "mess.Runtime", "mess[onnx]", _onnxruntime),
     ("openvino", "mess.Runtime(backend='openvino')", "mess[openvino]", _openvino),

@@ -3,8 +3,9 @@
 run.json                what was asked: model, data, size, heads, seeds
 pretrain.safetensors    checkpoint of stage 1
 exits.safetensors       checkpoint of stage 2: the trained multi-exit network
-table-<split>.safetensors   calibration tables
-configurations.json     what the search found
+table-<split>.safetensors   calibration tables; partial-<split>.safetensors while one is made
+configurations/         what the search found, one file a configuration; front.json is the whole trade-off
+evaluation-<split>.json what `mess evaluate` measured
 pictures/               figures
 """
 

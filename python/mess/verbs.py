@@ -208,7 +208,7 @@ def guarantee_run(
         held_out: split (of a run folder) whose table the promise is proven with; by default the table of `split` is
             divided.
     """
-    if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop:
+    if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop or settings.cost_limits:
         raise ValueError(
             "--guarantee: expected the input-dependent setting and no --min-share or --class-drop beside it (promise a "
             "miss rate of the class)"
@@ -313,7 +313,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
         }
         if configuration.setting == "input-dependent":
             answers.append(f"{name}: {tables.smaller_text(accuracy, smaller, baseline[1])}")
-    console.print("\n".join(answers), highlight=False)
+    console.print("\n".join(answers), highlight=False, soft_wrap=True)
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)
     return result

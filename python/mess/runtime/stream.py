@@ -16,7 +16,8 @@ class Stream:
     Args:
         runtime: of an input-dependent deployment.
         skip_after: an exit that refused this many frames in a row is not asked any more, which saves its head and its
-            decision (None: always asked). An image that would have left there goes on, so accuracy does not suffer.
+            decision (None: always asked). An image that would have left there goes on, and gets
+            the later exit's prediction.
         retry_every: every so many frames all exits are asked again.
         hysteresis: the exit that the last frame took asks this much less image confidence (0..1) of the next one, so
             that a stream does not flicker between two exits. Images leave that the search would have sent on.

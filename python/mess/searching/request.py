@@ -60,6 +60,7 @@ class SearchSettings:
     forbidden_exits: tuple[str, ...] = ()
     min_share: float = 0.0
     max_class_drop: Mapping[str, float] = field(default_factory=dict)
+    cost_limits: Mapping[str, float] = field(default_factory=dict)
     time_limit: float | None = None
     front_seconds: float = 10.0
     threads: int | None = None
@@ -132,6 +133,7 @@ def settings(
     forbid: Sequence[str] = (),
     min_share: float = 0.0,
     class_drop: Sequence[str] = (),
+    cost_limit: Sequence[str] = (),
     resolution: float = 0.1,
     time_limit: float | None = None,
     threads: int | None = None,
@@ -156,6 +158,7 @@ def settings(
         forbidden_exits=tuple(forbid),
         min_share=min_share,
         max_class_drop=dict(_class_drop(text) for text in class_drop),
+        cost_limits=dict(_cost_limit(text) for text in cost_limit),
         time_limit=time_limit,
         threads=threads,
         engine=choice("engine", engine, get_args(Engine)),
@@ -199,3 +202,11 @@ def _class_drop(text: str) -> tuple[str, float]:
         return name if separator else "", float(points) / 100
     except ValueError:
         raise ValueError(f"--class-drop: expected CLASS=PERCENTAGE_POINTS, got {text!r}") from None
+
+
+def _cost_limit(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share.lower().removesuffix("x"))
+    except ValueError:
+        raise ValueError(f"--cost-limit: expected STATISTIC=SHARE such as p95=1.1x, got {text!r}") from None

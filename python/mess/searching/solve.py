@@ -70,6 +70,7 @@ def search(
     forbidden_exits: Sequence[str] = (),
     min_share: float = 0.0,
     max_class_drop: Mapping[str, float] | None = None,
+    cost_limits: Mapping[str, float] | None = None,
     known: Sequence[mess_core.Configuration] = (),
     journal: str | Path | None = None,
     time_limit: float | None = None,
@@ -94,6 +95,8 @@ def search(
         max_exits: exits of a configuration, the last one included.
         required_exits, forbidden_exits: names of exits that every, or no, configuration has.
         max_class_drop: by class name, how much its IoU may be below the final exit's (0.01 is 1 percentage point).
+        cost_limits: by statistic (`p95`, any other percentile, `max`, `mean`, `total` of all exits whatever images do),
+            the most that an image may cost, as a share of the final exit's cost.
         image_thresholds, min_share, known, journal, time_limit, threads, progress: see `mess_core.search`.
         spread: who does it, instead of this process: `mess.searching.on_ray()`.
 
@@ -146,6 +149,10 @@ def search(
         forbidden_exits=[index_of("exits", table.exits, name) for name in forbidden_exits],
         min_share=min_share,
         min_class_iou=floors,
+        cost_limits=[
+            mess_core.CostLimit(at_most=ratio * baseline_cost, statistic=name)
+            for name, ratio in (cost_limits or {}).items()
+        ],
         horizon=baseline_cost,
         min_final_accuracy=min_final_accuracy,
         known=known,

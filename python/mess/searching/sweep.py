@@ -38,7 +38,7 @@ _TARGETS = tuple(inspect.signature(request.targets).parameters)
 _SETTINGS = tuple(
     name for name in inspect.signature(request.settings).parameters if name not in ("threads", "engine", "workers")
 )
-_LISTS = ("require", "forbid", "class_drop")
+_LISTS = ("require", "forbid", "class_drop", "cost_limit")
 """Flags that may be repeated: a list of one of them is one value, a list of lists several."""
 
 
