@@ -72,10 +72,10 @@ class Workers:
             if not room:
                 raise ValueError(f"threads: expected no more than a node of the cluster has, got {threads}")
             self.count = room if count is None else min(count, room)
-            shared = [self._ray.put(argument) for argument in arguments]
+            self._arguments = [self._ray.put(argument) for argument in arguments]  # kept for those started again
             options = {"num_cpus": threads, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-            remote = self._ray.remote(**options)(kind)
-            self.actors = [remote.remote(*shared) for _ in range(self.count)]
+            remote = self._ray.remote(**options)(_Actor)
+            self._actors = [remote.remote(kind) for _ in range(self.count)]
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -83,12 +83,12 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
-            for actor in self.actors:
+            for actor in self._actors:
                 self._ray.kill(actor, no_restart=True)
 
     def one(self, method: str, *arguments: Any) -> Any:
         """Ask the first worker, and wait."""
-        return self._result(getattr(self.actors[0], method).remote(*arguments))
+        return self._result(self._ask(0, method, arguments))
 
     def all(
         self, method: str, next_piece: Callable[[int], tuple[Any, ...] | None], at_times: Callable[[], object]
@@ -108,7 +108,7 @@ class Workers:
         def ask(worker: int) -> None:
             piece = next_piece(worker)
             if piece is not None:
-                asked[getattr(self.actors[worker], method).remote(*piece)] = worker
+                asked[self._ask(worker, method, piece)] = worker
 
         for worker in range(self.count):
             ask(worker)
@@ -121,6 +121,9 @@ class Workers:
                 yield worker, result
                 ask(worker)
 
+    def _ask(self, worker: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        return self._actors[worker].call.remote(self._arguments, method, arguments)
+
     def _result(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
@@ -128,6 +131,18 @@ class Workers:
             raise error.cause from None
         except self._ray.exceptions.RayActorError as error:
             raise RuntimeError(f"a worker died and could not be started again: {error}") from None
+
+
+class _Actor:
+    """An object of some class, made when it is first asked for something, also after a restart."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind, self._object = kind, None
+
+    def call(self, references: list[Any], method: str, arguments: tuple[Any, ...]) -> Any:
+        if self._object is None:
+            self._object = self._kind(*importlib.import_module("ray").get(references))
+        return getattr(self._object, method)(*arguments)
 
 
 def at_home(folder: str) -> None:

@@ -210,9 +210,11 @@ def guarantee_run(
     """
     if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop or settings.cost_limits:
         raise ValueError(
-            "--guarantee: expected the input-dependent setting and no --min-share or --class-drop beside it (promise a "
-            "miss rate of the class)"
+            "--guarantee: expected the input-dependent setting and no --min-share, --cost-limit or --class-drop beside "
+            "it (promise a miss rate of the class)"
         )
+    if settings.engine != "local":
+        raise ValueError("--engine: expected local beside --guarantee, whose searches are short")
     table = _table(source, split)
     folder = source.parent if source.is_file() else source
     with progress("search path", 1) as bar:

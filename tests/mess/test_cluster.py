@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,6 +196,39 @@ def test_ctrl_c_ends_it_at_once(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.slow
+def test_a_cluster_that_somebody_started(small, tmp_path):
+    """The same command with RAY_ADDRESS, and the cluster is there afterwards."""
+    table = as_calibration_table(small, "val")
+    table.save(tmp_path / "table.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ray_command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+    port = address.rpartition(":")[2]
+    options = ["--include-dashboard=false", "--disable-usage-stats", f"--port={port}"]
+    head = subprocess.Popen([*ray_command, *options], start_new_session=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "mess", "search", "table.safetensors", "--accuracy-drop", "2", "--no-baselines"]
+    try:
+        answers = []
+        for more in (["--engine", "ray"], ["--engine", "ray"], []):
+            told = subprocess.run(
+                [*command, "--json", *more],
+                cwd=tmp_path,
+                env={**os.environ, "RAY_ADDRESS": address},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert told.returncode == 0, told.stderr
+            answers.append(json.loads(told.stdout)["drop-2pp"] | {"explored": None, "evaluated": None})
+        assert answers[0] == answers[1] == answers[2]
+        assert head.poll() is None
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 SWEEP = """
