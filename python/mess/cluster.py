@@ -41,8 +41,8 @@ def connection(*, count: int | None = None, threads: int = 1) -> Iterator[Any]:
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": _cores(count, threads), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **size)
+    own = {"address": "local", "num_cpus": _cores(count, threads), "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else own))
     try:
         yield ray
     finally:
@@ -76,6 +76,8 @@ class Workers:
             options = {"num_cpus": threads, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
             remote = self._ray.remote(**options)(_Actor)
             self._actors = [remote.remote(kind) for _ in range(self.count)]
+            for actor in self._actors:
+                actor.prepare.remote(self._arguments)  # all at once, whoever is asked first
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -134,14 +136,17 @@ class Workers:
 
 
 class _Actor:
-    """An object of some class, made when it is first asked for something, also after a restart."""
+    """An object of some class; after a restart it is made again when it is asked for something."""
 
     def __init__(self, kind: type) -> None:
         self._kind, self._object = kind, None
 
-    def call(self, references: list[Any], method: str, arguments: tuple[Any, ...]) -> Any:
+    def prepare(self, references: list[Any]) -> None:
         if self._object is None:
             self._object = self._kind(*importlib.import_module("ray").get(references))
+
+    def call(self, references: list[Any], method: str, arguments: tuple[Any, ...]) -> Any:
+        self.prepare(references)
         return getattr(self._object, method)(*arguments)
 
 
