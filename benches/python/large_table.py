@@ -48,8 +48,8 @@ def main() -> None:
     finally:
         path.unlink(missing_ok=True)
     found = json.loads(told)
-    exits, padded = POINTS * arguments.heads, -(-CLASSES // 8) * 8
-    counts, orders = 16 * exits * arguments.images * padded, 10 * exits * PIXELS * arguments.images
+    exits, padded = found["exits"], -(-CLASSES // 8) * 8
+    counts, orders = 16 * exits * arguments.images * padded, 22 * exits * PIXELS * arguments.images
     out = [
         "# A large table",
         "",
@@ -58,14 +58,14 @@ def main() -> None:
         "```",
         "",
         *(f"- {key}: {value}" for key, value in facts("numpy", "safetensors").items()),
-        f"- {arguments.images} images, {CLASSES} classes, {POINTS} points x {arguments.heads} heads, {PIXELS} pixel "
-        f"thresholds; at most {arguments.max_exits} exits, all image thresholds",
+        f"- {arguments.images} images, {CLASSES} classes, {found['exits']} exits ({POINTS - 1} points x "
+        f"{arguments.heads} heads, and the final one), {PIXELS} pixel thresholds; at most {arguments.max_exits} exits, all image thresholds",
         "",
         "| | |",
         "|---|---|",
         f"| file | {size / 1e9:.2f} GB (made and written in {written:.0f} s) |",
         f"| mapped and validated | {found['load']:.2f} s |",
-        f"| engine's own form, by the formula of compact.rs | {counts / 1e9:.2f} + {orders / 1e9:.2f} GB |",
+        f"| engine's own form, at most, by compact.rs | {counts / 1e9:.2f} + {orders / 1e9:.2f} GB |",
         f"| memory of the process beside the mapped file, at most | {found['anonymous'] / 1e9:.2f} GB |",
         f"| least cost at 60 % | {found['status']}, {found['seconds']:.1f} s, {found['space']:.2g} configurations |",
     ]
@@ -90,6 +90,7 @@ def searched(path: Path, max_exits: int) -> dict[str, object]:
     begin = time.perf_counter()
     result = mess.search(table, min_accuracy=0.6, max_exits=max_exits, progress=look)
     return {
+        "exits": len(table.exits),
         "load": load,
         "seconds": time.perf_counter() - begin,
         "status": result.status,
