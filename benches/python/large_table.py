@@ -59,7 +59,8 @@ def main() -> None:
         "",
         *(f"- {key}: {value}" for key, value in facts("numpy", "safetensors").items()),
         f"- {arguments.images} images, {CLASSES} classes, {found['exits']} exits ({POINTS - 1} points x "
-        f"{arguments.heads} heads, and the final one), {PIXELS} pixel thresholds; at most {arguments.max_exits} exits, all image thresholds",
+        f"{arguments.heads} heads, and the final one), {PIXELS} pixel thresholds; at most {arguments.max_exits} exits, "
+        "all image thresholds",
         "",
         "| | |",
         "|---|---|",

@@ -46,9 +46,8 @@ impl SearchPieces {
         let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
         let control = control(time_limit)?;
         let table = table(&arrays);
-        let pieces = watched(py, &control, &*pool(threads)?, None, || {
-            core::Pieces::new(&table, &query, &control, &known)
-        })?;
+        let pieces =
+            watched(py, &control, &*pool(threads)?, None, || core::Pieces::new(&table, &query, &control, &known))?;
         Ok(Self { pieces })
     }
 
@@ -76,9 +75,8 @@ impl SearchPieces {
         let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
         let control = control(time_limit)?;
         let table = table(&arrays);
-        let done = watched(py, &control, &*pool(threads)?, None, || {
-            self.pieces.run(&table, &control, gap, &tasks, &known)
-        })?;
+        let done =
+            watched(py, &control, &*pool(threads)?, None, || self.pieces.run(&table, &control, gap, &tasks, &known))?;
         let core::Progress { explored, evaluated, .. } = control.progress();
         Ok((done.found.into_iter().map(found).collect(), done.finished, explored, evaluated))
     }

@@ -61,7 +61,8 @@ impl Pieces {
     /// # Errors
     /// [`Error::Value`] for another table.
     pub fn gaps(&self, table: &Table<'_>) -> Result<Vec<f64>> {
-        let gaps = |shared: &Shared<'_, '_>| if self.fields.is_empty() { Vec::new() } else { shared.gaps(&self.fields) };
+        let gaps =
+            |shared: &Shared<'_, '_>| if self.fields.is_empty() { Vec::new() } else { shared.gaps(&self.fields) };
         self.with(table, &Control::default(), gaps)
     }
 
@@ -114,7 +115,11 @@ impl Pieces {
 
     fn with<T>(&self, table: &Table<'_>, control: &Control, work: impl FnOnce(&Shared<'_, '_>) -> T) -> Result<T> {
         if shape(table) != self.shape {
-            return Err(Error::value("table", format!("that of this search {:?}", self.shape), format!("{:?}", shape(table))));
+            return Err(Error::value(
+                "table",
+                format!("that of this search {:?}", self.shape),
+                format!("{:?}", shape(table)),
+            ));
         }
         Ok(work(&self.prepared.shared(table, &self.query, control, &self.incumbents)))
     }
