@@ -39,6 +39,9 @@ ExitPointsOption = Annotated[
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+ConfigurationOption = Annotated[
+    str | None, typer.Option(help="name in RUN/configurations, or a file; by default drop-1pp, or the only one")
+]
 EngineOption = Annotated[
     str, typer.Option(help="local, or ray: workers on a cluster (RAY_ADDRESS), or on this machine without one")
 ]
@@ -409,6 +412,9 @@ def run(
     configuration: Annotated[
         str | None, typer.Option(help="name in RUN/configurations, or a file; by default drop-1pp, or what is shared")
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="of a shared folder that holds no model: module.py:factory, as mess train takes it")
+    ] = "",
     out: Annotated[Path, typer.Option(help="folder for the label maps (indexed PNG)")] = Path("segmented"),
     as_json: JsonOption = False,
 ) -> None:
@@ -416,9 +422,10 @@ def run(
     from mess import verbs
     from mess.progress import console
 
-    results = verbs.run_images(run, images, configuration=configuration, out=out)
+    results = verbs.run_images(run, images, configuration=configuration, out=out, model=model)
     for path, result in results.items():
-        confidences = ", ".join(f"{c:.3f}" for c in result.image_confidence)
+        # cut off, not rounded: 0.9997 is not the 1 that was asked for
+        confidences = ", ".join(f"{int(c * 1000) / 1000:.3f}" for c in result.image_confidence)
         if as_json:
             fields = {"image": path, "exit": result.exit, "image_confidence": result.image_confidence}
             typer.echo(json.dumps({**fields, "milliseconds": result.milliseconds}))
@@ -434,7 +441,7 @@ def run(
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="deployment folder; an earlier export there is replaced")],
-    configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
+    configuration: ConfigurationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a configuration as a folder of ONNX files that `mess.Runtime` runs without torch."""
@@ -475,7 +482,7 @@ def share(
 @app.command()
 def picture(
     run: RunArgument,
-    configuration: Annotated[str, typer.Option(help="name in RUN/configurations, or a file")] = "drop-1pp",
+    configuration: ConfigurationOption = None,
     split: Annotated[str, typer.Option(help="split to draw; evaluate or calibrate it before")] = "test",
     num_images: Annotated[int, typer.Option(help="images, from easy to hard")] = 4,
     as_json: JsonOption = False,

@@ -26,6 +26,7 @@ from mess.deployment.measure import measure_deployed
 from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save_pretrained
 from mess.files import file_sha256, read_json, write_json, write_whole
 from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
+from mess.model.zoo import comes_from_a_library, model_from_spec
 from mess.progress import IS_FIRST_PROCESS, console, progress
 from mess.reporting import figures, tables
 from mess.reporting.report import write_report
@@ -321,12 +322,15 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     return result
 
 
-def run_images(folder: Path, paths: list[Path], *, configuration: str | None, out: Path) -> dict[str, RunResult]:
+def run_images(
+    folder: Path, paths: list[Path], *, configuration: str | None, out: Path, model: str = ""
+) -> dict[str, RunResult]:
     """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each.
 
     Args:
         folder: a run, or one that `share_run` wrote.
-        configuration: name of one; `drop-1pp` of a run by default, and the default of what is shared.
+        configuration: name of one; `drop-1pp` of a run by default, or the only one, and the default of what is shared.
+        model: how to make the model of a shared folder that does not say so, as `mess train` takes it.
     """
     targets = {path: out / f"{path.stem}.png" for path in paths}
     if len(set(targets.values())) < len(paths):
@@ -339,10 +343,12 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str | None, ou
             f"out: expected another folder than the pictures', since {sorted(overwritten)[0]} would be lost"
         )
     if (folder / CONFIG).is_file() and not (folder / "run.json").is_file():
-        palette, deployed = Pretrained.load(folder).palette, from_pretrained(folder, configuration=configuration)
+        shared = Pretrained.load(folder)
+        net = model_from_spec(model, num_classes=len(shared.class_names)) if model else None
+        palette, deployed = shared.palette, from_pretrained(folder, net, configuration=configuration)
     else:
         palette = runs.RunSettings.load(folder).palette
-        deployed = deploy(runs.trained_network(folder), configuration_named(folder, configuration or "drop-1pp"))
+        deployed = deploy(runs.trained_network(folder), configuration_named(folder, configuration))
     colours = bytes(channel for colour in palette for channel in colour)
     results = {}
     for path in paths:
@@ -355,7 +361,7 @@ def run_images(folder: Path, paths: list[Path], *, configuration: str | None, ou
     return results
 
 
-def export_run(folder: Path, *, configuration: str, out: Path) -> Manifest:
+def export_run(folder: Path, *, configuration: str | None, out: Path) -> Manifest:
     """Write a configuration of the run as a deployment folder that needs no torch."""
     settings = runs.RunSettings.load(folder)
     chosen = configuration_named(folder, configuration)
@@ -382,6 +388,13 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
     measured = read_json(evaluation, "evaluation") if evaluation.is_file() else None
     if measured is not None and not set(wanted) <= measured["configurations"].keys():
         raise ValueError(f"configuration: {evaluation} has no numbers of all of {wanted}; run `mess evaluate` again")
+    if not comes_from_a_library(settings.model):
+        console.print(
+            f"note: the folder does not hold the code of {settings.model}: whoever loads it gives the model (net=, or "
+            "mess run --model)",
+            highlight=False,
+            soft_wrap=True,
+        )
     return save_pretrained(
         runs.trained_network(folder),
         out,
@@ -395,7 +408,7 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
     )
 
 
-def picture_run(folder: Path, *, configuration: str, split: str = "test", num_images: int = 4) -> list[Path]:
+def picture_run(folder: Path, *, configuration: str | None, split: str = "test", num_images: int = 4) -> list[Path]:
     """Predictions at consecutive exits, and confidence before and after refinement, from easy to hard images; the files
     written."""
     settings = runs.RunSettings.load(folder)
@@ -486,14 +499,15 @@ def configurations(folder: Path) -> dict[str, Configuration]:
     return {name: Configuration.load(paths[name]) for name in names}
 
 
-def configuration_named(folder: Path, name: str) -> Configuration:
-    """A configuration of the run by name, or any configuration file by path."""
-    if Path(name).is_file():
+def configuration_named(folder: Path, name: str | None) -> Configuration:
+    """A configuration of the run by name, or any configuration file by path; by default `drop-1pp`, or the only one."""
+    if name is not None and Path(name).is_file():
         return Configuration.load(name)
     found = configurations(folder)
-    if name in found:
-        return found[name]
-    raise ValueError(f"configuration: expected one of {sorted(found)} or a file, got {name!r}")
+    default = next(iter(found)) if len(found) == 1 else "drop-1pp"
+    if (name or default) in found:
+        return found[name or default]
+    raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {name or default!r}")
 
 
 def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:

@@ -192,6 +192,11 @@ def test_calibrate_restores_the_mode(run_folder, val_images):
     assert all(part.training for part in network.modules())
 
 
+def test_a_drop_is_a_share(table):
+    with pytest.raises(ValueError, match=r"max_drop: expected a share below 1 \(0.01 is 1 percentage point\), got 5"):
+        mess.search(table, max_drop=5)
+
+
 def test_the_final_exit_always_satisfies_no_drop_at_all(table):
     for column in table.costs:
         assert mess.search(table, max_drop=0.0, cost=column).status == "optimal"

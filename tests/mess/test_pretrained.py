@@ -218,6 +218,22 @@ def test_the_card_is_one_for_the_hub(found):
     assert "Not measured on images that the search did not see" in plain.text
 
 
+def test_the_card_says_what_is_in_the_folder(found):
+    alone = {"best": found["best"]}
+    row = {"mean_iou": 0.5, "macs": 4e8, "shares": [1.0], "clock": {"deployed_ms": 3.0, "plain_ms": 4.0}}
+    measured = {
+        "split": "test",
+        "images": 12,
+        "facts": {},
+        "original": {"mean_iou": 0.6, "macs": 8e8},
+        "configurations": {"best": row, "half": row},
+    }
+    card = huggingface_hub.ModelCard(model_card(alone, model="mine.py:net", size=(48, 64), measured=measured))
+    assert [result.metric_name for result in card.data.eval_results] == ["best"]
+    assert 'mess.from_pretrained(".", net=my_model)' in card.text  # what makes it is code
+    assert "net=" not in model_card(alone, model="small_resnet_fcn", size=(48, 64)).split("```")[1]
+
+
 def test_the_hub_is_asked_when_it_is_named(network, found, shared, val_images, monkeypatch, tmp_path):
     """The library's own calls, and no network: what they are called with is what is looked at."""
     asked = []
@@ -265,6 +281,13 @@ def test_the_verbs(run_folder, tmp_path):
     for folder, out in ((run, "a"), (tmp_path / "net", "b")):
         command = [sys.executable, "-m", "mess", "run", str(folder), "photo.png", "--out", out]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    (tmp_path / "net" / "config.json").write_text(json.dumps({**config, "model": "mine.py:net"}))
+    with pytest.raises(ValueError, match="mess run has --model"):
+        verbs.run_images(tmp_path / "net", [tmp_path / "photo.png"], configuration=None, out=tmp_path / "c")
+    command = [sys.executable, "-m", "mess", "run", "net", "photo.png", "--out", "c", "--model", "small_resnet_fcn"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert np.array_equal(Image.open(tmp_path / "b" / "photo.png"), Image.open(tmp_path / "c" / "photo.png"))
     a, b = (Image.open(tmp_path / name / "photo.png") for name in "ab")
     assert np.array_equal(a, b)
     assert a.getpalette() == b.getpalette()

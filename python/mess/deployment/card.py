@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mess.deployment.configuration import Configuration, describe
+from mess.model.zoo import comes_from_a_library
 
 
 def model_card(
@@ -27,18 +28,19 @@ def model_card(
             `mean_iou`, `macs`, `shares` and `clock` each; without it the card says what the search found.
         license: in the Hub's words, or nothing.
     """
-    net = "" if model else ", net=my_model"
+    net = "" if comes_from_a_library(model) else ", net=my_model"
+    early = "; easy images leave it early" if any(len(c.exits) > 1 for c in configurations.values()) else ""
     use = ", ".join(f"`{name}`" for name in configurations)
     return "\n".join(
         [
             "---",
-            *_metadata(measured, license),
+            *_metadata(configurations, measured, license),
             "---",
             "",
             "# Multi-exit segmentation network",
             "",
-            f"{model or 'A segmentation model'} with early exits, for images of {size[0]} x {size[1]}: easy images "
-            "leave it early. Made with `mess` (Multi-Exit Semantic Segmentation Networks, arXiv:2106.03527).",
+            f"{model or 'A segmentation model'} for images of {size[0]} x {size[1]}{early}. Made with `mess` "
+            "(Multi-Exit Semantic Segmentation Networks, arXiv:2106.03527).",
             "",
             "```python",
             "import mess",
@@ -94,7 +96,9 @@ def _promised(configurations: Mapping[str, Configuration]) -> list[str]:
     return [said, "", "| network | accuracy |", "|---|---|", *rows] if rows else ["Nothing was measured."]
 
 
-def _metadata(measured: Mapping[str, Any] | None, license: str) -> list[str]:
+def _metadata(
+    configurations: Mapping[str, Configuration], measured: Mapping[str, Any] | None, license: str
+) -> list[str]:
     """Lines of YAML; strings are written as JSON, which YAML reads."""
     lines = [
         "library_name: mess",
@@ -109,6 +113,7 @@ def _metadata(measured: Mapping[str, Any] | None, license: str) -> list[str]:
         lines += [
             line
             for name, row in measured["configurations"].items()
+            if name in configurations
             for line in (
                 "  - task: {type: image-segmentation}",
                 f"    dataset: {{name: {data}, type: {data}, split: {json.dumps(measured['split'])}}}",

@@ -273,7 +273,7 @@ def from_pretrained(
         if not comes_from_a_library(shared.model):
             raise ValueError(
                 f"net: expected the model, which {folder} does not say how to make ({shared.model or 'no name'}: "
-                "code and other files are never loaded on a folder's word)"
+                "code and other files are never loaded on a folder's word; mess run has --model)"
             )
         net = model_from_spec(shared.model, num_classes=len(shared.class_names))
     network = convert(

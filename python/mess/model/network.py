@@ -192,8 +192,14 @@ def convert(
         raise ValueError(f"heads: expected at least one HeadSpec and no duplicates, got {[s.name for s in specs]}")
     adapted = LogitsModel(model, pick_logits)
     check_stages(adapted, stages)
-    with evaluating(model):
-        num_classes = adapted(images[:1]).shape[1]
+    try:
+        with evaluating(model):
+            num_classes = adapted(images[:1]).shape[1]
+    except RuntimeError as error:
+        raise ValueError(
+            f"example_input: the model does not run on {tuple(images[:1].shape)} (--size; many models want height and "
+            f"width to be multiples of 8, 16 or 32): {error}"
+        ) from error
     if num_classes < 2:
         raise ValueError(
             f"model: expected logits of at least 2 classes, got {num_classes}: confidence is a softmax; give a model "

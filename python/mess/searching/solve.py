@@ -115,6 +115,8 @@ def search(
     given = [name for name, value in targets.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"{given[0]}: expected at most one target, got {' and '.join(given)}")
+    if max_drop is not None and not max_drop < 1:
+        raise ValueError(f"max_drop: expected a share below 1 (0.01 is 1 percentage point), got {max_drop}")
     final = table.exits.index(FINAL_EXIT)
     arrays = table.search_table(cost)
     # from the same arithmetic as the search, so that the bounds it implies are met exactly
