@@ -425,7 +425,7 @@ def run(
     results = verbs.run_images(run, images, configuration=configuration, out=out, model=model)
     for path, result in results.items():
         # cut off, not rounded: 0.9997 is not the 1 that was asked for
-        confidences = ", ".join(f"{int(c * 1000) / 1000:.3f}" for c in result.image_confidence)
+        confidences = ", ".join(f"{int(c * 1000 + 1e-9) / 1000:.3f}" for c in result.image_confidence)
         if as_json:
             fields = {"image": path, "exit": result.exit, "image_confidence": result.image_confidence}
             typer.echo(json.dumps({**fields, "milliseconds": result.milliseconds}))
@@ -472,6 +472,7 @@ def share(
     from mess import verbs
     from mess.progress import console
 
+    console.stderr = as_json
     shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
     if as_json:
         typer.echo(json.dumps(shared.to_json()))
