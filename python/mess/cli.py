@@ -91,12 +91,14 @@ def profile(
     """Show where a model spends its work, and where exits would go. Nothing is trained."""
     import torch
 
+    from mess.model.cost import CostKind
     from mess.model.network import convert
     from mess.model.zoo import model_from_spec
     from mess.progress import console
+    from mess.searching.request import choice
 
     size = _shape(shape)
-    kind = _choice("cost", cost, ("macs", "latency"))
+    kind: CostKind = choice("cost", cost, ("macs", "latency"))
     net = model_from_spec(model, num_classes=classes)
     named = _names(exit_points) or None
     network = convert(
@@ -157,6 +159,7 @@ def train(
     """
     from mess import runs, verbs
     from mess.progress import IS_FIRST_PROCESS, console
+    from mess.searching.request import choice
     from mess.training.settings import TrainSettings
 
     console.stderr = as_json
@@ -173,14 +176,15 @@ def train(
     first = TrainSettings(
         epochs=epochs,
         learning_rate=learning_rate,
-        schedule=_choice("schedule", schedule, ("round_robin", "divisor", "all", "final")),
+        schedule=choice("schedule", schedule, ("round_robin", "divisor", "all", "final")),
         loss_stride=loss_stride,
-        precision=_choice("precision", precision, ("float32", "bfloat16", "float16")),
+        precision=choice("precision", precision, ("float32", "bfloat16", "float16")),
         accumulate=accumulate,
         seed=seed,
     )
-    kind = _choice("loss", loss, ("pfd", "kd", "ce"))
-    second = replace(first, epochs=exit_epochs, learning_rate=exit_learning_rate, loss=kind)
+    second = replace(
+        first, epochs=exit_epochs, learning_rate=exit_learning_rate, loss=choice("loss", loss, ("pfd", "kd", "ce"))
+    )
     network = verbs.train_run(
         out,
         settings,
@@ -214,19 +218,20 @@ def calibrate(
     from mess import verbs
     from mess.confidence import PolicySettings
     from mess.progress import console
+    from mess.searching.request import choice
 
     console.stderr = as_json
     policy = PolicySettings(
         refine=refine,
-        edges=_choice("edges", edges, ("canny", "labels")),
-        confidence=_choice("confidence", confidence, ("top1", "margin", "entropy")),
+        edges=choice("edges", edges, ("canny", "labels")),
+        confidence=choice("confidence", confidence, ("top1", "margin", "entropy")),
     )
     table = verbs.calibrate_run(
         run,
         split=split,
         policy=policy,
         latency_rounds=latency_rounds,
-        engine=_choice("engine", engine, ("local", "ray")),
+        engine=choice("engine", engine, ("local", "ray")),
         workers=workers,
         threads=threads,
     )
@@ -604,9 +609,3 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _choice(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise ValueError(f"--{option}: expected one of {', '.join(known)}, got {value!r}")
-    return value
