@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,11 @@ NUMPY_DTYPES = {
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 """Of the types in a safetensors header."""
+
+READ_TRIES = 20
+"""Of a file that is replaced each time while it is read."""
+
+Result = TypeVar("Result")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -203,7 +208,7 @@ def read_safetensors(
     path: Path, what: str, *, framework: str, names: Collection[str] | None = None
 ) -> tuple[dict[str, Any], Any]:
     """The tensors of a safetensors file and the value of its header's `mess` entry, or None; `what` names it in errors.
-    With `names`, only those.
+    With `names`, only those. A file that is replaced meanwhile is read again, so header and tensors are of one file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -211,15 +216,16 @@ def read_safetensors(
     """
     from safetensors import SafetensorError, safe_open  # not needed to run a deployment
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{what}: expected a safetensors file, got {path} (no such file)")
-    try:
-        with safe_open(path, framework=framework) as file:
-            header = json.loads((file.metadata() or {}).get("mess", "null"))
-            wanted = file.keys() if names is None else names
-            return {name: file.get_tensor(name) for name in wanted}, header
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
+    def read() -> tuple[dict[str, Any], Any]:
+        try:
+            with safe_open(path, framework=framework) as file:
+                header = json.loads((file.metadata() or {}).get("mess", "null"))
+                wanted = file.keys() if names is None else names
+                return {name: file.get_tensor(name) for name in wanted}, header
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ValueError(f"{what}: {path} is truncated or no safetensors file: {error}") from None
+
+    return _of_one_file(path, what, read)
 
 
 def map_safetensors(path: Path, what: str) -> tuple[dict[str, npt.NDArray[Any]], Any]:
@@ -229,21 +235,55 @@ def map_safetensors(path: Path, what: str) -> tuple[dict[str, npt.NDArray[Any]],
         FileNotFoundError: no such file.
         ValueError: truncated, no safetensors file, or numbers that NumPy does not have.
     """
-    _, header = read_safetensors(path, what, framework="numpy", names=())  # the library checks the file
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, entry in entries.items():
-        if entry["dtype"] not in NUMPY_DTYPES:
-            raise ValueError(f"{what}: {path}: {name}: expected one of {sorted(NUMPY_DTYPES)}, got {entry['dtype']}")
-        start, shape, dtype = 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), NUMPY_DTYPES[entry["dtype"]]
-        is_empty = 0 in shape  # which cannot be mapped
-        arrays[name] = (
-            np.empty(shape, dtype) if is_empty else np.asarray(np.memmap(path, dtype, "r", offset=start, shape=shape))
-        )
-    return arrays, header
+
+    def read() -> tuple[dict[str, npt.NDArray[Any]], Any]:
+        _, header = read_safetensors(path, what, framework="numpy", names=())  # the library checks the file
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+            entries.pop("__metadata__", None)
+            for name, entry in entries.items():
+                if entry["dtype"] not in NUMPY_DTYPES:
+                    expected = f"expected one of {sorted(NUMPY_DTYPES)}, got {entry['dtype']}"
+                    raise ValueError(f"{what}: {path}: {name}: {expected}")
+                shape, dtype = tuple(entry["shape"]), NUMPY_DTYPES[entry["dtype"]]
+                is_empty = 0 in shape  # which cannot be mapped
+                start = 8 + length + entry["data_offsets"][0]
+                arrays[name] = (
+                    np.empty(shape, dtype)
+                    if is_empty
+                    else np.asarray(np.memmap(file, dtype, "r", offset=start, shape=shape))
+                )
+        return arrays, header
+
+    return _of_one_file(path, what, read)
+
+
+def _of_one_file(path: Path, what: str, read: Callable[[], Result]) -> Result:
+    """What `read` returns or raises once the file was the same before and after it.
+
+    safetensors opens a file by name twice, for its header and for its tensors, and a training that goes on replaces
+    its checkpoints: the first could be of one file and the second of the next.
+    """
+
+    def identity() -> tuple[int, int, int]:
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: expected a safetensors file, got {path} (no such file)")
+    for _ in range(READ_TRIES):
+        before = identity()
+        try:
+            result = read()
+        except Exception:
+            if identity() == before:
+                raise
+            continue
+        if identity() == before:
+            return result
+    raise OSError(f"{what}: {path} was replaced {READ_TRIES} times while it was read")
 
 
 def check_version(header: Any, version: int, what: str, path: Path) -> dict[str, Any]:

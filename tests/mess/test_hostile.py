@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,13 +23,14 @@ import pytest
 import torch
 from onnx import helper
 from PIL import Image
+from safetensors.numpy import save_file
 
 import mess
 from mess import runs
 from mess.data import dataset_from_spec
 from mess.data.pairs import decode
 from mess.deployment import ChosenExit
-from mess.files import read_safetensors
+from mess.files import map_safetensors, read_safetensors, write_whole
 from mess.model.weights import load_weights
 from mess.training.checkpoint import load_checkpoint
 from tests.fuzz import targets
@@ -144,6 +147,39 @@ def test_a_header_of_2_to_the_63_bytes(tmp_path):
     path.write_bytes((1 << 63).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="is truncated or no safetensors file"):
         read_safetensors(path, "x", framework="numpy")
+
+
+@pytest.mark.parametrize("framework", ["pt", "numpy", "map"])
+def test_a_file_replaced_while_it_is_read(framework, tmp_path):
+    """As the checkpoint of a training that goes on: header and tensors are of one file, whichever."""
+    path = tmp_path / "x.safetensors"
+
+    def write(number: int) -> None:
+        values = np.full(1 + number % 3, number)  # the sizes differ, and the length of the header
+        write_whole(path, lambda to: save_file({"x": values}, to, metadata={"mess": json.dumps(10**number)}))
+
+    def replace() -> None:
+        for number in itertools.cycle(range(1, 18)):
+            write(number)
+            if done.wait(0.0005):
+                return
+
+    write(1)
+    done = threading.Event()
+    writer = threading.Thread(target=replace)
+    writer.start()
+    seen = set()
+    try:
+        for _ in range(500):
+            found, number = (
+                map_safetensors(path, "x") if framework == "map" else read_safetensors(path, "x", framework=framework)
+            )
+            assert set(found["x"].tolist()) == {len(str(number)) - 1}
+            seen.add(number)
+    finally:
+        done.set()
+        writer.join()
+    assert len(seen) > 1
 
 
 def test_no_pickle_is_opened(tmp_path):

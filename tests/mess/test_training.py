@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mess
 from mess import runs
 from mess.data import SceneDataset, SeededLoader
+from mess.files import read_safetensors
 from mess.training.board import tensorboard
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mess.training.loop import coarse_labels, pretrain, train_exits
@@ -108,8 +108,7 @@ def wait_for(path, epoch, step, process):
     """Until the checkpoint says that `step` steps after `epoch` epochs are done, or more."""
     for _ in range(6000):
         if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["mess"])
+            _, header = read_safetensors(path, "checkpoint", framework="pt", names=())
             if (header["epoch"], header["step"]) >= (epoch, step):
                 return
         assert process.poll() is None, process.stderr.read()
