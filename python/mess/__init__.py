@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mess.training import losses
     from mess.training.loop import pretrain, train, train_exits
     from mess.training.settings import TrainSettings
-    from mess.verbs import demo
+    from mess.verbs import demo, load_run
     from mess_core import __version__
 
 _HOMES = {
@@ -60,6 +60,7 @@ _HOMES = {
     "from_pretrained": "mess.deployment.pretrained",
     "guarantee": "mess.searching.promise",
     "head_grid": "mess.model.exits",
+    "load_run": "mess.verbs",
     "losses": "mess.training.losses",
     "pretrain": "mess.training.loop",
     "profile": "mess.model.cost",
@@ -94,6 +95,7 @@ __all__ = [
     "from_pretrained",
     "guarantee",
     "head_grid",
+    "load_run",
     "losses",
     "pretrain",
     "profile",

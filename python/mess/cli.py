@@ -5,6 +5,7 @@ Imports of torch happen inside the verbs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import tomllib
@@ -137,6 +138,10 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="peak rate of stage 1")] = 1e-3,
     exit_learning_rate: Annotated[float, typer.Option(help="peak rate of stage 2")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="images a batch")] = 8,
+    mean: Annotated[
+        str, typer.Option(metavar="R,G,B", help="of the pixels, as values in 0..1; ImageNet's by default")
+    ] = "",
+    std: Annotated[str, typer.Option(metavar="R,G,B", help="deviation of the pixels, as --mean")] = "",
     schedule: Annotated[
         str, typer.Option(help="stage 1: round_robin, divisor (the printed formula), all or final")
     ] = "round_robin",
@@ -158,6 +163,7 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node N -m mess train ...; --batch-size is of one process.
     """
     from mess import runs, verbs
+    from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
     from mess.progress import IS_FIRST_PROCESS, console
     from mess.searching.request import choice
     from mess.training.settings import TrainSettings
@@ -172,6 +178,8 @@ def train(
         heads=heads,
         batch_size=batch_size,
         seed=seed,
+        mean=_numbers("--mean", mean) or IMAGENET_MEAN,
+        std=_numbers("--std", std) or IMAGENET_STD,
     )
     first = TrainSettings(
         epochs=epochs,
@@ -559,7 +567,11 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
         names = {flag.lstrip("-"): parameter.name for parameter in verbs[verb].params for flag in parameter.opts}
         unknown = sorted(set(entries) - set(names))
         if unknown:
-            raise ValueError(f"--config: {path}: [{verb}]: expected its flags ({', '.join(names)}), got {unknown[0]!r}")
+            near = difflib.get_close_matches(unknown[0], names, n=3) or sorted(names)
+            raise ValueError(
+                f"--config: {path}: [{verb}]: expected flags of `mess {verb}` such as {', '.join(near)}, "
+                f"got {unknown[0]!r}"
+            )
         found[verb] = {names[flag]: value for flag, value in entries.items()}
     return found
 
@@ -605,6 +617,13 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise ValueError(f"--input: expected CHANNELSxHEIGHTxWIDTH, got {text!r}")
     channels, height, width = map(int, parts)
     return channels, height, width
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"{flag}: expected numbers joined by commas, such as 0.5,0.5,0.5, got {text!r}") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

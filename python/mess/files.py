@@ -131,6 +131,19 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text))
 
 
+KINDS = {
+    "run.json": "a run folder, for mess run, mess export and mess.load_run",
+    "manifest.json": "a deployment, for mess.Runtime",
+    "config.json": "a shared network, for mess run and mess.from_pretrained",
+}
+"""Of folders, by the file that tells."""
+
+
+def kind_of(folder: Path) -> str:
+    """`; FOLDER is a ...`, for whoever expected another kind of folder; nothing when it is none of ours."""
+    return next((f"; {folder} is {kind}" for name, kind in KINDS.items() if (folder / name).is_file()), "")
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in `path`; `what` names it in errors.
 
@@ -139,7 +152,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: not a JSON object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file)")
+        raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file{kind_of(path.parent)})")
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
-from mess.files import colours, differences, entries, entry, height_and_width, read_json, write_json
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
+from mess.files import colours, differences, entries, entry, height_and_width, kind_of, read_json, write_json
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
@@ -39,6 +40,7 @@ class RunSettings:
         batch_size: images a training batch.
         seed: of heads, order and augmentation.
         weights: SHA-256 of the file that training started from; empty when there was none.
+        mean, std: three numbers each that pixels, as values in 0..1, are normalised with.
         class_names, palette: of the data, so that the run can be used where the data is not; see `described`.
     """
 
@@ -53,6 +55,11 @@ class RunSettings:
     exit_points: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
 
     def described(self) -> RunSettings:
         """With the class names and the palette of the data."""
@@ -72,9 +79,8 @@ class RunSettings:
     def load(cls, folder: Path) -> RunSettings:
         """Read `run.json` of a folder; errors name it."""
         if not (folder / "run.json").is_file():
-            raise FileNotFoundError(
-                f"run: expected a run folder, got {folder} (no run.json there); `mess train` makes one"
-            )
+            made = kind_of(folder) or "; `mess train` makes one"
+            raise FileNotFoundError(f"run: expected a run folder, got {folder} (no run.json there){made}")
         value = read_json(folder / "run.json", "run")
         known = {field.name for field in fields(cls)}
         if set(value) - known or not {"model", "data", "size"} <= set(value):
@@ -86,6 +92,9 @@ class RunSettings:
             for name in ("exit_points", "class_names"):
                 if name in value:
                     given[name] = entries(value, name, str, "names")
+            for name in ("mean", "std"):
+                if name in value:
+                    given[name] = entries(value, name, (int, float), "numbers")
             if "palette" in value:
                 given["palette"] = colours(value, "palette")
             return cls(size=height_and_width(value, "size"), **given)
@@ -137,4 +146,6 @@ def loader(settings: RunSettings, *, split: str, train: bool = False, workers: i
         train=train,
         seed=settings.seed,
         workers=workers,
+        mean=settings.mean,
+        std=settings.std,
     )

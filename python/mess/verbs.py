@@ -347,8 +347,7 @@ def run_images(
         net = model_from_spec(model, num_classes=len(shared.class_names)) if model else None
         palette, deployed = shared.palette, from_pretrained(folder, net, configuration=configuration)
     else:
-        palette = runs.RunSettings.load(folder).palette
-        deployed = deploy(runs.trained_network(folder), configuration_named(folder, configuration))
+        palette, deployed = runs.RunSettings.load(folder).palette, load_run(folder, configuration)
     colours = bytes(channel for colour in palette for channel in colour)
     results = {}
     for path in paths:
@@ -364,8 +363,7 @@ def run_images(
 def export_run(folder: Path, *, configuration: str | None, out: Path) -> Manifest:
     """Write a configuration of the run as a deployment folder that needs no torch."""
     settings = runs.RunSettings.load(folder)
-    chosen = configuration_named(folder, configuration)
-    deployed = deploy(runs.trained_network(folder), chosen)
+    deployed = load_run(folder, configuration)
     tables_there = sorted(folder.glob("table-*.safetensors"))
     facts = CalibrationTable.load(tables_there[0]).facts if tables_there else {}
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
@@ -401,6 +399,8 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
         {name: found[name] for name in wanted},
         class_names=settings.class_names,
         palette=settings.palette,
+        mean=settings.mean,
+        std=settings.std,
         model=settings.model,
         measured=measured,
         license=license,
@@ -414,7 +414,7 @@ def picture_run(folder: Path, *, configuration: str | None, split: str = "test",
     settings = runs.RunSettings.load(folder)
     network = runs.trained_network(folder)
     chosen = configuration_named(folder, configuration)
-    deployed = deploy(network, chosen)
+    deployed = deploy(network, chosen, mean=settings.mean, std=settings.std)
     data, batches = runs.dataset(settings, split=split), runs.loader(settings, split=split)
     order = _by_first_confidence(deployed, folder, split)
     picked = [order[i] for i in _spread(len(order), num_images)]
@@ -434,7 +434,8 @@ def picture_run(folder: Path, *, configuration: str | None, split: str = "test",
         stride = network.points[exit_id.point].output_stride
         threshold = first.pixel_threshold if first.pixel_threshold is not None else 0.9
         written.append(pictures / "confidence.png")
-        figures.confidence_figure(images[middle], logits, stride, chosen.policy, threshold, written[1])
+        image = figures.picture(images[middle], settings.mean, settings.std)
+        figures.confidence_figure(image, logits, stride, chosen.policy, threshold, written[1])
     return written
 
 
@@ -508,6 +509,24 @@ def configuration_named(folder: Path, name: str | None) -> Configuration:
     if (name or default) in found:
         return found[name or default]
     raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {name or default!r}")
+
+
+def load_run(folder: str | Path, configuration: str | None = None) -> DeployedNetwork:
+    """The deployed network of a run folder, in eval mode on the CPU, with its `class_names`, `mean` and `std`.
+
+    Args:
+        folder: a run that `mess search` found configurations for.
+        configuration: name of one, or a configuration file; by default `drop-1pp`, or the only one.
+
+    Raises:
+        FileNotFoundError: no run there, or one without weights or configurations.
+        ValueError: there is no such configuration, or it is of another network.
+    """
+    settings = runs.RunSettings.load(Path(folder))
+    chosen = configuration_named(Path(folder), configuration)
+    deployed = deploy(runs.trained_network(Path(folder)), chosen, mean=settings.mean, std=settings.std)
+    deployed.class_names = settings.class_names
+    return deployed
 
 
 def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:

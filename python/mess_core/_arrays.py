@@ -18,8 +18,14 @@ def as_logits(argument: str, value: Any) -> tuple[npt.NDArray[Any], bool]:
     """Logits as float32, float64 or the bits of a 16-bit float, and whether those bits are bfloat16.
 
     No copy for these four types, whatever their strides; integers and wider floats are converted to float32.
+    ValueError for a single class, whose softmax says nothing.
     """
     array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    if array.ndim >= 3 and array.shape[-3] == 1:
+        raise ValueError(
+            f"{argument}: expected at least 2 classes, got shape {array.shape}: the softmax of one is 1 everywhere; "
+            "a sigmoid's logit z is the pair (0, z)"
+        )
     dtype = array.dtype
     if dtype.char in _FLOATS and dtype.isnative:
         return (array if array.flags.aligned else array.copy()), False

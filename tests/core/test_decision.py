@@ -15,7 +15,7 @@ numbers = st.one_of(
     st.floats(-30, 30, width=32),
     st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.0, 88.0, -1e30, 1e30, 3.4e38, -3.4e38, 1e-40]),
 )
-shapes = st.tuples(st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
+shapes = st.tuples(st.integers(2, 20), st.integers(1, 7), st.integers(1, 7))
 wild_logits = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=numbers))
 thresholds = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, -0.0, 1.0, 0.5, 1e-30]))
 
@@ -42,7 +42,7 @@ def test_undefined_pixels_are_below_every_threshold(y):
     assert mess_core.image_confidence(y, pixel_threshold=0.0, refine=False) == (~undefined).mean()
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 8, 19, 21, 150, 1000])
+@pytest.mark.parametrize("num_classes", [2, 3, 8, 19, 21, 150, 1000])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 5.0, 40.0])
 def test_thresholds_at_and_one_ulp_beside_the_confidence_of_every_pixel(num_classes, spread):
     y = np.random.default_rng(num_classes).normal(0, spread, (num_classes, 9, 11)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_a_batch_decides_image_by_image():
 
 
 @given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)), elements=numbers),
+    hnp.arrays(np.float32, st.tuples(st.integers(2, 4), st.integers(1, 5), st.integers(1, 5)), elements=numbers),
     st.tuples(st.integers(1, 23), st.integers(1, 23)),
     st.booleans(),
     thresholds,

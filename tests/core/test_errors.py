@@ -38,6 +38,8 @@ CASES = [
     (lambda: confident(logits=LOGITS[None, None]), ValueError, r"logits: expected shape"),
     (lambda: confident(logits=np.zeros((0, 3, 4, 5))), ValueError, r"logits: expected at least one image"),
     (lambda: confident(logits=LOGITS[:0]), ValueError, r"logits: expected at least one class"),
+    (lambda: confident(logits=LOGITS[:1]), ValueError, r"logits: expected at least 2 classes, got shape \(1, 4, 5\)"),
+    (lambda: leaves(logits=LOGITS[None, :1]), ValueError, r"logits: expected at least 2 classes, got shape \(1, 1, 4"),
     (lambda: confident(logits=LOGITS[:, :0]), ValueError, r"at least one pixel"),
     (lambda: confident(logits=LOGITS[:, :0], size=(2, 2)), ValueError, r"logits: expected at least one pixel"),
     (lambda: confident(logits=LOGITS.astype(complex)), TypeError, r"logits: expected numbers .*complex128"),

@@ -8,12 +8,27 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import mess as mess_package
 import mess_core
 from mess import doctor
 
-VERBS = ("profile", "train", "calibrate", "search", "evaluate", "run", "picture", "export", "demo", "doctor")
+VERBS = (
+    "profile",
+    "train",
+    "calibrate",
+    "search",
+    "evaluate",
+    "run",
+    "picture",
+    "export",
+    "report",
+    "share",
+    "demo",
+    "doctor",
+)
 
 
 def mess(*arguments, check=True) -> subprocess.CompletedProcess:
@@ -95,7 +110,7 @@ def test_a_configuration_file_is_equal_to_flags(tmp_path):
     assert mess("--config", path, "profile").stdout == expected
     assert mess("--config", path, "profile", "--exit-points", "features.7").stdout != expected  # a flag wins
     for text, message in (
-        ("[profile]\nmodell = 1\n", "[profile]: expected its flags (model, input, "),
+        ("[profile]\nmodell = 1\n", "[profile]: expected flags of `mess profile` such as model, got 'modell'"),
         ("[profil]\nmodel = 1\n", "expected tables named after verbs (profile, train, "),
         ("profile = 1\n", "got 'profile'"),
         ("[profile\n", "--config: "),
@@ -143,6 +158,30 @@ def test_profile(tmp_path):
             "run: expected a run folder, got /no/where (no run.json there); `mess train` makes",
         ),
         (("search", "/no/where"), "run: expected a run folder, got /no/where"),
+        (
+            ("search", "/no/where", "--max-drop", "100"),
+            "--accuracy-drop: expected percentage points below 100, such as 1",
+        ),
+        (
+            (
+                "train",
+                "--model",
+                "small_resnet_fcn",
+                "--data",
+                "scenes:8",
+                "--size",
+                "8x8",
+                "--out",
+                "x",
+                "--mean",
+                "0",
+            ),
+            "mean, std: expected 3 numbers each, got (0.0,)",
+        ),
+        (
+            ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size", "8x8", "--out", "x", "--std", "a"),
+            "--std: expected numbers joined by commas, such as 0.5,0.5,0.5, got 'a'",
+        ),
         (("search", "/no/where", "--min-accuracy", "0.5"), "--min-accuracy: expected percent, such as 60, got 0.5"),
         (("search", "/no/where", "--max-drop", "1", "--budget", "1x"), "expected at most one"),
         (("search", "/no/where", "--min-cost"), "--min-cost: expected --accuracy-drop or --min-accuracy beside it"),
@@ -221,3 +260,41 @@ def test_the_whole_job(tmp_path):
     broken = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", check=False)
     assert broken.returncode == 2
     assert "cannot be decoded as an image" in broken.stderr
+
+
+@pytest.mark.slow
+def test_another_normalisation_goes_all_the_way(tmp_path):
+    """A picture with the values that the network was trained on, whoever loads it."""
+    run = tmp_path / "run"
+    model = ("--model", "small_resnet_fcn", "--num-exits", 3, "--heads", "fcn-r1-b0")
+    data = ("--data", "scenes:8", "--size", "48x64", "--batch-size", 4, "--mean", "0.5,0.4,0.3", "--std", "0.2,0.3,0.4")
+    mess("train", *model, *data, "--epochs", 0, "--exit-epochs", 1, "--out", run)
+    mess("calibrate", run, "--latency-rounds", 0)
+    mess("search", run, "--min-cost", "--accuracy-drop", 5)
+    mess("picture", run, "--configuration", "drop-5pp", "--num-images", 1, "--split", "val")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    images = (torch.from_numpy(pixels) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.3, 0.4])
+    deployed = mess_package.load_run(run)
+    expected = deployed(images.permute(2, 0, 1)[None]).labels[0].numpy()
+    assert len(np.unique(expected)) > 1
+    assert deployed.class_names
+    mess("export", run, "--out", tmp_path / "net")
+    mess("share", run, "--out", tmp_path / "shared")
+    mess("run", run, save(pixels, tmp_path / "p.png"), "--out", tmp_path / "out")
+    found = {
+        "run": np.asarray(Image.open(tmp_path / "out" / "p.png")),
+        "run in Python": mess_package.run(deployed, pixels).labels,
+        "shared": mess_package.run(mess_package.from_pretrained(tmp_path / "shared"), pixels).labels,
+        "exported": mess_package.Runtime(tmp_path / "net").predict(pixels).labels,
+    }
+    for name, labels in found.items():
+        assert (labels != expected).mean() <= (0.01 if name == "exported" else 0), name
+    wrong = mess("run", tmp_path / "net", tmp_path / "p.png", check=False).stderr
+    assert f"(no run.json there); {tmp_path / 'net'} is a deployment, for mess.Runtime" in wrong
+    with pytest.raises(FileNotFoundError, match="no such file; .* is a run folder, for mess run, mess export"):
+        mess_package.Runtime(run)
+
+
+def save(pixels: np.ndarray, path):
+    Image.fromarray(pixels).save(path)
+    return path

@@ -52,6 +52,9 @@ def test_missing_things_are_named(folder):
     (folder / "labels/train/y.png").unlink()
     with pytest.raises(ValueError, match="2 incomplete pairs: no label map for x; no label map for y"):
         FolderDataset(folder, "train")
+    (folder / "images/train/z.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"label map for y; 1 problems with the others: .*z\.png: cannot be decoded"):
+        FolderDataset(folder, "train")
     (folder / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match="is no complete JSON file"):
         FolderDataset(folder, "train")

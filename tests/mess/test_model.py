@@ -261,6 +261,9 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:40])
     with pytest.raises(ValueError, match="is truncated or no safetensors file"):
         load_weights(net, tmp_path / "w.safetensors")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"no safetensors file: .*; to convert a state_dict of PyTorch: safetensors"):
+        load_weights(net, tmp_path / "w.pth")
 
 
 def test_a_users_own_factory():

@@ -47,7 +47,9 @@ def calibrate(
 
     Args:
         network: a trained multi-exit network; it is run in eval mode and left in the mode it was in.
-        batches: (images (B, 3, H, W) float, labels (B, H, W) int64 with 255 ignored), in a fixed order, one size.
+        batches: (images (B, 3, H, W) float, labels (B, H, W) int64 with 255 ignored), in a fixed order, of one size:
+            costs are of that size, and so must the images be that `mess.deploy` is told of, if it is not the size that
+            the network was converted with.
         class_names: C of them; numbers by default.
         image_names: one an image; numbers by default.
         pixel_thresholds: in [0, 1]; image confidence is computed at each.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ IGNORE_INDEX = 255
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""What pixels, as values in 0..1, are normalised with: less the mean, divided by the deviation, channel by channel."""
 
 
 class SegmentationDataset(ABC):
@@ -45,6 +48,14 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def identity(self, index: int) -> str:
         """A stable, readable name of one example, used in reports and error messages."""
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int = 3) -> None:
+    """ValueError unless both are `channels` finite numbers, those of `std` above 0."""
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"mean, std: expected {channels} numbers each, got {tuple(mean)} and {tuple(std)}")
+    if not all(math.isfinite(x) for x in (*mean, *std)) or not all(x > 0 for x in std):
+        raise ValueError(f"mean, std: expected finite means and deviations above 0, got {tuple(mean)} and {tuple(std)}")
 
 
 def default_palette(num_classes: int) -> np.ndarray:

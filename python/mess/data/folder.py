@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from mess.data.dataset import IGNORE_INDEX, default_palette
-from mess.data.pairs import IMAGE_SUFFIXES, PairDataset, files_by_stem, lookup_of, matched, split_folders
+from mess.data.pairs import IMAGE_SUFFIXES, Matched, PairDataset, files_by_stem, lookup_of, matched, split_folders
 from mess.files import colours, entries, entry, read_json
 
 
 class FolderDataset(PairDataset):
     """Images and label maps of one split of a folder.
 
-    Every problem that can be seen without decoding (missing folder, missing partner files, no classes) is
-    reported at once, in the constructor; `check()` decodes everything and reports the rest.
+    What can be seen without decoding (missing folder, missing partner files, no classes) is reported in the
+    constructor; `check()` decodes everything. Where partners are missing, both happen, so that all is said at once.
 
     Raises:
         FileNotFoundError: the folder, the split or `dataset.json` is missing; says which.
@@ -63,7 +63,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+def _pairs(root: Path, split: str) -> Matched:
     image_dir, label_dir = split_folders(root, "images", "labels", split)
     images, labels = files_by_stem(image_dir, IMAGE_SUFFIXES), files_by_stem(label_dir, (".png",))
     listing = root / "splits" / f"{split}.txt"

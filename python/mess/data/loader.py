@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mess.data.dataset import SegmentationDataset
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset, check_normalisation
 from mess.data.transforms import apply_transform, eval_transform, train_transform
 
 
@@ -28,6 +28,7 @@ class SeededLoader:
         train: shuffle and augment.
         seed: any integer.
         workers: processes that read and augment ahead; 0 does it in this one. The batches are the same.
+        mean, std: three numbers each that pixels, as values in 0..1, are normalised with; ImageNet's by default.
     """
 
     def __init__(
@@ -39,7 +40,10 @@ class SeededLoader:
         train: bool = False,
         seed: int = 0,
         workers: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
+        check_normalisation(mean, std)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if workers < 0:
@@ -52,14 +56,19 @@ class SeededLoader:
         self.size, self.workers = size, workers
         self._epoch, self._rank, self._count = 0, 0, 1
         self._order: tuple[int, list[int]] = (-1, [])
-        self._transform: v2.Transform = train_transform(size) if train and size else eval_transform(size)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._transform: v2.Transform = (
+            train_transform(size, mean, std) if train and size else eval_transform(size, mean, std)
+        )
 
     @property
     def identity(self) -> str:
         """What the batches depend on, in words."""
         images = f"{self.dataset.name}, {len(self.dataset)} images from {self.dataset.identity(0)}"
         kind = "augmented" if self.train else "plain"
-        return f"{images}, {kind}, {self.size}, batches of {self.batch_size}, seed {self.seed}"
+        is_usual = (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        normalised = "" if is_usual else f", normalised with {self.mean} and {self.std}"
+        return f"{images}, {kind}, {self.size}, batches of {self.batch_size}, seed {self.seed}{normalised}"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch the next iteration is."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,16 @@ def lookup_of(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX
     return lookup
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """complete: (image file, label map file) each. incomplete: what is missing of the others, a line each. root: for
+    people."""
+
+    root: Path
+    complete: tuple[tuple[Path, Path], ...]
+    incomplete: tuple[str, ...]
+
+
 class PairDataset(SegmentationDataset):
     """Images and label maps of one split.
 
@@ -39,17 +50,20 @@ class PairDataset(SegmentationDataset):
     Args:
         name: of the dataset, for people.
         split: of the dataset.
-        pairs: (image file, label map file).
+        pairs: from `matched`.
         class_names: of the classes, by index.
         lookup: see `lookup_of`.
         palette: (C, 3) uint8 RGB.
+
+    Raises:
+        ValueError: there are incomplete pairs: lists all of them, and what `check()` finds in the others.
     """
 
     def __init__(
         self,
         name: str,
         split: str,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Matched,
         class_names: Sequence[str],
         lookup: npt.NDArray[np.int16],
         palette: npt.NDArray[np.uint8] | None = None,
@@ -58,8 +72,13 @@ class PairDataset(SegmentationDataset):
         self.split = split
         self.class_names = tuple(class_names)
         self.palette = default_palette(len(self.class_names)) if palette is None else palette
-        self._pairs = list(pairs)
+        self._pairs = list(pairs.complete)
         self._lookup = lookup
+        if pairs.incomplete:
+            text = f"data: {pairs.root}, split {split!r}: {len(pairs.incomplete)} incomplete pairs: "
+            others = self.check()
+            more = f"; {len(others)} problems with the others: {_listed(others)}" if others else ""
+            raise ValueError(f"{text}{_listed(pairs.incomplete)}{more}")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -131,20 +150,22 @@ def decode(path: Path, mode: str | None) -> np.ndarray:
 
 def matched(
     root: Path, split: str, names: Sequence[str], images: Mapping[str, Path], labels: Mapping[str, Path]
-) -> list[tuple[Path, Path]]:
-    """The pairs of `names`, in their order.
+) -> Matched:
+    """The pairs of `names`, in their order, and which are incomplete.
 
     Raises:
-        ValueError: names without an image or a label map, all of them; or no name at all.
+        ValueError: no name at all.
     """
-    problems = [f"no image for {n}" for n in names if n not in images]
-    problems += [f"no label map for {n}" for n in names if n not in labels]
-    if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"data: {root}, split {split!r}: {len(problems)} incomplete pairs: {shown}")
     if not names:
         raise ValueError(f"data: {root}, split {split!r}: expected at least one image, got none")
-    return [(images[n], labels[n]) for n in names]
+    problems = [f"no image for {n}" for n in names if n not in images]
+    problems += [f"no label map for {n}" for n in names if n not in labels]
+    complete = [(images[n], labels[n]) for n in names if n in images and n in labels]
+    return Matched(root, tuple(complete), tuple(problems))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,28 +13,32 @@ from torchvision.transforms import v2
 from mess.data.dataset import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 
 
-def train_transform(size: tuple[int, int]) -> v2.Transform:
-    """Random scale, crop to `size` (height, width), flip and colour jitter; then ImageNet normalisation."""
+def train_transform(
+    size: tuple[int, int], mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> v2.Transform:
+    """Random scale, crop to `size` (height, width), flip and colour jitter; then normalisation."""
     aspect = size[1] / size[0]
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(aspect * 0.8, aspect * 1.25), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02),
-            *_to_network(),
+            *_to_network(mean, std),
         ]
     )
 
 
-def eval_transform(size: tuple[int, int] | None) -> v2.Transform:
+def eval_transform(
+    size: tuple[int, int] | None, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> v2.Transform:
     """Resize to `size` (height, width; None keeps it: image bilinear, labels nearest), then normalisation."""
     resize = [v2.Resize(size, antialias=True)] if size is not None else []
-    return v2.Compose([*resize, *_to_network()])
+    return v2.Compose([*resize, *_to_network(mean, std)])
 
 
-def _to_network() -> list[v2.Transform]:
+def _to_network(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform]:
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
-    return [to_float, v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return [to_float, v2.Normalize(mean, std)]
 
 
 def apply_transform(transform: v2.Transform, image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -43,9 +49,14 @@ def apply_transform(transform: v2.Transform, image: np.ndarray, labels: np.ndarr
     return picture.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
 
-def image_tensor(image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+def image_tensor(
+    image: np.ndarray,
+    size: tuple[int, int] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
     """One RGB picture (H, W, 3) uint8 -> (1, 3, h, w) float32, normalised as in training."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     blank = np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
-    return apply_transform(eval_transform(size), image, blank)[0].unsqueeze(0)
+    return apply_transform(eval_transform(size, mean, std), image, blank)[0].unsqueeze(0)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.network import DeployedNetwork
 from mess.files import file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages
@@ -35,8 +34,8 @@ def export(
     *,
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]] = (),
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write `deployed` to the folder `out`, whole or not at all; `mess.runtime.Runtime` runs it without torch.
@@ -48,7 +47,7 @@ def export(
         out: a new folder, an empty one, or an earlier export, which is replaced.
         class_names: of the C classes, in order.
         palette: C colours (r, g, b), 0..255.
-        mean, std: what images are normalised with, of values in 0..1.
+        mean, std: what images are normalised with, of values in 0..1; those of `deployed` by default.
         facts: what calibration measured, kept in the manifest.
 
     Raises:
@@ -79,8 +78,8 @@ def export(
             classes=tuple(class_names),
             palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
             size=stages.input_size,
-            mean=tuple(float(x) for x in mean),
-            std=tuple(float(x) for x in std),
+            mean=tuple(float(x) for x in (deployed.mean if mean is None else mean)),
+            std=tuple(float(x) for x in (deployed.std if std is None else std)),
             policy=asdict(deployed.configuration.policy),
             exits=tuple(entries),
             promise=dict(deployed.configuration.promise),

@@ -6,7 +6,7 @@ with the images of the batch that go on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mess.confidence import Size, image_confidence, label_map
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
@@ -84,6 +85,8 @@ class DeployedNetwork(nn.Module):
         example_input: (B, 3, H, W) of the size that images will have.
         backend: how the model is cut (`mess.model.split`); by default the best that reproduces it bit for bit, which
             `stages.backend` then names.
+        mean, std: a number a channel that pixels, as values in 0..1, are normalised with; for `mess.run`, `mess.export`
+            and whoever asks the network. It takes normalised images itself.
 
     Attributes:
         class_names: of the C classes, where they are known (`mess.from_pretrained`); else empty.
@@ -100,8 +103,11 @@ class DeployedNetwork(nn.Module):
         example_input: Tensor,
         *,
         backend: Backend = "auto",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
         modules = tuple(point.name for point in network.points)
         if configuration.model != modules:
             raise ValueError(f"configuration: expected exit points {modules}, got {configuration.model}")
@@ -201,14 +207,17 @@ def deploy(
     example_input: Tensor | None = None,
     *,
     backend: Backend = "auto",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> DeployedNetwork:
     """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with.
 
-    `backend` is `graph`, `stages` or `eager`, or by default the best that works; see `DeployedNetwork`.
+    `backend` is `graph`, `stages` or `eager`, or by default the best that works; see `DeployedNetwork`, also of `mean`
+    and `std`.
     """
     if example_input is None:
         example_input = network.example()
-    return DeployedNetwork(network, configuration, example_input, backend=backend)
+    return DeployedNetwork(network, configuration, example_input, backend=backend, mean=mean, std=std)
 
 
 class _Head(nn.Module):

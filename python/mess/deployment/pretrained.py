@@ -13,7 +13,6 @@ configuration is the default. Nothing in a folder is code, and none is run: a mo
 from __future__ import annotations
 
 import importlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
 from mess.deployment.card import model_card
 from mess.deployment.configuration import Configuration
 from mess.deployment.network import DeployedNetwork, deploy
@@ -89,11 +88,10 @@ class Pretrained:
                 f"{len(self.palette)} colours"
             )
 
-        of_images = (*self.mean, *self.std)
-        if self.channels < 1 or {len(self.mean), len(self.std)} not in ({0}, {self.channels}):
-            raise ValueError(f"input: expected mean and std of {self.channels} channels, or none, got {of_images}")
-        if not all(math.isfinite(number) for number in of_images) or not all(number > 0 for number in self.std):
-            raise ValueError(f"input: expected finite means and deviations above 0, got {of_images}")
+        if self.channels < 1:
+            raise ValueError(f"channels: expected at least 1, got {self.channels}")
+        if self.mean or self.std:
+            check_normalisation(self.mean, self.std, self.channels)
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -175,6 +173,8 @@ def save_pretrained(
     *,
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     model: str = "",
     measured: Mapping[str, Any] | None = None,
     license: str = "",
@@ -188,6 +188,8 @@ def save_pretrained(
         configurations: from `mess.search`; several by name, the default first.
         class_names: of the C classes, in order.
         palette: C colours (r, g, b), 0..255.
+        mean, std: a number a channel that pixels, as values in 0..1, are normalised with; ImageNet's by default for
+            three channels, and none for others.
         model: what the original model is, as on the command line (`torchvision:lraspp_mobilenet_v3_large`), so that
             `from_pretrained` needs no `net=`; empty for a model of one's own.
         measured: what `mess evaluate` wrote (`evaluation-test.json`), for the table in the model card.
@@ -213,8 +215,8 @@ def save_pretrained(
             palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
             size=network.workload.input_size,
             channels=network.in_channels,
-            mean=IMAGENET_MEAN if network.in_channels == 3 else (),
-            std=IMAGENET_STD if network.in_channels == 3 else (),
+            mean=tuple(mean if mean is not None else IMAGENET_MEAN if network.in_channels == 3 else ()),
+            std=tuple(std if std is not None else IMAGENET_STD if network.in_channels == 3 else ()),
             stages=network.stages,
             configurations=named,
             sha256="",
@@ -288,7 +290,7 @@ def from_pretrained(
         raise ValueError(f"net: expected logits of {len(shared.class_names)} classes, got {network.num_classes}")
     check_fits("pretrained", weights, _used(network, shared), state)
     network.load_state_dict(state, strict=False)
-    deployed = deploy(network.eval(), chosen)
+    deployed = deploy(network.eval(), chosen, mean=shared.mean, std=shared.std)
     deployed.class_names = shared.class_names
     return deployed
 

@@ -36,7 +36,7 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
         ValueError: `image` is not (H, W, 3) uint8.
     """
     parameter = next(network.parameters())
-    images = image_tensor(image, network.stages.input_size).to(parameter.device)
+    images = image_tensor(image, network.stages.input_size, network.mean, network.std).to(parameter.device)
     start = milliseconds(images.device)
     prediction = network(images)
     label_map = prediction.labels

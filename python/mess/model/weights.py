@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from mess.files import read_safetensors
 
+PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
+"""What files of torch.save are called; they are never opened here."""
+
 
 def load_weights(net: nn.Module, path: str | Path, *, prefix: str = "", ignored: str | None = None) -> None:
     """Load a safetensors file into the part of `net` under `prefix`; names must match, but for the `ignored` prefix.
@@ -19,7 +22,15 @@ def load_weights(net: nn.Module, path: str | Path, *, prefix: str = "", ignored:
         FileNotFoundError: no such file.
         ValueError: not a complete safetensors file; names or shapes that do not fit, listed.
     """
-    given, _ = read_safetensors(Path(path), "weights", framework="pt")
+    try:
+        given, _ = read_safetensors(Path(path), "weights", framework="pt")
+    except ValueError as error:
+        if Path(path).suffix not in PICKLED:
+            raise
+        raise ValueError(
+            f"{error}; to convert a state_dict of PyTorch: safetensors.torch.save_file(torch.load({str(path)!r}, "
+            "weights_only=True), 'weights.safetensors')"
+        ) from None
     given = {name: value for name, value in given.items() if ignored is None or not name.startswith(ignored)}
     own = {name: value for name, value in net.state_dict().items() if name.startswith(prefix)}
     check_fits("weights", path, own, given)

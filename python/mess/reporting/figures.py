@@ -16,7 +16,6 @@ from torch import Tensor
 import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.confidence import PolicySettings, host_array
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.configuration import Configuration
 from mess.deployment.network import DeployedNetwork
 from mess.files import write_whole
@@ -107,7 +106,7 @@ def predictions_figure(
     figure = Figure(figsize=(2 * (2 + len(chosen)), 1.75 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 2 + len(chosen), squeeze=False)
     for row, axes in enumerate(grid):
-        axes[0].imshow(picture(images[row]))
+        axes[0].imshow(picture(images[row], deployed.mean, deployed.std))
         axes[0].set_title(names[row] if names else f"image {row}", fontsize=7)
         axes[1].imshow(label_picture(labels[row].numpy(), palette))
         axes[1].set_title("ground truth", fontsize=7)
@@ -132,15 +131,20 @@ def predictions_figure(
 
 
 def confidence_figure(
-    image: Tensor, logits: Tensor, output_stride: int, policy: PolicySettings, pixel_threshold: float, path: Path
+    image: npt.NDArray[np.float32],
+    logits: Tensor,
+    output_stride: int,
+    policy: PolicySettings,
+    pixel_threshold: float,
+    path: Path,
 ) -> None:
-    """One image (3, H, W) and its full-size exit logits (C, H, W): confidence, boundary mask, refined confidence."""
+    """A `picture` (H, W, 3) and full-size exit logits (C, H, W): confidence, boundary mask, refined confidence."""
     confidence, labels = mess_core.confidence_map(host_array(logits), kind=policy.confidence)
     mask = mess_core.boundary_mask(labels, output_stride=output_stride, edges=policy.edges)
     refined = mess_core.refine_confidence(confidence, mask, window=4 * output_stride + 1)
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    axes[0].imshow(picture(image))
+    axes[0].imshow(image)
     axes[0].set_title("image", fontsize=8)
     for axis, values, title in (
         (
@@ -168,10 +172,10 @@ def label_picture(labels: npt.NDArray[np.integer[Any]], palette: npt.NDArray[np.
     return picture
 
 
-def picture(image: Tensor) -> npt.NDArray[np.float32]:
-    """A normalised tensor (3, H, W) as RGB in [0, 1]."""
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
+    """A tensor (3, H, W) normalised with these as RGB in [0, 1]."""
+    shift, scale = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (mean, std))
+    return (image.cpu() * scale + shift).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def _save(figure: Figure, path: Path) -> None:

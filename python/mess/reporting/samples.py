@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 import mess_core
 from mess import runs
 from mess.calibration.table import CalibrationTable
 from mess.confidence import host_array
+from mess.data import SeededLoader
 from mess.deployment.configuration import Configuration
 from mess.model.network import MultiExitNetwork
 from mess.progress import console
@@ -81,7 +81,7 @@ def samples(
         "wrongly left early": [i for i in np.argsort(-lost, kind="stable")[:count].tolist() if lost[i] > 0],
     }
     return [
-        _sample(network, chosen, batches.example(i), kind, table.images[i], int(position[i]))
+        _sample(network, chosen, batches, i, kind, table.images[i], int(position[i]))
         for kind, images in picked.items()
         for i in images
     ]
@@ -90,12 +90,13 @@ def samples(
 def _sample(
     network: MultiExitNetwork,
     configuration: Configuration,
-    example: tuple[Tensor, Tensor],
+    batches: SeededLoader,
+    index: int,
     kind: str,
     name: str,
     left: int,
 ) -> Sample:
-    image, truth = example
+    image, truth = batches.example(index)
     size = (image.shape[1], image.shape[2])
     by_name = {exit_id.name: exit_id for exit_id in network.exits}
     gates = []
@@ -119,5 +120,5 @@ def _sample(
                     image_threshold=entry.image_threshold,
                 )
             )
-    picture = (255 * figures.picture(image)).round().astype(np.uint8)
+    picture = (255 * figures.picture(image, batches.mean, batches.std)).round().astype(np.uint8)
     return Sample(kind=kind, name=name, picture=picture, truth=truth.numpy(), gates=gates)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration, describe
-from mess.model.network import MultiExitNetwork
+from mess.model.network import FINAL_EXIT, MultiExitNetwork
 from mess.searching.promise import Guaranteed
 from mess.searching.solve import Report, SearchResult
 
@@ -85,6 +85,8 @@ def smaller_text(accuracy: float, smaller: Configuration | None, original_cost: 
         return f"{question} There is none: no exit alone costs so little"
     reached, gain = smaller.promise["accuracy"], 100 * (smaller.promise["accuracy"] - accuracy)
     compared = f"{abs(gain):.2f} pp {'more' if gain > 0 else 'less'}" if abs(gain) >= 0.005 else "the same"
+    if smaller.exits[-1].exit == FINAL_EXIT:
+        return f"{question} At this cost it is the original itself: {reached:.2%}, {compared}"
     answer = "YES" if gain > 0 else "No"
     return (
         f"{question} {answer}: cut off at {smaller.exits[-1].exit}, it reaches {reached:.2%} at "
