@@ -26,6 +26,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def words(*known: str) -> Callable[[], list[str]]:
+    """What the shell completes an option with; what is typed is checked where it is used, in one line."""
+    return lambda: list(known)
+
+
+def found_there(context: typer.Context) -> list[str]:
+    """The configurations of the run that was typed before; an unfinished line leaves it in `args`."""
+    folders = [Path(typed) / "configurations" for typed in (context.params.get("run"), *context.args) if typed]
+    return sorted(path.stem for folder in folders for path in folder.glob("*.json"))
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -41,13 +53,22 @@ SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 ConfigurationOption = Annotated[
-    str | None, typer.Option(help="name in RUN/configurations, or a file; by default drop-1pp, or the only one")
+    str | None,
+    typer.Option(
+        help="name in RUN/configurations, or a file; by default drop-1pp, or the only one", autocompletion=found_there
+    ),
 ]
 EngineOption = Annotated[
-    str, typer.Option(help="local, or ray: workers on a cluster (RAY_ADDRESS), or on this machine without one")
+    str,
+    typer.Option(
+        help="local, or ray: workers on a cluster (RAY_ADDRESS), or on this machine without one",
+        autocompletion=words("local", "ray"),
+    ),
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="of --engine ray; as many as there is room for by default")]
-EdgesOption = Annotated[str, typer.Option(help="label boundaries: canny or labels")]
+EdgesOption = Annotated[
+    str, typer.Option(help="label boundaries: canny or labels", autocompletion=words("canny", "labels"))
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -84,7 +105,9 @@ def profile(
     classes: Annotated[int, typer.Option(help="number of classes")] = 21,
     num_exits: Annotated[int, typer.Option(help="exits, the final one included")] = 6,
     exit_points: ExitPointsOption = "",
-    cost: Annotated[str, typer.Option(help="macs (counted) or latency (measured)")] = "macs",
+    cost: Annotated[
+        str, typer.Option(help="macs (counted) or latency (measured)", autocompletion=words("macs", "latency"))
+    ] = "macs",
     depth: Annotated[int, typer.Option(help="list modules nested up to so deep")] = 2,
     picture: Annotated[Path, typer.Option(help="PNG file for the picture of the workload")] = Path("workload.png"),
     as_json: JsonOption = False,
@@ -143,11 +166,20 @@ def train(
     ] = "",
     std: Annotated[str, typer.Option(metavar="R,G,B", help="deviation of the pixels, as --mean")] = "",
     schedule: Annotated[
-        str, typer.Option(help="stage 1: round_robin, divisor (the printed formula), all or final")
+        str,
+        typer.Option(
+            help="stage 1: round_robin, divisor (the printed formula), all or final",
+            autocompletion=words("round_robin", "divisor", "all", "final"),
+        ),
     ] = "round_robin",
-    loss: Annotated[str, typer.Option(help="stage 2: pfd, kd or ce")] = "pfd",
+    loss: Annotated[str, typer.Option(help="stage 2: pfd, kd or ce", autocompletion=words("pfd", "kd", "ce"))] = "pfd",
     loss_stride: Annotated[int, typer.Option(help="compare every n-th pixel in both directions")] = 1,
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (CUDA)")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16 (CUDA)", autocompletion=words("float32", "bfloat16", "float16")
+        ),
+    ] = "float32",
     accumulate: Annotated[int, typer.Option(help="batches that make one step")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...; auto: a GPU where there is one")] = "auto",
     workers: Annotated[int, typer.Option(help="processes that read images ahead")] = 0,
@@ -215,7 +247,9 @@ def calibrate(
     split: Annotated[str, typer.Option(help="labelled split; use one that was not trained on")] = "val",
     edges: EdgesOption = "canny",
     refine: Annotated[bool, typer.Option(help="median-refine confidences near boundaries")] = True,
-    confidence: Annotated[str, typer.Option(help="top1, margin or entropy")] = "top1",
+    confidence: Annotated[
+        str, typer.Option(help="top1, margin or entropy", autocompletion=words("top1", "margin", "entropy"))
+    ] = "top1",
     latency_rounds: Annotated[int, typer.Option(help="rounds of the latency measurement; 0 skips it")] = 15,
     engine: EngineOption = "local",
     workers: WorkersOption = None,
@@ -260,7 +294,13 @@ def calibrate(
 def search(
     run: Annotated[Path, typer.Argument(metavar="RUN|TABLE", help="run folder, or a calibration table file")],
     split: Annotated[str, typer.Option(help="split whose calibration table is searched")] = "val",
-    setting: Annotated[str, typer.Option(help="input-dependent, budgeted or anytime")] = "input-dependent",
+    setting: Annotated[
+        str,
+        typer.Option(
+            help="input-dependent, budgeted or anytime",
+            autocompletion=words("input-dependent", "budgeted", "anytime"),
+        ),
+    ] = "input-dependent",
     min_cost: Annotated[bool, typer.Option("--min-cost", help="cheapest at --accuracy-drop or --min-accuracy")] = False,
     max_accuracy: Annotated[bool, typer.Option("--max-accuracy", help="most accurate at --budget")] = False,
     front: Annotated[bool, typer.Option("--front", help="the whole trade-off and nothing else")] = False,
@@ -272,9 +312,15 @@ def search(
     budget: Annotated[
         str | None, typer.Option("--budget", help="0.5x: a share of the original's cost; 1.2e9: in the column's unit")
     ] = None,
-    cost: Annotated[str, typer.Option(help="macs or latency_ms (latency)")] = "macs",
+    cost: Annotated[
+        str, typer.Option(help="macs or latency_ms (latency)", autocompletion=words("macs", "latency"))
+    ] = "macs",
     metric: Annotated[
-        str, typer.Option(help="mean-iou, pixel-accuracy, mean-class-accuracy or frequency-weighted-iou")
+        str,
+        typer.Option(
+            help="mean-iou, pixel-accuracy, mean-class-accuracy or frequency-weighted-iou",
+            autocompletion=words("mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"),
+        ),
     ] = "mean-iou",
     max_exits: Annotated[int, typer.Option(help="exits of a configuration, the last one included")] = 3,
     image_thresholds: Annotated[
@@ -423,7 +469,11 @@ def run(
     run: Annotated[Path, typer.Argument(help="run folder, or one made by `mess share`", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="picture files", show_default=False)],
     configuration: Annotated[
-        str | None, typer.Option(help="name in RUN/configurations, or a file; by default drop-1pp, or what is shared")
+        str | None,
+        typer.Option(
+            help="name in RUN/configurations, or a file; by default drop-1pp, or what is shared",
+            autocompletion=found_there,
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="of a shared folder that holds no model: module.py:factory, as mess train takes it")
@@ -475,7 +525,8 @@ def share(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="folder; an earlier one of these is replaced")],
     configuration: Annotated[
-        list[str] | None, typer.Option(help="name in RUN/configurations, the default first; by default all")
+        list[str] | None,
+        typer.Option(help="name in RUN/configurations, the default first; by default all", autocompletion=found_there),
     ] = None,
     license: Annotated[str, typer.Option(help="of the weights, in the Hub's words, such as apache-2.0")] = "",
     push_to_hub: Annotated[str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to")] = "",
@@ -513,7 +564,7 @@ def picture(
 def report(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
-    cost: Annotated[str, typer.Option(help="macs or latency")] = "macs",
+    cost: Annotated[str, typer.Option(help="macs or latency", autocompletion=words("macs", "latency"))] = "macs",
     num_samples: Annotated[int, typer.Option(help="images of each kind: easiest, hardest, wrongly left early")] = 1,
     as_json: JsonOption = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -121,6 +122,26 @@ def test_a_configuration_file_is_equal_to_flags(tmp_path):
         assert message in found.stderr
         assert "Traceback" not in found.stderr
     assert "--config: " in mess("--config", tmp_path / "none", "doctor", check=False).stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("search run --metric me", {"mean-iou", "mean-class-accuracy"}),
+        ("train --loss ", {"pfd", "kd", "ce"}),
+        ("export RUN --configuration drop", {"drop-1pp", "drop-5pp"}),
+        ("shar", {"share"}),
+    ],
+)
+def test_the_shell_completes(typed, offered, tmp_path):
+    (tmp_path / "configurations").mkdir()
+    for name in ("drop-1pp", "drop-5pp", "best-at-1x"):
+        (tmp_path / "configurations" / f"{name}.json").touch()
+    words = "mess " + typed.replace("RUN", str(tmp_path))
+    asked = {"_MESS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-m", "mess"]
+    found = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == offered
 
 
 def test_debug_shows_where_an_error_came_from():
