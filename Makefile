@@ -30,12 +30,15 @@ build: setup ## compile the Rust core into .venv (release)
 demo: build ## the whole job on drawn scenes, about three minutes; pictures in demo-run/pictures
 	$(BIN)/mess demo --out $(RUN)
 
+# a process a core, and one thread of torch in each: two pools of threads on the same cores wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: build ## all tests, Rust and Python
 	cargo test --quiet --workspace
-	$(BIN)/pytest
+	$(PYTEST)
 
 quick: build ## the tests that take seconds
-	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "not slow"
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not slow"
 
 check: build ## lint, format, types, stubs, import layers: what CI checks
 	cargo fmt --all --check
