@@ -112,11 +112,10 @@ def test_a_click_selects(page):
     point = page.locator("#tradeoff .scatterlayer .trace").nth(1).locator(".point").first  # the front's cheapest
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_timeout(300)
-    assert "of the cost" in (page.locator("#tradeoff .hoverlayer").text_content() or "")
+    page.wait_for_function("document.querySelector('#tradeoff .hoverlayer').textContent.includes('of the cost')")
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_timeout(500)
+    page.wait_for_function("document.querySelector('#configuration').value !== '0'")
     chosen = int(page.input_value("#configuration"))
     assert chosen > 0
     costs = page.evaluate("data.configurations.map((c) => evaluated(table(), resolved(c)).cost)")
