@@ -104,7 +104,7 @@ class Calibration(Writer):
 
     def __init__(self) -> None:
         self.network, self.loader = fresh()
-        partial_state.SAVE_SECONDS = 0.0
+        partial_state.SAVE_SECONDS = partial_state.SAVE_TIMES = 0.0
 
     def write(self, folder: Path, n: int) -> None:
         partial, path = folder / "partial-val.safetensors", folder / "table-val.safetensors"

@@ -208,6 +208,7 @@ def test_an_interrupted_calibration_goes_on(network, tmp_path, monkeypatch):
 
 def test_a_partial_table_is_kept_from_time_to_time(network, tmp_path, monkeypatch):
     monkeypatch.setattr("mess.calibration.partial.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("mess.calibration.partial.SAVE_TIMES", 0.0)
     partial = tmp_path / "partial.safetensors"
     whole = mess.calibrate(network, runs.loader(SETTINGS, split="val"), latency_rounds=0, partial=partial)
     kept = mess.CalibrationTable.load(partial)

@@ -316,6 +316,7 @@ def test_a_sweep_has_the_answers_of_single_searches(ray, small, tmp_path):
         ("[[search]]\nfront = true\nspeed = 3", "number 1: expected .*, got 'speed'"),
         ("[[search]]\nfront = true\nbudget = '1x'", "expected at most one, got 2"),
         ("[[search]]\naccuracy-drop = 'much'", "number 1: "),
+        ("[[search]]\naccuracy-drop = []", "number 1: accuracy-drop: expected a value or a list of some"),
         ("[[search]]\naccuracy-drop = [1, 1]", "expected different searches, got 'accuracy-drop=1' twice"),
         ("[[search]]\nfront = true\nsetting = 'other'", "--setting: expected one of"),
         ("[[search", "sweep: "),
@@ -398,6 +399,7 @@ def test_a_killed_calibration_goes_on_with_the_other_engine(ray, run_folder, tmp
     shutil.copytree(run_folder, run)
     whole = calibrated(run, "local")
     monkeypatch.setattr("mess.calibration.partial.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("mess.calibration.partial.SAVE_TIMES", 0.0)
     spread = calibration.on_ray(run, "val", workers=2)
     asked = []
 

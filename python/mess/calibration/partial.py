@@ -14,8 +14,8 @@ from mess.calibration.counts import BatchCounts, Measure
 from mess.calibration.table import CalibrationTable, Costs
 from mess.files import differences, entries, entry
 
-SAVE_SECONDS = 30.0
-"""Between two writes of what is done; ten times as long as a write, where that is more."""
+SAVE_SECONDS, SAVE_TIMES = 30.0, 10.0
+"""Between two writes of what is done: so long, or so many times as long as a write, where that is more."""
 
 PARTIAL = "partial"
 """Among the facts of a table that is not complete: batches done, and what it depends on."""
@@ -86,7 +86,7 @@ class Partial:
         if self.input_size != counts.size:
             raise ValueError(f"batches: expected images of one size, {self.input_size}, got {counts.size}")
         self._added[number] = counts
-        if self._file is not None and time.monotonic() > self._next_save:
+        if self._file is not None and time.monotonic() >= self._next_save:
             self.save()
 
     def save(self) -> None:
@@ -98,7 +98,7 @@ class Partial:
         about = {"batches": [list(pair) for pair in order], "identity": self._identity}
         self._collected({**self.facts, PARTIAL: about}, None).save(self._file)
         seconds = time.monotonic() - begin
-        self._next_save = begin + seconds + max(SAVE_SECONDS, 10 * seconds)
+        self._next_save = begin + seconds + max(SAVE_SECONDS, SAVE_TIMES * seconds)
 
     def table(self, image_names: tuple[str, ...] | None) -> CalibrationTable:
         """The end: images in the order of the batches, and their names."""

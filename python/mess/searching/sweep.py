@@ -87,6 +87,8 @@ def _grid(entry: dict[str, Any]) -> Iterator[Wish]:
         raise ValueError(f"expected {', '.join(known)}, got {unknown[0]!r}")
     options: list[list[Any]] = []
     for flag, value in entry.items():
+        if value == [] and known[flag] not in _LISTS:
+            raise ValueError(f"{flag}: expected a value or a list of some, got an empty list")
         is_many = isinstance(value, list) and (known[flag] not in _LISTS or any(isinstance(v, list) for v in value))
         options.append(value if is_many else [value])
     many = [flag for flag, values in zip(entry, options, strict=True) if len(values) > 1]

@@ -78,7 +78,9 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
     });
     for _ in 0..ROUNDS {
         let costs = interesting_costs(shared, &families);
-        families.par_iter_mut().with_max_len(1).for_each(|family| {
+        // a family without a member: the search was stopped before it had its turn
+        let begun = families.par_iter_mut().with_max_len(1).filter(|family| !family.pool.is_empty());
+        begun.for_each(|family| {
             for &cost in &costs {
                 let pool: Vec<&Valued> = family.pool.iter().collect();
                 let multiplier = multiplier_at(&pool, &hull(&pool), cost, shared.ceiling).0;

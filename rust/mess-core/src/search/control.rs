@@ -13,6 +13,9 @@ pub struct Control {
     pub deadline: Option<Instant>,
     /// Only every `count`-th task of each pass, from number `index` on; the rest is for others.
     pub part: (usize, usize),
+    /// How often `stopped` says no, for tests that stop a search at every place where it asks.
+    #[cfg(test)]
+    pub(crate) patience: AtomicU64,
     progress: Mutex<Progress>,
     explored: AtomicU64,
     evaluated: AtomicU64,
@@ -43,6 +46,8 @@ impl Default for Control {
             cancel: AtomicBool::new(false),
             deadline: None,
             part: (0, 1),
+            #[cfg(test)]
+            patience: AtomicU64::new(u64::MAX),
             progress: Mutex::new(progress),
             explored: AtomicU64::new(0),
             evaluated: AtomicU64::new(0),
@@ -62,6 +67,10 @@ impl Control {
 
     /// Whether to stop.
     pub(crate) fn stopped(&self) -> bool {
+        #[cfg(test)]
+        if self.patience.fetch_sub(1, Ordering::Relaxed) == 0 {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.cancel.store(true, Ordering::Relaxed);
         }

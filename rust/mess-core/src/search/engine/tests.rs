@@ -4,6 +4,8 @@
 //! about its bounds. Here what they find is thrown away, and the incumbents are the optimum's closest rivals: the optimum
 //! is found only if no bound gives up a set that holds it, with targets as tight as they ever get.
 
+use std::sync::atomic::Ordering;
+
 use ndarray::{Array1, Array2, Array3};
 
 use super::*;
@@ -281,6 +283,58 @@ fn boxes_hold_every_assignment_of_a_chain() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// A search that stops where it asks whether to, at one such place after the other, certifies nothing that is not so.
+#[test]
+fn stopped_anywhere() {
+    let arrays = Arrays::new(3, 3, 2, 12);
+    let table = arrays.table();
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let run = |query: &Query, patience: u64| {
+        let control = Control::default();
+        control.patience.store(patience, Ordering::Relaxed);
+        one_thread.install(|| search(&table, query, &control, &[], None)).expect("valid")
+    };
+    for setting in [Setting::InputDependent, Setting::Anytime { horizon: 3.0, min_final_accuracy: 0.0 }] {
+        let of = |objective: Objective| Query {
+            scoring: Scoring { setting, metric: Metric::MeanIou, column: 0 },
+            objective,
+            space: Space { max_exits: 3, ..Space::default() },
+            limits: Limits::default(),
+        };
+        let front = run(&of(Objective::ParetoFront { resolution: 0.0 }), u64::MAX).found;
+        let middle = &front[front.len() / 2];
+        for objective in [
+            Objective::MinimizeCost { min_accuracy: middle.accuracy },
+            Objective::MaximizeAccuracy { max_cost: middle.cost },
+            Objective::ParetoFront { resolution: 0.0 },
+        ] {
+            let query = of(objective);
+            let whole = run(&query, u64::MAX);
+            assert_eq!(whole.status, Status::Optimal);
+            let is_no_better = |outcome: &Outcome| match objective {
+                Objective::MinimizeCost { .. } => outcome.bound <= whole.found[0].cost,
+                Objective::MaximizeAccuracy { .. } => outcome.bound >= whole.found[0].accuracy,
+                Objective::ParetoFront { .. } => whole.found.iter().all(|point| {
+                    let below = outcome.found.iter().filter(|found| found.cost <= point.cost);
+                    below.map(|found| found.accuracy).fold(0.0, f64::max) + outcome.bound >= point.accuracy
+                }),
+            };
+            let (mut stops, mut patience) = (0, 0);
+            loop {
+                let outcome = run(&query, patience);
+                if outcome.status != Status::Stopped {
+                    assert_eq!(outcome.found, whole.found);
+                    break;
+                }
+                assert!(is_no_better(&outcome), "{setting:?} {objective:?} after {patience}: {outcome:?}");
+                stops += 1;
+                patience += 1 + patience / 50; // each place at first
+            }
+            assert!(stops > 10, "{setting:?} {objective:?}: asked {stops} times only");
         }
     }
 }
