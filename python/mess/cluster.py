@@ -10,9 +10,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any, Self
 
 POLL_SECONDS = 0.2
@@ -34,7 +37,8 @@ def connection(*, count: int | None = None, threads: int = 1) -> Iterator[Any]:
         ConnectionError: no cluster at `RAY_ADDRESS`.
     """
     try:
-        ray = importlib.import_module("ray")
+        with every_interrupt():
+            ray = importlib.import_module("ray")
     except ImportError as error:
         raise RuntimeError(f"engine: ray needs the ray extra: pip install 'mess[ray]' ({error})") from None
     if ray.is_initialized():
@@ -42,11 +46,39 @@ def connection(*, count: int | None = None, threads: int = 1) -> Iterator[Any]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = {"address": "local", "num_cpus": _cores(count, threads), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else own))
     try:
+        with every_interrupt():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else own))
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def every_interrupt() -> Iterator[None]:
+    """Ctrl-C within the block raises KeyboardInterrupt, at its end at the latest.
+
+    Python itself only prints what is raised in a callback, such as those around the forks with which Ray starts its
+    processes, so a Ctrl-C that comes in one is lost.
+    """
+    default = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        default(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Workers:

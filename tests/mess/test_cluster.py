@@ -26,7 +26,7 @@ import mess
 import mess_core
 from mess import calibration, cli, runs, verbs
 from mess.calibration import CalibrationTable
-from mess.cluster import Workers, connection
+from mess.cluster import Workers, connection, every_interrupt
 from mess.searching import on_ray
 from mess.searching.sweep import wishes
 from mess_core import SearchPieces
@@ -183,6 +183,27 @@ def test_a_driver_that_is_killed_goes_on_from_its_journal(ray, tmp_path):
         assert resumed.explored < whole.explored
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_callback_is_not_lost():
+    class Deaf:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before, reached = signal.getsignal(signal.SIGINT), []
+
+    def start():
+        with every_interrupt():
+            Deaf()
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before
+    with every_interrupt():
+        pass
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_it_at_once(tmp_path):
     process = subprocess.Popen(
@@ -199,7 +220,7 @@ def test_ctrl_c_ends_it_at_once(tmp_path):
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode != 0, errors
     assert "KeyboardInterrupt" in errors
 
 

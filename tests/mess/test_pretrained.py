@@ -147,7 +147,7 @@ def change(shared, **entries):
         ({"id2label": {"1": "a"}}, "a name for each class"),
         ({"id2label": {"0": "a", "1": "b"}}, "net: expected|expected logits of|does not fit"),
         ({"input": {"size": [0, 4], "channels": 3, "mean": [], "std": []}}, "size: expected height and width above 0"),
-        ({"input": {"size": [8, 8], "channels": 3, "mean": [0.5], "std": [1.0]}}, "mean, std: expected 3 numbers each, got"),
+        ({"input": {"size": [8, 8], "channels": 3, "mean": [0.5], "std": [1.0]}}, "mean, std: expected 3 numbers each"),
         ({"input": {"size": [8, 8], "channels": 1, "mean": [0.5], "std": [0.0]}}, "mean, std: expected finite means"),
         ({"palette": [[1, 2, 300]]}, "palette: expected"),
         ({"weights": {"sha256": "0"}}, "expected the file of config.json, got another"),
