@@ -144,10 +144,12 @@ def test_without_ray(monkeypatch, small):
 
 
 DRIVER = """
+import signal
 import sys
 from benches.python.search_table import synthetic_table
 import mess_core
 from mess.searching import on_ray
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 table = synthetic_table(images=200, classes=6, points=5, heads=6, pixels=4)
 print("ready", flush=True)
 mess_core.search(table, resolution=0.002, journal=sys.argv[1], spread=on_ray(workers=2))
@@ -189,19 +191,23 @@ def test_ctrl_c_in_a_callback_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    before, reached = signal.getsignal(signal.SIGINT), []
+    reached = []
 
     def start():
         with every_interrupt():
             Deaf()
             reached.append("the end")
 
-    with pytest.raises(KeyboardInterrupt):
-        start()
-    assert reached
-    assert signal.getsignal(signal.SIGINT) is before
-    with every_interrupt():
-        pass
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert reached
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with every_interrupt():
+            pass
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
