@@ -22,8 +22,9 @@ use ndarray::ArrayView3;
 
 use super::decide::{Bounds, odds};
 use super::logits::{Dense, F32, Format, Logits, Planes, Source, TILE, with_dense};
-use super::pixel::{LabelOut, Measure, Measured};
+use super::pixel::{LabelOut, Measure, MeasureTile, Measured};
 use super::scratch::{Scratch, room, with_scratch};
+use super::tile::Tile;
 use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
 
@@ -254,13 +255,14 @@ pub(crate) struct UpsampledPixels<'p, V, L> {
     pub values: &'p mut [V],
     pub labels: &'p mut [L],
     pub scratch: &'p mut Scratch,
+    pub isa: Isa,
 }
 
 impl<V: Measured, L: LabelOut> Kernel for UpsampledPixels<'_, V, L> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { plan, measure, first_row, values, labels, scratch } = self;
+        let Self { plan, measure, first_row, values, labels, scratch, isa } = self;
         let Some((_, _, Upsampling { size: (_, width), .. })) = plan.geometry else { return };
         let num_rows = values.len() / width;
         let mut done = 0;
@@ -272,10 +274,16 @@ impl<V: Measured, L: LabelOut> Kernel for UpsampledPixels<'_, V, L> {
                 .count();
             let band = done * width..(done + same) * width;
             let rows = &plan.rows[first_row + done..first_row + done + same];
-            measure_band(plan, measure, rows, &mut values[band.clone()], &mut labels[band], scratch);
+            measure_band(plan, measure, rows, &mut values[band.clone()], &mut labels[band], scratch, isa);
             done += same;
         }
     }
+}
+
+/// Measure and label the `len` pixels of some cells. Compiled once, see [`super::pixel`].
+#[inline(never)]
+fn measure_cells(source: &CellTile<'_>, len: usize, measure: &Measure, tile: &mut Tile, isa: Isa) {
+    isa.run(MeasureTile { source, len, measure, tile });
 }
 
 /// Rows between the same two rows of nodes.
@@ -287,6 +295,7 @@ fn measure_band<V: Measured, L: LabelOut>(
     values: &mut [V],
     labels: &mut [L],
     scratch: &mut Scratch,
+    isa: Isa,
 ) {
     let Scratch { tile, upsampling, .. } = scratch;
     let Corners { todo, weights, cell_of, corners, left, step } = upsampling;
@@ -342,7 +351,7 @@ fn measure_band<V: Measured, L: LabelOut>(
                 }
             }
             let source = CellTile { left, step, weights, cell_of, len, num_classes: plan.shape.0 };
-            tile.measure(&source, len * num_phases, measure);
+            measure_cells(&source, len * num_phases, measure, tile, isa);
             let measured = V::of_tile(tile, len * num_phases);
             for entry in 0..len {
                 let cell = plan.cells[cells[entry % count] as usize];
