@@ -208,18 +208,6 @@ def sweep_file(data: bytes) -> None:
     assert len({wish.name for wish in read}) == len(read)
 
 
-def journal(data: bytes) -> None:
-    """A journal of a search. It is believed ("done": nothing better is in there), so only what is found is checked."""
-    path = WORK / "search.journal"
-    path.write_bytes(data)
-    try:
-        found = mess.search(TABLE, max_drop=0.5, max_exits=2, journal=path, threads=1)
-    except REFUSALS:
-        return
-    for best in found.configurations:
-        assert mess.evaluate(best, TABLE).cost == best.promise["cost"]
-
-
 def core(data: bytes) -> None:
     """Arguments of any kind for every function of `mess_core`; small logits against the NumPy reference."""
     import atheris
@@ -321,12 +309,6 @@ def _run_settings() -> bytes:
     return json.dumps(asdict(settings)).encode()
 
 
-def _journal() -> bytes:
-    path = WORK / "whole.journal"
-    mess.search(TABLE, max_drop=0.5, max_exits=2, journal=path, threads=1)
-    return path.read_bytes()
-
-
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "table": (table, [b"\1" + _header(TABLE_BYTES), b"\0" + TABLE_BYTES]),
     "configuration": (configuration, [json.dumps(CONFIGURATION.to_json()).encode()]),
@@ -335,7 +317,6 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "run_settings": (run_settings, [_run_settings()]),
     "pretrained": (pretrained, [json.dumps(_pretrained().to_json()).encode()]),
     "sweep": (sweep_file, [SWEEP.encode()]),
-    "journal": (journal, [_journal()]),
     "core": (core, [bytes(range(256))]),
 }
 """By name: the target and what to begin with."""

@@ -24,11 +24,7 @@ pub fn share(bytes: &mut Unstructured<'_>) -> Result<f32> {
 
 /// An array of a size that the bytes say, filled by a few of them, repeated.
 pub fn volume(bytes: &mut Unstructured<'_>, most: (usize, usize, usize)) -> Result<Array3<f32>> {
-    let size = (
-        bytes.int_in_range(0..=most.0)?,
-        bytes.int_in_range(0..=most.1)?,
-        bytes.int_in_range(0..=most.2)?,
-    );
+    let size = (bytes.int_in_range(0..=most.0)?, bytes.int_in_range(0..=most.1)?, bytes.int_in_range(0..=most.2)?);
     let palette: Vec<f32> = (0..bytes.int_in_range(1..=12usize)?).map(|_| float(bytes)).collect::<Result<_>>()?;
     let mut state: u64 = bytes.arbitrary()?;
     Ok(Array3::from_shape_simple_fn(size, || palette[pick(&mut state, palette.len())]))

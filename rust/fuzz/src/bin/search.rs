@@ -90,7 +90,11 @@ fn run(bytes: &mut Unstructured<'_>) -> Result<()> {
             min_share: if bytes.ratio(1, 4)? { number(bytes)? } else { 0.0 },
         },
         limits: Limits {
-            class_iou: if bytes.ratio(1, 4)? { vec![(bytes.int_in_range(0..=classes)?, number(bytes)?)] } else { vec![] },
+            class_iou: if bytes.ratio(1, 4)? {
+                vec![(bytes.int_in_range(0..=classes)?, number(bytes)?)]
+            } else {
+                vec![]
+            },
             costs: vec![],
         },
     };
