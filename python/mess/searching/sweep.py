@@ -41,6 +41,24 @@ _SETTINGS = tuple(
 _LISTS = ("require", "forbid", "class_drop", "cost_limit")
 """Flags that may be repeated: a list of one of them is one value, a list of lists several."""
 
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "Sequence[str]": (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+    ),
+}
+"""By annotation of a flag's argument: what a sweep file may say, in words and as a test."""
+
+_KIND_OF = {
+    name: _KINDS[str(parameter.annotation).removesuffix(" | None")]
+    for of in (request.targets, request.settings)
+    for name, parameter in inspect.signature(of).parameters.items()
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
@@ -91,6 +109,10 @@ def _grid(entry: dict[str, Any]) -> Iterator[Wish]:
             raise ValueError(f"{flag}: expected a value or a list of some, got an empty list")
         is_many = isinstance(value, list) and (known[flag] not in _LISTS or any(isinstance(v, list) for v in value))
         options.append(value if is_many else [value])
+        expected, is_such = _KIND_OF[known[flag]]
+        for one in options[-1]:
+            if not is_such(one):
+                raise ValueError(f"{flag}: expected {expected}, got {one!r}")
     many = [flag for flag, values in zip(entry, options, strict=True) if len(values) > 1]
     for values in itertools.product(*options):
         asked = dict(zip(entry, values, strict=True))
