@@ -29,35 +29,27 @@ import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.cluster import Workers
 from mess.deployment.configuration import Configuration, describe
-from mess.files import write_whole
+from mess.files import entries, entry, write_whole
 from mess.searching import request
 from mess.searching.request import SearchSettings, Target
 from mess.searching.solve import SearchResult
 
-_TARGETS = tuple(inspect.signature(request.targets).parameters)
-_SETTINGS = tuple(
-    name for name in inspect.signature(request.settings).parameters if name not in ("threads", "engine", "workers")
-)
+_TARGETS = inspect.signature(request.targets).parameters
+_SETTINGS = {
+    name: parameter
+    for name, parameter in inspect.signature(request.settings).parameters.items()
+    if name not in ("threads", "engine", "workers")
+}
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "float": ((int, float), "a number"),
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""By annotation of a flag's argument: what its value in a file is."""
+
 _LISTS = ("require", "forbid", "class_drop", "cost_limit")
-"""Flags that may be repeated: a list of one of them is one value, a list of lists several."""
-
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
-    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "str": ("a text", lambda value: isinstance(value, str)),
-    "Sequence[str]": (
-        "a list of texts",
-        lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-    ),
-}
-"""By annotation of a flag's argument: what a sweep file may say, in words and as a test."""
-
-_KIND_OF = {
-    name: _KINDS[str(parameter.annotation).removesuffix(" | None")]
-    for of in (request.targets, request.settings)
-    for name, parameter in inspect.signature(of).parameters.items()
-}
+"""Flags that may be repeated: a list of texts is one value of them, a list of lists several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +73,13 @@ def wishes(path: str | Path) -> list[Wish]:
         given = tomllib.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"sweep: {path}: {error}") from None
-    entries = given.get("search")
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+    asked = given.get("search")
+    if not isinstance(asked, list) or not asked or not all(isinstance(one, dict) for one in asked):
         raise ValueError(f"sweep: {path}: expected tables [[search]], got {list(given) or 'nothing'}")
     found: list[Wish] = []
-    for number, entry in enumerate(entries):
+    for number, one in enumerate(asked):
         try:
-            found += _grid(dict(entry))
+            found += _grid(dict(one))
         except (TypeError, ValueError) as error:
             raise ValueError(f"sweep: {path}: [[search]] number {number + 1}: {error}") from None
     names = [wish.name for wish in found]
@@ -97,25 +89,23 @@ def wishes(path: str | Path) -> list[Wish]:
     return found
 
 
-def _grid(entry: dict[str, Any]) -> Iterator[Wish]:
+def _grid(given: dict[str, Any]) -> Iterator[Wish]:
     known = {name.replace("_", "-"): name for name in (*_TARGETS, *_SETTINGS)}
-    title = entry.pop("name", "")
-    unknown = sorted(entry.keys() - known)
+    title = given.pop("name", "")
+    unknown = sorted(given.keys() - known)
     if unknown:
         raise ValueError(f"expected {', '.join(known)}, got {unknown[0]!r}")
     options: list[list[Any]] = []
-    for flag, value in entry.items():
+    for flag, value in given.items():
         if value == [] and known[flag] not in _LISTS:
             raise ValueError(f"{flag}: expected a value or a list of some, got an empty list")
         is_many = isinstance(value, list) and (known[flag] not in _LISTS or any(isinstance(v, list) for v in value))
         options.append(value if is_many else [value])
-        expected, is_such = _KIND_OF[known[flag]]
         for one in options[-1]:
-            if not is_such(one):
-                raise ValueError(f"{flag}: expected {expected}, got {one!r}")
-    many = [flag for flag, values in zip(entry, options, strict=True) if len(values) > 1]
+            _check(flag, one, known[flag])
+    many = [flag for flag, values in zip(given, options, strict=True) if len(values) > 1]
     for values in itertools.product(*options):
-        asked = dict(zip(entry, values, strict=True))
+        asked = dict(zip(given, values, strict=True))
         flags = {known[flag]: value for flag, value in asked.items()}
         target = request.targets(**{name: flags.pop(name) for name in _TARGETS if name in flags})
         if not target:
@@ -126,6 +116,15 @@ def _grid(entry: dict[str, Any]) -> Iterator[Wish]:
             else [f"{f}={v}" for f, v in asked.items()]
         )
         yield Wish(name=" ".join(words), asked=asked, target=target[0][1], settings=request.settings(**flags))
+
+
+def _check(flag: str, value: Any, name: str) -> None:
+    """ValueError that names the flag unless `value` is of the kind that the argument `name` takes."""
+    if name in _LISTS:
+        entries({flag: value}, flag, str, "texts")
+    else:
+        parameter = _TARGETS[name] if name in _TARGETS else _SETTINGS[name]
+        entry({flag: value}, flag, *_KINDS[str(parameter.annotation).removesuffix(" | None")])
 
 
 def sweep(
