@@ -10,7 +10,7 @@ import torch
 import mess
 from benches.paper.jobs import Plan, plain_heads
 from benches.paper.policies import compared
-from mess import CalibrationTable, verbs
+from mess import CalibrationTable, search_verb, verbs
 from mess.files import write_json
 from mess.searching import request
 
@@ -28,9 +28,9 @@ def measure(plan: Plan, seed: int) -> dict[str, Any]:
         if not (folder / f"table-{split}.safetensors").is_file():
             verbs.calibrate_run(folder, split=split, latency_rounds=rounds)
     for name, target in request.STANDARD_TARGETS.items():
-        verbs.search_run(folder, target=(name, target))
+        search_verb.search_run(folder, target=(name, target))
     by_latency = request.SearchSettings(cost="latency_ms")
-    verbs.search_run(folder, target=("drop-1pp", request.Target(max_drop=0.01)), settings=by_latency)
+    search_verb.search_run(folder, target=("drop-1pp", request.Target(max_drop=0.01)), settings=by_latency)
     result = {
         "threads": torch.get_num_threads(),
         "end to end": verbs.evaluate_run(folder, split="test", clock_images=60, rounds=5),
@@ -47,7 +47,7 @@ def placement(plan: Plan, seed: int, max_drop: float) -> dict[str, Any]:
     tables = {s: CalibrationTable.load(folder / f"table-{s}.safetensors") for s in ("val", "test")}
     target, settings = request.Target(max_drop=max_drop), request.SearchSettings()
     chosen = {"searched": settings.search(tables["val"], target).best}
-    chosen |= verbs.search_baselines(folder, split="val", target=target, settings=settings)
+    chosen |= search_verb.search_baselines(folder, split="val", target=target, settings=settings)
     rows = {}
     for name, configuration in chosen.items():
         if configuration is None:

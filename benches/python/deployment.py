@@ -27,11 +27,12 @@ from mess.calibration.collect import mac_costs
 from mess.confidence import label_map
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.data.transforms import image_tensor
-from mess.deployment import ChosenExit, Configuration
+from mess.deployment.configuration import ChosenExit, Configuration
 from mess.deployment.export import _quiet
+from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import LogitsModel
 from mess.model.graph import GraphStages
-from mess.model.network import FINAL_EXIT, MultiExitNetwork
+from mess.model.network import MultiExitNetwork
 from mess.model.zoo import model_from_spec
 from mess.runtime.backends import BackendName, load
 from mess.runtime.pixels import network_input

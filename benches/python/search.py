@@ -54,7 +54,7 @@ def main() -> None:
     lines += ["", f"## Fronts, {options.seconds:g} s each, at most 3 exits", "", *fronts(table, options.seconds)]
     lines += ["", "## Growth: at most 2 exits, one thread, least cost at 1 pp", "", *growth()]
     if options.table is not None:
-        from mess.calibration import CalibrationTable
+        from mess.calibration.table import CalibrationTable
 
         real = CalibrationTable.load(options.table).search_table("macs")
         shape = f"{real.intersection.shape[1]} images, {real.intersection.shape[0]} exits"

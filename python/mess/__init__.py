@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mess.calibration.collect import calibrate
     from mess.calibration.table import CalibrationTable
-    from mess.confidence import PolicySettings
     from mess.deployment.configuration import ChosenExit, Configuration
     from mess.deployment.export import export
     from mess.deployment.network import DeployedNetwork, Prediction, deploy
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from mess.model.cost import profile
     from mess.model.exits import HeadSpec, head_grid
     from mess.model.network import MultiExitNetwork, convert
+    from mess.policy import PolicySettings
     from mess.runtime.network import Runtime
     from mess.searching.promise import Guarantee, Guaranteed, guarantee
     from mess.searching.solve import SearchResult, evaluate, search
@@ -46,7 +46,7 @@ _HOMES = {
     "Guaranteed": "mess.searching.promise",
     "HeadSpec": "mess.model.exits",
     "MultiExitNetwork": "mess.model.network",
-    "PolicySettings": "mess.confidence",
+    "PolicySettings": "mess.policy",
     "Prediction": "mess.deployment.network",
     "Runtime": "mess.runtime.network",
     "SearchResult": "mess.searching.solve",

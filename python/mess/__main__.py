@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """The command line; says what to install when the torch extra is missing. `mess doctor` works without it."""
+    """The command line; says what to install when typer and rich are missing. `mess doctor` works without it."""
     try:
         from mess import cli
     except ModuleNotFoundError as error:
@@ -12,7 +12,8 @@ def main() -> None:
             from mess import doctor
 
             sys.exit(doctor.main(as_json="--json" in sys.argv))
-        sys.stderr.write(f"mess: the command line needs the torch extra: pip install 'mess[torch]' ({error})\n")
+        install = "pip install 'mess[torch]', or 'mess[search]' for `mess search` alone"
+        sys.stderr.write(f"mess: the command line needs an extra: {install} ({error})\n")
         sys.exit(2)
     cli.main()
 

@@ -1,4 +1,4 @@
-"""The verbs on the command line. Each only reads its arguments; what it does is in `mess.verbs`.
+"""The verbs on the command line. Each only reads its arguments; what it does is in `mess.verbs` and `mess.search_verb`.
 
 Imports of torch happen inside the verbs, so that `--help` is quick.
 """
@@ -132,7 +132,7 @@ def profile(
         total = {"total": network.workload.total, "unit": network.workload.unit}
         typer.echo(json.dumps({**total, "points": [asdict(point) for point in network.points]}))
         return
-    from mess.reporting.figures import workload_figure
+    from mess.reporting.charts import workload_figure
     from mess.reporting.tables import layers_table, points_table
 
     console.print(layers_table(network, depth))
@@ -258,7 +258,7 @@ def calibrate(
 ) -> None:
     """Run every exit on a split once, and keep counts, confidences and costs for the search."""
     from mess import verbs
-    from mess.confidence import PolicySettings
+    from mess.policy import PolicySettings
     from mess.progress import console
     from mess.searching.request import choice
 
@@ -371,7 +371,7 @@ def search(
 
     A front is given 10 seconds unless --time-limit says otherwise; it tells how complete it is.
     """
-    from mess import verbs
+    from mess import search_verb
     from mess.progress import console
     from mess.reporting import tables
     from mess.searching import request
@@ -404,7 +404,9 @@ def search(
     if sweep is not None:
         if given or guarantee or journal is not None:
             raise ValueError("--sweep: expected no target, --guarantee or --journal beside it")
-        swept = verbs.sweep_run(run, sweep, out, split=split, engine=settings.engine, workers=workers, threads=threads)
+        swept = search_verb.sweep_run(
+            run, sweep, out, split=split, engine=settings.engine, workers=workers, threads=threads
+        )
         if as_json:
             said = {
                 name: {"error": f} if isinstance(f, str) else tables.search_json(f, None) for name, f in swept.items()
@@ -421,7 +423,7 @@ def search(
     if guarantee:
         if given or journal is not None:
             raise ValueError("--guarantee: expected no other target and no --journal beside it")
-        promised = verbs.guarantee_run(run, guarantee, split=split, held_out=held_out, settings=settings)
+        promised = search_verb.guarantee_run(run, guarantee, split=split, held_out=held_out, settings=settings)
         if as_json:
             typer.echo(json.dumps(tables.guaranteed_json(promised)))
         else:
@@ -431,8 +433,10 @@ def search(
         return
     if held_out is not None:
         raise ValueError("--held-out: expected --guarantee beside it")
-    results = verbs.search_run(run, split=split, target=given[0] if given else None, settings=settings, journal=journal)
-    smaller = verbs.search_smaller(run, split=split, results=results, settings=settings)
+    results = search_verb.search_run(
+        run, split=split, target=given[0] if given else None, settings=settings, journal=journal
+    )
+    smaller = search_verb.search_smaller(run, split=split, results=results, settings=settings)
     if as_json:
         typer.echo(json.dumps({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
     else:
@@ -440,7 +444,7 @@ def search(
             console.print(tables.search_text(name, result, smaller), highlight=False, soft_wrap=True)
             target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
             if baselines and target not in (None, request.Target()) and setting == "input-dependent":
-                simpler = verbs.search_baselines(run, split=split, target=target, settings=settings)
+                simpler = search_verb.search_baselines(run, split=split, target=target, settings=settings)
                 console.print(tables.baselines_text(result, simpler), highlight=False, soft_wrap=True)
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
@@ -635,10 +639,12 @@ def main() -> None:
     sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")
-    except (ValueError, TypeError, OSError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, LookupError, RuntimeError, ModuleNotFoundError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        sys.stderr.write(f"mess: error: {error}\n")
+        missing = isinstance(error, ModuleNotFoundError)
+        hint = "; `mess doctor` says how to install what is missing (`mess[search]` has `mess search` alone)"
+        sys.stderr.write(f"mess: error: {error}{hint if missing else ''}\n")
         sys.exit(2)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from mess.confidence import PolicySettings, Size
+    from mess.confidence import Size
+    from mess.policy import PolicySettings
 
 _TAN_22_5 = 13573  # times 2^15, as OpenCV has it
 

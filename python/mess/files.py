@@ -144,6 +144,13 @@ def kind_of(folder: Path) -> str:
     return next((f"; {folder} is {kind}" for name, kind in KINDS.items() if (folder / name).is_file()), "")
 
 
+def expect_run(folder: Path) -> None:
+    """FileNotFoundError unless `folder` is a run folder."""
+    if not (folder / "run.json").is_file():
+        made = kind_of(folder) or "; `mess train` makes one"
+        raise FileNotFoundError(f"run: expected a run folder, got {folder} (no run.json there){made}")
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in `path`; `what` names it in errors.
 

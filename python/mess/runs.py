@@ -18,7 +18,7 @@ import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
-from mess.files import colours, differences, entries, entry, height_and_width, kind_of, read_json, write_json
+from mess.files import colours, differences, entries, entry, expect_run, height_and_width, read_json, write_json
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
@@ -78,9 +78,7 @@ class RunSettings:
     @classmethod
     def load(cls, folder: Path) -> RunSettings:
         """Read `run.json` of a folder; errors name it."""
-        if not (folder / "run.json").is_file():
-            made = kind_of(folder) or "; `mess train` makes one"
-            raise FileNotFoundError(f"run: expected a run folder, got {folder} (no run.json there){made}")
+        expect_run(folder)
         value = read_json(folder / "run.json", "run")
         known = {field.name for field in fields(cls)}
         if set(value) - known or not {"model", "data", "size"} <= set(value):

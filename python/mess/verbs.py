@@ -15,26 +15,30 @@ import torch
 from PIL import Image
 
 from mess import runs
-from mess.calibration import CalibrationTable, calibrate, on_ray
-from mess.cluster import connection
-from mess.confidence import PolicySettings
+from mess.calibration.cluster import on_ray
+from mess.calibration.collect import calibrate
+from mess.calibration.table import CalibrationTable
 from mess.data.pairs import decode
-from mess.deployment import Configuration, DeployedNetwork, RunResult, deploy
-from mess.deployment import run as run_image
+from mess.deployment.configuration import Configuration
 from mess.deployment.export import export
 from mess.deployment.measure import measure_deployed
+from mess.deployment.network import DeployedNetwork, deploy
 from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save_pretrained
+from mess.deployment.run import RunResult
+from mess.deployment.run import run as run_image
+from mess.exit_names import FINAL_EXIT
 from mess.files import file_sha256, read_json, write_json, write_whole
-from mess.model.network import FINAL_EXIT, MultiExitNetwork, upsampled
+from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.zoo import comes_from_a_library, model_from_spec
-from mess.progress import IS_FIRST_PROCESS, console, progress
-from mess.reporting import figures, tables
+from mess.policy import PolicySettings
+from mess.progress import IS_FIRST_PROCESS, console
+from mess.reporting import charts, figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
 from mess.runtime import Manifest
-from mess.searching import Guaranteed, SearchResult, baselines, evaluate, guarantee, smaller_network
-from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
-from mess.searching.sweep import sweep, wishes, write_parquet
+from mess.search_verb import search_run, table_of
+from mess.searching import evaluate, smaller_network
+from mess.searching.request import STANDARD_TARGETS, Engine
 from mess.training.board import tensorboard
 from mess.training.loop import train
 from mess.training.settings import TrainSettings
@@ -72,7 +76,7 @@ def train_run(
             network.split()  # warns when it will run one image at a time
         except RuntimeError as error:
             console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
-        figures.workload_figure(network, folder / "pictures" / "workload.png")
+        charts.workload_figure(network, folder / "pictures" / "workload.png")
     network.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     batches = runs.loader(settings, split="train", train=True, workers=workers)
     with tensorboard(folder / "tensorboard") if with_tensorboard and IS_FIRST_PROCESS else nullcontext() as log:
@@ -121,153 +125,6 @@ def calibrate_run(
     return table
 
 
-def search_run(
-    source: Path,
-    *,
-    split: str = "val",
-    target: tuple[str, Target] | None = None,
-    settings: SearchSettings | None = None,
-    journal: Path | None = None,
-) -> dict[str, SearchResult]:
-    """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
-
-    Names carry setting and cost when those are not `input-dependent` and `macs`: `drop-1pp-budgeted-latency_ms`.
-
-    Args:
-        source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
-        target: by name; without it the standard targets and `front`.
-
-    Returns:
-        Results by name.
-    """
-    chosen = settings or SearchSettings()
-    folder = source.parent if source.is_file() else source
-    table = _table(source, split)
-    wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
-    results: dict[str, SearchResult] = {}
-    told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
-    suffix = "".join(f"-{part}" for part in told_apart if part)
-    is_on_ray = chosen.engine == "ray"
-    with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
-        for name, wish in wanted.items():
-            with progress(f"search {name}", 1) as bar:
-                results[name] = chosen.search(table, wish, bar, journal)
-            found = results[name]
-            if name == "front":
-                write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
-                continue
-            path = folder / "configurations" / f"{name}{suffix}.json"
-            if found.configurations:
-                found.best.save(path)
-            elif found.status == "infeasible":
-                path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
-    if "front" in results:
-        named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
-        path = folder / "pictures" / f"tradeoff{suffix}.png"
-        figures.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
-    return results
-
-
-def sweep_run(
-    source: Path,
-    targets: Path,
-    out: Path,
-    *,
-    split: str = "val",
-    engine: Engine = "local",
-    workers: int | None = None,
-    threads: int | None = None,
-) -> dict[str, SearchResult | str]:
-    """Do every search of a sweep file (`mess.searching.sweep`) on one table, and write a Parquet table of the results.
-
-    Args:
-        source: a run folder, or a table file.
-        targets: the sweep file.
-        out: the Parquet file.
-    """
-    asked = wishes(targets)
-    with progress("sweep", len(asked)) as bar:
-        results = sweep(
-            _table(source, split),
-            asked,
-            engine=engine,
-            workers=workers,
-            threads=threads,
-            report=lambda done, wish, result: bar.set(done, len(asked), wish.name),
-        )
-    write_parquet(out, asked, results)
-    return results
-
-
-def guarantee_run(
-    source: Path, promises: list[str], *, split: str, held_out: str | None, settings: SearchSettings
-) -> Guaranteed:
-    """Find the cheapest configuration with a promise; writes `configurations/guaranteed.json` (`mess.guarantee`).
-
-    Args:
-        source: a run folder, or a table file.
-        held_out: split (of a run folder) whose table the promise is proven with; by default the table of `split` is
-            divided.
-    """
-    if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop or settings.cost_limits:
-        raise ValueError(
-            "--guarantee: expected the input-dependent setting and no --min-share, --cost-limit or --class-drop beside "
-            "it (promise a miss rate of the class)"
-        )
-    if settings.engine != "local":
-        raise ValueError("--engine: expected local beside --guarantee, whose searches are short")
-    table = _table(source, split)
-    folder = source.parent if source.is_file() else source
-    with progress("search path", 1) as bar:
-        result = guarantee(
-            table,
-            promises,
-            held_out=None if held_out is None else _table(folder, held_out),
-            cost=settings.cost,
-            max_exits=settings.max_exits,
-            time_limit=settings.time_limit if settings.time_limit is not None else settings.front_seconds,
-            image_thresholds=settings.image_thresholds,
-            required_exits=settings.required_exits,
-            forbidden_exits=settings.forbidden_exits,
-            threads=settings.threads,
-            progress=lambda state: show(bar, state),
-        )
-    path = folder / "configurations" / f"guaranteed{'' if settings.cost == 'macs' else '-' + settings.cost}.json"
-    if result.configuration is not None:
-        result.configuration.save(path)
-    else:
-        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
-    return result
-
-
-def search_baselines(
-    source: Path, *, split: str, target: Target, settings: SearchSettings
-) -> dict[str, Configuration | None]:
-    """What a single exit, uniform placement and a greedy choice reach for the same target."""
-    table = _table(source, split)
-
-    here = replace(settings, engine="local", threads=None)  # each takes less than starting workers does
-
-    def one(**other: Any) -> SearchResult:
-        return here.search(table, target, **other)
-
-    return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
-
-
-def search_smaller(
-    source: Path, *, split: str, results: Mapping[str, SearchResult], settings: SearchSettings
-) -> dict[str, Configuration | None]:
-    """For each input-dependent result: the best plain network at no more than its cost (`mess.searching`)."""
-    if settings.setting != "input-dependent":
-        return {}
-    table = _table(source, split)
-    return {
-        name: smaller_network(table, max_cost=found.best.promise["cost"], cost=settings.cost, metric=settings.metric)
-        for name, found in results.items()
-        if name != "front" and found.configurations
-    }
-
-
 def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, rounds: int = 3) -> dict[str, Any]:
     """Every configuration found, on a split that the search did not see; writes `evaluation-<split>.json`.
 
@@ -278,7 +135,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     network = runs.trained_network(folder)
     found = configurations(folder)
     if (folder / f"table-{split}.safetensors").is_file():
-        table = _table(folder, split)
+        table = table_of(folder, split)
     else:
         table = calibrate_run(folder, split=split, policy=next(iter(found.values())).policy)
     table.check_fits(network)
@@ -552,17 +409,6 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def _table(source: Path, split: str) -> CalibrationTable:
-    """A table file, or the table of `split` in a run folder."""
-    if source.is_file():
-        return CalibrationTable.load(source)
-    runs.RunSettings.load(source)  # says so when this is no run folder
-    path = source / f"table-{split}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
-    return CalibrationTable.load(path)
-
-
 def _check_data(settings: runs.RunSettings) -> None:
     """Look at every training and validation pair before hours are spent; all problems at once."""
     problems = runs.dataset(settings, split="train").check()
@@ -586,7 +432,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _by_first_confidence(deployed: DeployedNetwork, folder: Path, split: str) -> list[int]:
     """Image indices of a split, most confident first by the configuration's first gate (as they are without a gate)."""
-    table = _table(folder, split)
+    table = table_of(folder, split)
     first = deployed.configuration.exits[0]
     if first.pixel_threshold is None:
         return list(range(len(table.images)))

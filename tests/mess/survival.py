@@ -23,7 +23,7 @@ from benches.python.search_table import synthetic_table
 
 import mess
 from mess.calibration import partial as partial_state
-from mess.deployment import ChosenExit, Configuration
+from mess.deployment.configuration import ChosenExit, Configuration
 from mess.files import write_json
 from mess.runtime.manifest import Manifest
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint

@@ -14,8 +14,9 @@ import mess
 import mess_core
 from mess import runs
 from mess.calibration.collect import mac_costs
+from mess.exit_names import FINAL_EXIT
 from mess.model.cost import count_macs
-from mess.model.network import FINAL_EXIT, upsampled
+from mess.model.network import upsampled
 from tests.mess.conftest import SETTINGS
 
 

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 import mess
 import mess_core
-from mess import calibration, cli, runs, verbs
-from mess.calibration import CalibrationTable
+from mess import cli, runs, verbs
+from mess.calibration.cluster import on_ray as calibrated_on_ray
+from mess.calibration.table import CalibrationTable
 from mess.cluster import Workers, connection, every_interrupt
 from mess.searching import on_ray
 from mess.searching.sweep import wishes
@@ -433,7 +434,7 @@ def test_a_killed_calibration_goes_on_with_the_other_engine(ray, run_folder, tmp
     whole = calibrated(run, "local")
     monkeypatch.setattr("mess.calibration.partial.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("mess.calibration.partial.SAVE_TIMES", 0.0)
-    spread = calibration.on_ray(run, "val", workers=2)
+    spread = calibrated_on_ray(run, "val", workers=2)
     asked = []
 
     def killed(measure, todo):

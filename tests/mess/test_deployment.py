@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mess
 from mess import runs
-from mess.deployment import ChosenExit, Configuration
+from mess.deployment.configuration import ChosenExit, Configuration
 from mess.deployment.measure import measure_deployed
 from mess.model.graph import split_graph
 from mess.model.network import upsampled

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from mess import cli, verbs
+from mess import cli, search_verb
 from mess.progress import console
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -47,7 +47,7 @@ def commands(text: str) -> list[str]:
 def searched_run(run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "run"
     shutil.copytree(run_folder, folder)
-    verbs.search_run(folder)
+    search_verb.search_run(folder)
     return folder
 
 
@@ -126,7 +126,7 @@ def test_exit_codes_are_those_of_the_page(code, command, place, monkeypatch):
         def interrupted(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("mess.verbs.search_run", interrupted)
+        monkeypatch.setattr("mess.search_verb.search_run", interrupted)
         command = "mess search run"
     assert exit_code(shlex.split(command)[1:], monkeypatch) == int(code)
 

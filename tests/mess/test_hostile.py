@@ -29,7 +29,7 @@ import mess
 from mess import runs
 from mess.data import dataset_from_spec
 from mess.data.pairs import decode
-from mess.deployment import ChosenExit
+from mess.deployment.configuration import ChosenExit
 from mess.files import map_safetensors, read_safetensors, write_whole
 from mess.model.weights import load_weights
 from mess.training.checkpoint import load_checkpoint

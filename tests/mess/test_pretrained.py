@@ -19,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mess
-from mess import cli, verbs
+from mess import cli, search_verb, verbs
 from mess.deployment.card import model_card
 from mess.deployment.pretrained import Pretrained
 from mess.model.zoo import comes_from_a_library, small_resnet_fcn
@@ -268,8 +268,8 @@ def test_the_verbs(run_folder, tmp_path):
     """From a run to a shared folder, and from there alone to a segmented picture, the same as from the run."""
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
-    verbs.search_run(run, target=("drop-1pp", request.Target(max_drop=0.05)))
-    verbs.search_run(run, target=("best-at-1x", request.Target(max_cost_ratio=1.0)))
+    search_verb.search_run(run, target=("drop-1pp", request.Target(max_drop=0.05)))
+    search_verb.search_run(run, target=("best-at-1x", request.Target(max_cost_ratio=1.0)))
     verbs.evaluate_run(run, clock_images=2, rounds=1)
     told = CliRunner().invoke(cli.app, ["share", str(run), "--out", str(tmp_path / "net"), "--license", "mit"])
     assert told.exit_code == 0, told.output

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import mess
-from mess import cli, verbs
+from mess import cli, search_verb, verbs
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 WIDTHS = (1280, 390)
@@ -23,7 +23,7 @@ def searched(run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(run_folder, folder)
     verbs.calibrate_run(folder, split="test", latency_rounds=0)
-    verbs.search_run(folder)
+    search_verb.search_run(folder)
     return folder
 
 

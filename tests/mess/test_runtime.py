@@ -19,7 +19,7 @@ import mess
 from mess import runs, verbs
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.data.transforms import image_tensor
-from mess.deployment import ChosenExit, Configuration
+from mess.deployment.configuration import ChosenExit, Configuration
 from mess.runtime import Stream
 from mess.runtime.pixels import labels_at, network_input, resized
 from tests.mess.conftest import SETTINGS

@@ -15,12 +15,13 @@ from mess.calibration.counts import BatchCounts, Measure
 from mess.calibration.latency import measure_latency
 from mess.calibration.partial import Partial
 from mess.calibration.table import CalibrationTable, Costs
-from mess.confidence import PolicySettings
 from mess.data.loader import batches_from
+from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
-from mess.model.network import FINAL_EXIT, MultiExitNetwork
+from mess.model.network import MultiExitNetwork
 from mess.model.weights import state_sha256
+from mess.policy import PolicySettings
 from mess.progress import console, progress
 
 PIXEL_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mess.confidence import PolicySettings, Size, label_map, labels_and_confidences
+from mess.confidence import Size, label_map, labels_and_confidences
 from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.model.network import MultiExitNetwork
+from mess.policy import PolicySettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

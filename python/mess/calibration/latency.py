@@ -14,8 +14,9 @@ import torch
 
 from mess.calibration.table import Costs
 from mess.clock import milliseconds
-from mess.confidence import PolicySettings, image_confidence
+from mess.confidence import image_confidence
 from mess.model.network import MultiExitNetwork
+from mess.policy import PolicySettings
 
 
 def measure_latency(

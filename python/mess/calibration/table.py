@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mess.confidence import PolicySettings
+from mess.exit_names import FINAL_EXIT
 from mess.files import check_version, entries, entry, height_and_width, map_safetensors, write_safetensors
-from mess.model.network import FINAL_EXIT, MultiExitNetwork
+from mess.policy import PolicySettings
 from mess_core import SearchTable
+
+if TYPE_CHECKING:
+    from mess.model.network import MultiExitNetwork
 
 VERSION = 2
 COST_PARTS = ("backbone", "head", "policy")

@@ -1,17 +1,5 @@
-"""From a configuration to a network that runs it. Knows nothing of training, calibration or search."""
+"""From a configuration to a network that runs it. Knows nothing of training, calibration or search.
 
-from mess.deployment.configuration import ChosenExit, Configuration, describe
-from mess.deployment.network import DeployedNetwork, Prediction, StaticNetwork, deploy
-from mess.deployment.run import RunResult, run
-
-__all__ = [
-    "ChosenExit",
-    "Configuration",
-    "DeployedNetwork",
-    "Prediction",
-    "RunResult",
-    "StaticNetwork",
-    "deploy",
-    "describe",
-    "run",
-]
+Reading order: `configuration` (a file; needs no torch, so nothing is imported here) -> `network` -> `run` (one
+picture), `measure` (the clock), `export` (a folder for `mess.runtime`), `pretrained` and `card` (a folder to share).
+"""

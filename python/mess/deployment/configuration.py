@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from mess.confidence import PolicySettings
+from mess.exit_names import FINAL_EXIT
 from mess.files import entries, entry, read_json, write_json
-from mess.model.network import FINAL_EXIT
+from mess.policy import PolicySettings
 from mess_core import Setting
 
 VERSION = 1

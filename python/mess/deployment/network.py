@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from mess.confidence import Size, image_confidence, label_map
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.configuration import ChosenExit, Configuration
+from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
 from mess.model.graph import GraphStages, split_graph
-from mess.model.network import FINAL_EXIT, ExitId, MultiExitNetwork, upsampled
+from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.split import Backend
 from mess.model.stages import Stages
 

@@ -26,6 +26,7 @@ from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
 from mess.deployment.card import model_card
 from mess.deployment.configuration import Configuration
 from mess.deployment.network import DeployedNetwork, deploy
+from mess.exit_names import FINAL_EXIT
 from mess.files import (
     check_version,
     colours,
@@ -42,7 +43,7 @@ from mess.files import (
 )
 from mess.model.adapter import PickLogits
 from mess.model.exits import AnyHead, HeadBuilder, HeadSpec, head_from
-from mess.model.network import FINAL_EXIT, MultiExitNetwork, convert
+from mess.model.network import MultiExitNetwork, convert
 from mess.model.weights import check_fits, untied
 from mess.model.zoo import comes_from_a_library, model_from_spec
 

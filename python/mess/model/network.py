@@ -23,9 +23,6 @@ from mess.model.points import exit_points as equidistant_points
 from mess.model.split import Backend, check_stages, split
 from mess.model.stages import Stages
 
-FINAL_EXIT = "final"
-"""Name of the original model's own exit, beside `ExitId.name` of the early ones."""
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class ExitId:

@@ -1,1 +1,1 @@
-"""What people look at: `figures` (PNG files) and `tables` (the terminal)."""
+"""What people look at: `charts` and `figures` (PNG files) and `tables` (the terminal)."""

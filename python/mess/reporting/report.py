@@ -23,10 +23,11 @@ from PIL import Image
 
 import mess_core
 from mess.calibration.table import CalibrationTable
-from mess.confidence import PolicySettings
 from mess.deployment.configuration import Configuration
+from mess.exit_names import FINAL_EXIT
 from mess.files import write_whole
-from mess.model.network import FINAL_EXIT, MultiExitNetwork
+from mess.model.network import MultiExitNetwork
+from mess.policy import PolicySettings
 from mess.reporting.figures import label_picture
 from mess.reporting.samples import Sample
 

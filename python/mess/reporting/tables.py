@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration, describe
-from mess.model.network import FINAL_EXIT, MultiExitNetwork
+from mess.exit_names import FINAL_EXIT
 from mess.searching.promise import Guaranteed
 from mess.searching.solve import Report, SearchResult
+
+if TYPE_CHECKING:
+    from mess.model.network import MultiExitNetwork
 
 
 def layers_table(network: MultiExitNetwork, depth: int = 2) -> Table:

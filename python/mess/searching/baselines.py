@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
-from mess.model.network import FINAL_EXIT
+from mess.exit_names import FINAL_EXIT
 from mess.searching.solve import SearchResult, search
 from mess_core import Metric
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
-from mess.model.network import FINAL_EXIT
+from mess.exit_names import FINAL_EXIT
 from mess.searching import risk
 from mess.searching.solve import found_configuration, index_of
 from mess_core import SearchTable

@@ -9,7 +9,7 @@ from pathlib import Path
 import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
-from mess.model.network import FINAL_EXIT
+from mess.exit_names import FINAL_EXIT
 from mess.runtime import watch
 from mess_core import Found, Metric, Outcome, Progress, SearchProblem, Setting, Status
 

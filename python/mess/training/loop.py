@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 
 from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.data.loader import batches_from, mixed_seed
+from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
-from mess.model.network import FINAL_EXIT, ExitId, MultiExitNetwork, upsampled
+from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.progress import console, progress
 from mess.training.cache import FeatureCache, Frozen
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint

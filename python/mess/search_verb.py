@@ -1,0 +1,177 @@
+"""What `mess search` does to a run folder (`mess.runs`) or a calibration table. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mess.calibration.table import CalibrationTable
+from mess.cluster import connection
+from mess.deployment.configuration import Configuration
+from mess.files import expect_run, write_json
+from mess.progress import progress
+from mess.reporting import charts
+from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
+from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
+from mess.searching.sweep import sweep, wishes, write_parquet
+
+
+def search_run(
+    source: Path,
+    *,
+    split: str = "val",
+    target: tuple[str, Target] | None = None,
+    settings: SearchSettings | None = None,
+    journal: Path | None = None,
+) -> dict[str, SearchResult]:
+    """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
+
+    Names carry setting and cost when those are not `input-dependent` and `macs`: `drop-1pp-budgeted-latency_ms`.
+
+    Args:
+        source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
+        target: by name; without it the standard targets and `front`.
+
+    Returns:
+        Results by name.
+    """
+    chosen = settings or SearchSettings()
+    folder = source.parent if source.is_file() else source
+    table = table_of(source, split)
+    wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
+    results: dict[str, SearchResult] = {}
+    told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
+    suffix = "".join(f"-{part}" for part in told_apart if part)
+    is_on_ray = chosen.engine == "ray"
+    with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
+        for name, wish in wanted.items():
+            with progress(f"search {name}", 1) as bar:
+                results[name] = chosen.search(table, wish, bar, journal)
+            found = results[name]
+            if name == "front":
+                write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
+                continue
+            path = folder / "configurations" / f"{name}{suffix}.json"
+            if found.configurations:
+                found.best.save(path)
+            elif found.status == "infeasible":
+                path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
+    if "front" in results:
+        named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
+        path = folder / "pictures" / f"tradeoff{suffix}.png"
+        charts.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
+    return results
+
+
+def sweep_run(
+    source: Path,
+    targets: Path,
+    out: Path,
+    *,
+    split: str = "val",
+    engine: Engine = "local",
+    workers: int | None = None,
+    threads: int | None = None,
+) -> dict[str, SearchResult | str]:
+    """Do every search of a sweep file (`mess.searching.sweep`) on one table, and write a Parquet table of the results.
+
+    Args:
+        source: a run folder, or a table file.
+        targets: the sweep file.
+        out: the Parquet file.
+    """
+    asked = wishes(targets)
+    with progress("sweep", len(asked)) as bar:
+        results = sweep(
+            table_of(source, split),
+            asked,
+            engine=engine,
+            workers=workers,
+            threads=threads,
+            report=lambda done, wish, result: bar.set(done, len(asked), wish.name),
+        )
+    write_parquet(out, asked, results)
+    return results
+
+
+def guarantee_run(
+    source: Path, promises: list[str], *, split: str, held_out: str | None, settings: SearchSettings
+) -> Guaranteed:
+    """Find the cheapest configuration with a promise; writes `configurations/guaranteed.json` (`mess.guarantee`).
+
+    Args:
+        source: a run folder, or a table file.
+        held_out: split (of a run folder) whose table the promise is proven with; by default the table of `split` is
+            divided.
+    """
+    if settings.setting != "input-dependent" or settings.min_share or settings.max_class_drop or settings.cost_limits:
+        raise ValueError(
+            "--guarantee: expected the input-dependent setting and no --min-share, --cost-limit or --class-drop beside "
+            "it (promise a miss rate of the class)"
+        )
+    if settings.engine != "local":
+        raise ValueError("--engine: expected local beside --guarantee, whose searches are short")
+    table = table_of(source, split)
+    folder = source.parent if source.is_file() else source
+    with progress("search path", 1) as bar:
+        result = guarantee(
+            table,
+            promises,
+            held_out=None if held_out is None else table_of(folder, held_out),
+            cost=settings.cost,
+            max_exits=settings.max_exits,
+            time_limit=settings.time_limit if settings.time_limit is not None else settings.front_seconds,
+            image_thresholds=settings.image_thresholds,
+            required_exits=settings.required_exits,
+            forbidden_exits=settings.forbidden_exits,
+            threads=settings.threads,
+            progress=lambda state: show(bar, state),
+        )
+    path = folder / "configurations" / f"guaranteed{'' if settings.cost == 'macs' else '-' + settings.cost}.json"
+    if result.configuration is not None:
+        result.configuration.save(path)
+    else:
+        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
+    return result
+
+
+def search_baselines(
+    source: Path, *, split: str, target: Target, settings: SearchSettings
+) -> dict[str, Configuration | None]:
+    """What a single exit, uniform placement and a greedy choice reach for the same target."""
+    table = table_of(source, split)
+
+    here = replace(settings, engine="local", threads=None)  # each takes less than starting workers does
+
+    def one(**other: Any) -> SearchResult:
+        return here.search(table, target, **other)
+
+    return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
+
+
+def search_smaller(
+    source: Path, *, split: str, results: Mapping[str, SearchResult], settings: SearchSettings
+) -> dict[str, Configuration | None]:
+    """For each input-dependent result: the best plain network at no more than its cost (`mess.searching`)."""
+    if settings.setting != "input-dependent":
+        return {}
+    table = table_of(source, split)
+    return {
+        name: smaller_network(table, max_cost=found.best.promise["cost"], cost=settings.cost, metric=settings.metric)
+        for name, found in results.items()
+        if name != "front" and found.configurations
+    }
+
+
+def table_of(source: Path, split: str) -> CalibrationTable:
+    """A table file, or the table of `split` in a run folder."""
+    if source.is_file():
+        return CalibrationTable.load(source)
+    path = source / f"table-{split}.safetensors"
+    if not path.is_file():
+        expect_run(source)
+        raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
+    return CalibrationTable.load(path)
