@@ -170,8 +170,8 @@ def table_of(source: Path, split: str) -> CalibrationTable:
     """A table file, or the table of `split` in a run folder."""
     if source.is_file():
         return CalibrationTable.load(source)
+    expect_run(source)
     path = source / f"table-{split}.safetensors"
     if not path.is_file():
-        expect_run(source)
         raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
     return CalibrationTable.load(path)
