@@ -509,13 +509,16 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="deployment folder; an earlier export there is replaced")],
     configuration: ConfigurationOption = None,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="for pictures of other sizes too: mess.Runtime(..., size=)")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a configuration as a folder of ONNX files that `mess.Runtime` runs without torch."""
     from mess import verbs
     from mess.progress import console
 
-    manifest = verbs.export_run(run, configuration=configuration, out=out)
+    manifest = verbs.export_run(run, configuration=configuration, out=out, any_size=any_size)
     if as_json:
         typer.echo(json.dumps(manifest.to_json()))
         return

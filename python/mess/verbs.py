@@ -217,10 +217,14 @@ def run_images(
     return results
 
 
-def export_run(folder: Path, *, configuration: str | None, out: Path) -> Manifest:
-    """Write a configuration of the run as a deployment folder that needs no torch."""
+def export_run(folder: Path, *, configuration: str | None, out: Path, any_size: bool = False) -> Manifest:
+    """Write a configuration of the run as a deployment folder that needs no torch.
+
+    Raises:
+        RuntimeError: `any_size` and the model takes one size alone; says why.
+    """
     settings = runs.RunSettings.load(folder)
-    deployed = load_run(folder, configuration)
+    deployed = load_run(folder, configuration, any_size=any_size)
     tables_there = sorted(folder.glob("table-*.safetensors"))
     facts = CalibrationTable.load(tables_there[0]).facts if tables_there else {}
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
@@ -368,12 +372,13 @@ def configuration_named(folder: Path, name: str | None) -> Configuration:
     raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {name or default!r}")
 
 
-def load_run(folder: str | Path, configuration: str | None = None) -> DeployedNetwork:
+def load_run(folder: str | Path, configuration: str | None = None, *, any_size: bool = False) -> DeployedNetwork:
     """The deployed network of a run folder, in eval mode on the CPU, with its `class_names`, `mean` and `std`.
 
     Args:
         folder: a run that `mess search` found configurations for.
         configuration: name of one, or a configuration file; by default `drop-1pp`, or the only one.
+        any_size: for images of other sizes too; see `mess.deploy`.
 
     Raises:
         FileNotFoundError: no run there, or one without weights or configurations.
@@ -381,7 +386,8 @@ def load_run(folder: str | Path, configuration: str | None = None) -> DeployedNe
     """
     settings = runs.RunSettings.load(Path(folder))
     chosen = configuration_named(Path(folder), configuration)
-    deployed = deploy(runs.trained_network(Path(folder)), chosen, mean=settings.mean, std=settings.std)
+    network = runs.trained_network(Path(folder))
+    deployed = deploy(network, chosen, any_size=any_size, mean=settings.mean, std=settings.std)
     deployed.class_names = settings.class_names
     return deployed
 

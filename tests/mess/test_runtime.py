@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -372,3 +373,57 @@ def test_it_runs_where_torch_is_not_installed(folder, pictures, tmp_path):
     expected = mess.Runtime(folder).predict(pictures[0])
     assert found.stdout.split() == [expected.exit, str(expected.labels.sum())]
     assert sys.executable != str(python)
+
+
+@pytest.fixture(scope="module")
+def free_folder(network, configuration, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "free"
+    deployed = mess.deploy(network, configuration, any_size=True)
+    mess.export(deployed, out, class_names=[f"class {i}" for i in range(6)])
+    return out
+
+
+@pytest.mark.parametrize("size", [SETTINGS.size, (61, 107), (128, 96)])
+def test_one_folder_takes_any_size(network, configuration, free_folder, pictures, size):
+    """Labels, exits and confidences are those of a network deployed for that size alone, alone and in a batch."""
+    pictures = [resized(picture, size) for picture in pictures]
+    fixed = mess.deploy(network, configuration, torch.zeros(1, 3, *size))
+    free = mess.deploy(network, configuration, any_size=True)
+    runtime = mess.Runtime(free_folder, size=size)
+    batch = torch.stack([image_tensor(p, size, IMAGENET_MEAN, IMAGENET_STD)[0] for p in pictures])
+    expected, same = fixed(batch), free(batch)
+    assert torch.equal(same.exits, expected.exits)
+    assert torch.equal(same.labels, expected.labels)
+    together = runtime.predict_batch(pictures)
+    names = [entry.exit for entry in configuration.exits]
+    for i, (picture, of_batch) in enumerate(zip(pictures, together, strict=True)):
+        for found in (runtime.predict(picture), of_batch):
+            assert found.exit == names[expected.exits[i]]
+            assert found.labels.shape == size
+            assert (found.labels == expected.labels[i].numpy()).mean() > 0.999
+
+
+def test_openvino_takes_any_size(free_folder, pictures):
+    pytest.importorskip("openvino")
+    size = (61, 107)
+    expected = mess.Runtime(free_folder, size=size).predict_batch(pictures)
+    found = mess.Runtime(free_folder, size=size, backend="openvino").predict_batch(pictures)
+    assert [result.exit for result in found] == [result.exit for result in expected]
+
+
+def test_a_size_that_is_not_taken_is_told(folder, free_folder, pictures):
+    with pytest.raises(ValueError, match=r"size: expected .*alone this deployment takes, got \(61, 107\)"):
+        mess.Runtime(folder, size=(61, 107))
+    with pytest.raises(ValueError, match=r"size: expected \(height, width\) in 1\.\."):
+        mess.Runtime(free_folder, size=(0, 107))
+    assert mess.Runtime(free_folder, size=(1, 1)).predict(pictures[0]).labels.shape == pictures[0].shape[:2]
+
+
+def test_a_manifest_that_promises_sizes_its_files_do_not_take(folder, tmp_path):
+    altered = tmp_path / "net"
+    shutil.copytree(folder, altered)
+    manifest = json.loads((altered / "manifest.json").read_text())
+    manifest["input"]["size_step"] = 1
+    (altered / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"deployment: .*input.size: expected .*got \(61, 107\)"):
+        mess.Runtime(altered, size=(61, 107))

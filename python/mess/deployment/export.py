@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from mess.deployment.network import DeployedNetwork
 from mess.files import file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages
-from mess.runtime.backends import BATCH, load
+from mess.model.split import another_size
+from mess.model.stages import State
+from mess.runtime.backends import BATCH, free_name, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
 
 TOLERANCE = 1e-4
@@ -40,7 +42,8 @@ def export(
 ) -> Manifest:
     """Write `deployed` to the folder `out`, whole or not at all; `mess.runtime.Runtime` runs it without torch.
 
-    Only what its exits need is in it. Files take any batch size, and the height and width of the deployment.
+    Only what its exits need is in it. Files take any batch size, and the sizes of image that `deployed` takes: the one
+    it was deployed for, or with `any_size` others too.
 
     Args:
         deployed: from `mess.deploy`, with stages that are graphs, on the CPU or another device.
@@ -68,16 +71,18 @@ def export(
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
     with whole_folder(folder) as temporary:
+        sizes = [stages.input_size] + ([another_size(stages)] if stages.size_step else [])
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(2, 3, *stages.input_size, generator=generator).to(parameter.device)
+        probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in sizes]
         with torch.inference_mode(False), torch.no_grad(), _quiet():
-            entries = _write_exits(deployed, stages, images, temporary, num_classes=len(class_names))
+            entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}
         manifest = Manifest(
             setting=deployed.configuration.setting,
             classes=tuple(class_names),
             palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
             size=stages.input_size,
+            size_step=stages.size_step,
             mean=tuple(float(x) for x in (deployed.mean if mean is None else mean)),
             std=tuple(float(x) for x in (deployed.std if std is None else std)),
             policy=asdict(deployed.configuration.policy),
@@ -109,18 +114,19 @@ class _Stage(nn.Module):
 
 
 def _write_exits(
-    deployed: DeployedNetwork, stages: GraphStages, images: Tensor, folder: Path, *, num_classes: int
+    deployed: DeployedNetwork, stages: GraphStages, probes: Sequence[Tensor], folder: Path, *, num_classes: int
 ) -> list[StageFiles]:
-    """ONNX files of every stage and head, each compared with torch on `images`."""
+    """ONNX files of every stage and head, each compared with torch on every batch of `probes`."""
     entries = []
-    state: tuple[Tensor, ...] = stages.start(images)
+    states: list[State] = [stages.start(images) for images in probes]
     names: tuple[str, ...] = ("images",)
     batched: tuple[bool, ...] = (True,)
     for position, chosen in enumerate(deployed.configuration.exits):
-        feature, carried = stages.run_stage(position, state)
+        after = [stages.run_stage(position, state) for state in states]
+        feature, carried = after[0]
         every = (feature, *carried)
         # what a stage only hands through, and the feature when it is carried too, are one tensor under one name
-        known = {_place(value): name for name, value in zip(names, state, strict=True)}
+        known = {_place(value): name for name, value in zip(names, states[0], strict=True)}
         kept: list[int] = []
         for i, value in enumerate(every):
             if _place(value) not in known:
@@ -129,17 +135,23 @@ def _write_exits(
         given = tuple(known[_place(value)] for value in every)
         outputs = [given[i] for i in kept]
         file = f"stage-{position}.onnx"
-        inputs = {name: (value, drops) for name, value, drops in zip(names, state, batched, strict=True)}
-        order = list(inputs)
-        module: nn.Module = _Stage(stages, position, [order.index(name) for name in names], kept)
-        _write(module, [v for v, _ in inputs.values()], order, [d for _, d in inputs.values()], outputs, folder / file)
+        order = list(dict.fromkeys(names))
+        inputs = [names.index(name) for name in order]
+        _write(
+            _Stage(stages, position, [order.index(name) for name in names], kept),
+            [[state[i] for i in inputs] for state in states],
+            order,
+            [batched[i] for i in inputs],
+            outputs,
+            folder / file,
+        )
         head, stride = None, 1
         if position < len(deployed.strides):
             head, stride = f"head-{position}.onnx", deployed.strides[position]
             module = deployed.heads[position]
             graph = getattr(module, "graph", None)  # none where the head itself could not be exported
             module = _Stage(graph, 0, [0], [0]) if isinstance(graph, GraphStages) else module
-            _write(module, (feature,), ("feature",), (True,), ["logits"], folder / head)
+            _write(module, [[feature] for feature, _ in after], ["feature"], [True], ["logits"], folder / head)
         logits = deployed.heads[position](feature)
         if logits.shape[1] != num_classes:
             raise ValueError(f"class_names: expected {logits.shape[1]}, one a class, got {num_classes}")
@@ -158,7 +170,7 @@ def _write_exits(
                 image_threshold=chosen.image_threshold,
             )
         )
-        state, names, batched = carried, given[1:], next_batched
+        states, names, batched = [carried for _, carried in after], given[1:], next_batched
     return entries
 
 
@@ -168,27 +180,33 @@ def _place(value: Tensor) -> tuple[object, ...]:
 
 def _write(
     module: nn.Module,
-    inputs: Sequence[Tensor],
+    probes: Sequence[Sequence[Tensor]],
     names: Sequence[str],
     batched: Sequence[bool],
     outputs: Sequence[str],
     path: Path,
 ) -> None:
-    """Export, and compare ONNX Runtime's outputs with torch's."""
+    """Export, and compare ONNX Runtime's outputs with torch's; what differs among the inputs of `probes` is free."""
+    inputs = probes[0]
     batch = torch.export.Dim(BATCH)
-    dynamic = tuple({0: batch} if is_batched else {} for is_batched in batched)
+    dynamic: list[dict[int, Any]] = [{0: batch} if is_batched else {} for is_batched in batched]
+    for i, values in enumerate(zip(*probes, strict=True)):
+        for axis, sides in enumerate(zip(*(value.shape for value in values), strict=True)):
+            if len(set(sides)) > 1:
+                dynamic[i][axis] = torch.export.Dim.AUTO
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             tuple(inputs),
-            str(path),
             dynamo=True,
-            dynamic_shapes=(dynamic,) if isinstance(module, _Stage) else dynamic,
+            dynamic_shapes=(tuple(dynamic),) if isinstance(module, _Stage) else tuple(dynamic),
             input_names=list(names),
             output_names=list(outputs),
-            external_data=False,
             verbose=False,
         )
+        assert program is not None
+        _name_sizes(program, names, dynamic)
+        program.save(str(path), external_data=False)
     except ImportError as error:
         raise RuntimeError(f"export: expected onnx and onnxscript: {error}; pip install 'mess[onnx]'") from None
     except Exception as error:  # the exporter raises many types; the reason is what the user needs
@@ -196,8 +214,20 @@ def _write(
         raise RuntimeError(
             f"export: torch.onnx.export failed on {path.stem}: {type(error).__name__}: {reason}"
         ) from error
-    session = load("onnxruntime", path, names, outputs, None)
+    for probe in probes:
+        _compare(module, probe, names, batched, outputs, path)
+
+
+def _compare(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    batched: Sequence[bool],
+    outputs: Sequence[str],
+    path: Path,
+) -> None:
     given = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+    session = load("onnxruntime", path, names, outputs, None, shapes={name: v.shape for name, v in given.items()})
     found = session.run(given, batch=max(len(v) for v, is_batched in zip(inputs, batched, strict=True) if is_batched))
     expected = module(*inputs)
     for name, value in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
@@ -205,6 +235,16 @@ def _write(
         apart = float(np.abs(found[name] - wanted).max())
         if not apart <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
             raise RuntimeError(f"export: {path.stem}: {name} is {apart:.3g} off torch's in ONNX Runtime; not exported")
+
+
+def _name_sizes(program: torch.onnx.ONNXProgram, names: Sequence[str], dynamic: Sequence[Mapping[int, Any]]) -> None:
+    """Free heights and widths are named for where they are, as `mess.runtime.backends` fixes them."""
+    for value, name, free in zip(program.model.graph.inputs, names, dynamic, strict=True):
+        assert value.name == name
+        assert value.shape is not None
+        for axis in free:
+            if free[axis] is torch.export.Dim.AUTO:
+                value.shape[axis] = free_name(name, axis)
 
 
 @contextmanager

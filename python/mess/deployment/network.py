@@ -74,7 +74,7 @@ class StaticNetwork(nn.Module):
         output = images
         for index in range(self.stages.num_stages):
             output, state = self.stages.run_stage(index, state)
-        return upsampled(self.head(output), self.stages.input_size)
+        return upsampled(self.head(output), _size(images))
 
 
 class DeployedNetwork(nn.Module):
@@ -84,6 +84,8 @@ class DeployedNetwork(nn.Module):
         network: trained.
         configuration: from `mess.search`.
         example_input: (B, 3, H, W) of the size that images will have.
+        any_size: take images of any size, or of any multiple of `stages.size_step`; an image's batch is of one size.
+            What the search found and promised holds for the size that was calibrated.
         backend: how the model is cut (`mess.model.split`); by default the best that reproduces it bit for bit, which
             `stages.backend` then names.
         mean, std: a number a channel that pixels, as values in 0..1, are normalised with; for `mess.run`, `mess.export`
@@ -94,7 +96,7 @@ class DeployedNetwork(nn.Module):
 
     Raises:
         ValueError: the configuration does not fit the network.
-        RuntimeError: the model cannot be cut into stages.
+        RuntimeError: the model cannot be cut into stages, or with `any_size` not into graphs that take other sizes.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class DeployedNetwork(nn.Module):
         configuration: Configuration,
         example_input: Tensor,
         *,
+        any_size: bool = False,
         backend: Backend = "auto",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -117,10 +120,14 @@ class DeployedNetwork(nn.Module):
         chosen = configuration.exits
         early = [_early_exit(network, entry) for entry in chosen if entry.exit != FINAL_EXIT]
         points = [network.points[exit_id.point] for exit_id in early]
-        self.stages = network.split(example_input, points=points, backend=backend).up_to(len(chosen))
+        stages = network.split(example_input, points=points, backend=backend, any_size=any_size)
+        self.stages = stages.up_to(len(chosen))
         with evaluating(network.net), captured_features(network.net, points) as features:
             network.net(example_input[:1])
-        heads: list[nn.Module] = [_frozen_head(network.head(exit_id), features[i]) for i, exit_id in enumerate(early)]
+        heads: list[nn.Module] = [
+            _frozen_head(network.head(exit_id), features[i], size_step=1 if any_size else None)
+            for i, exit_id in enumerate(early)
+        ]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self.strides = [point.output_stride for point in points]
         self.eval()
@@ -160,7 +167,7 @@ class DeployedNetwork(nn.Module):
             if entry.pixel_threshold is not None and entry.image_threshold is not None:
                 values = image_confidence(
                     logits,
-                    size=self.stages.input_size,
+                    size=_size(images),
                     pixel_threshold=entry.pixel_threshold,
                     output_stride=self.strides[position],
                     policy=self.configuration.policy,
@@ -175,8 +182,7 @@ class DeployedNetwork(nn.Module):
                 left.append((remaining[leaves], logits[_indices(leaves, logits)]))
                 state = self.stages.keep(position, state, _indices(~leaves, logits))
                 remaining = remaining[~leaves]
-        size = self.stages.input_size
-        return Prediction(tuple(left), size, torch.from_numpy(exits), torch.from_numpy(confidences))
+        return Prediction(tuple(left), _size(images), torch.from_numpy(exits), torch.from_numpy(confidences))
 
     def anytime(self, images: Tensor) -> Iterator[Prediction]:
         """Progressively better predictions for a batch (B, 3, H, W), one an exit; stop iterating to stop computing."""
@@ -189,7 +195,7 @@ class DeployedNetwork(nn.Module):
                 output, state = self.stages.run_stage(position, state)
                 logits = self.heads[position](output)
             taken = torch.full((batch,), position, dtype=torch.int64)
-            yield Prediction(((np.arange(batch), logits),), self.stages.input_size, taken, nothing)
+            yield Prediction(((np.arange(batch), logits),), _size(images), taken, nothing)
 
     def budgeted(self, position: int) -> StaticNetwork:
         """The static network that ends at one of the configuration's exits, counted from 0 (negative: from the end)."""
@@ -207,18 +213,21 @@ def deploy(
     configuration: Configuration,
     example_input: Tensor | None = None,
     *,
+    any_size: bool = False,
     backend: Backend = "auto",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> DeployedNetwork:
     """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with.
 
-    `backend` is `graph`, `stages` or `eager`, or by default the best that works; see `DeployedNetwork`, also of `mean`
-    and `std`.
+    `any_size` makes one that takes images of other sizes too. `backend` is `graph`, `stages` or `eager`, or by default
+    the best that works; see `DeployedNetwork`, also of `mean` and `std`.
     """
     if example_input is None:
         example_input = network.example()
-    return DeployedNetwork(network, configuration, example_input, backend=backend, mean=mean, std=std)
+    return DeployedNetwork(
+        network, configuration, example_input, any_size=any_size, backend=backend, mean=mean, std=std
+    )
 
 
 class _Head(nn.Module):
@@ -248,10 +257,10 @@ class _EagerHead(nn.Module):
         return self
 
 
-def _frozen_head(head: nn.Module, feature: Tensor) -> nn.Module:
+def _frozen_head(head: nn.Module, feature: Tensor, *, size_step: int | None) -> nn.Module:
     """In eval mode whatever mode the network's own modules are put in later; weights are shared."""
     try:
-        return _Head(split_graph(head, [], feature))
+        return _Head(split_graph(head, [], feature, size_step=size_step))
     except RuntimeError:
         return _EagerHead(head)
 
@@ -264,6 +273,10 @@ def _joined(predictions: list[Prediction]) -> Prediction:
         torch.cat([p.exits for p in predictions]),
         torch.cat([p.image_confidence for p in predictions]),
     )
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
 
 
 def _indices(mask: np.ndarray, like: Tensor) -> Tensor:

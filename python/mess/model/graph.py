@@ -7,8 +7,10 @@ only some images of the batch. Parameters are shared with the user's model, neve
 
 from __future__ import annotations
 
+import operator
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from torch import Tensor, fx, nn
 
 from mess.model.adapter import LogitsModel, check_example, evaluating, quiet_attempt
 from mess.model.capture import marked
-from mess.model.layout import Layout, Size
+from mess.model.layout import Size
 from mess.model.points import ExitPoint
 from mess.model.stages import Stages, State
 
 
 @torch.library.custom_op("mess::exit_point", mutates_args=())
-def _exit_point(feature: Tensor, index: int) -> Tensor:
-    """Marker in an exported graph; it is removed when the graph is cut."""
+def _exit_point(feature: Tensor, as_map: Tensor, index: int) -> Tensor:
+    """Marker in an exported graph, removed when it is cut. What the model goes on with, and the same as a map."""
     return feature.clone()
 
 
@@ -32,7 +34,7 @@ fx.node.has_side_effect(torch.ops.mess.exit_point.default)  # kept where nothing
 
 
 @_exit_point.register_fake
-def _(feature: Tensor, index: int) -> Tensor:
+def _(feature: Tensor, as_map: Tensor, index: int) -> Tensor:
     return torch.empty_like(feature)
 
 
@@ -49,17 +51,16 @@ class GraphStages(Stages):
         self,
         stages: Sequence[nn.Module],
         batched: Sequence[tuple[bool, ...]],
-        layouts: Sequence[Layout],
         input_size: Size,
+        size_step: int | None = None,
     ) -> None:
-        super().__init__(len(stages), input_size)
+        super().__init__(len(stages), input_size, size_step)
         self.stages = nn.ModuleList(stages)
         self.batched = tuple(batched)
-        self.layouts = tuple(layouts)
 
     def up_to(self, count: int) -> GraphStages:
         """The first `count` stages; what lies behind them is gone."""
-        return GraphStages(list(self.stages)[:count], self.batched[:count], self.layouts[:count], self.input_size)
+        return GraphStages(list(self.stages)[:count], self.batched[:count], self.input_size, self.size_step)
 
     def start(self, images: Tensor) -> State:
         """The state before the first stage."""
@@ -69,40 +70,40 @@ class GraphStages(Stages):
     def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
         """(feature, next state) of a stage that ends at an exit point; (logits, ()) of the last one."""
         output: State = self.stages[index](*state)
-        first = output[0]
-        if index < len(self.layouts):
-            first = self.layouts[index].to_map(first, self.input_size)
-        return first, output[1:]
+        return output[0], output[1:]
 
     def keep(self, index: int, state: State, kept: Tensor) -> State:
         """The state after stage `index` of the images that `kept` (B,) bool or indices selects."""
         return tuple(v[kept] if batched else v for v, batched in zip(state, self.batched[index], strict=True))
 
 
-def split_graph(model: nn.Module, points: Sequence[ExitPoint], example_input: Tensor) -> GraphStages:
-    """Cut `model`, in eval mode, at `points`; valid for the height and width of `example_input` and any batch size.
+def split_graph(
+    model: nn.Module, points: Sequence[ExitPoint], example_input: Tensor, *, size_step: int | None = None
+) -> GraphStages:
+    """Cut `model`, in eval mode, at `points`; valid for any batch size.
 
     Args:
         model: the user's, or a `LogitsModel` of it.
         points: of the user's model, in order of execution.
         example_input: (B, channels, H, W).
+        size_step: take every height and width that is a multiple of it; by default those of `example_input` alone.
 
     Raises:
-        RuntimeError: the model cannot be exported, or an exit point was not met during export; says where and why.
+        RuntimeError: the model cannot be exported, not for all these sizes, or an exit point was not met during export;
+            says where and why.
     """
     example = check_example(example_input)
     batch = torch.cat([example[:1], example[:1]])  # a batch of 1 would be baked in as a constant
     adapted = model if isinstance(model, LogitsModel) else LogitsModel(model)
 
-    def mark(index: int, feature: Tensor, _: Size) -> Tensor:
-        replaced: Tensor = _exit_point(feature, index)
+    def mark(index: int, feature: Tensor, size: Size) -> Tensor:
+        replaced: Tensor = _exit_point(feature, points[index].layout.to_map(feature, size), index)
         return replaced
 
+    shapes = ({0: torch.export.Dim.DYNAMIC} | _free_sizes(example, size_step),)
     with quiet_attempt(), evaluating(adapted), marked(adapted.net, points, mark):
         try:
-            program = torch.export.export(
-                adapted, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
-            )
+            program = torch.export.export(adapted, (batch,), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export raises many types; the reason is what the user needs
             reason = next((line for line in str(error).strip().splitlines() if line.strip()), "")
             raise RuntimeError(
@@ -111,8 +112,18 @@ def split_graph(model: nn.Module, points: Sequence[ExitPoint], example_input: Te
             ) from error
         graph_module = program.module()
     stages, batched = _cut(graph_module, len(points))
-    layouts = [point.layout for point in points]
-    return GraphStages(stages, batched, layouts, (batch.shape[2], batch.shape[3]))
+    return GraphStages(stages, batched, (batch.shape[2], batch.shape[3]), size_step)
+
+
+def _free_sizes(example: Tensor, step: int | None) -> dict[int, Any]:
+    """What `torch.export` is told of height and width, the dimensions 2 and 3."""
+    if step is None:
+        return {}
+    if step == 1:
+        return {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    if any(side % step for side in example.shape[2:]):
+        raise RuntimeError(f"model: expected a height and width in steps of {step}, got {tuple(example.shape[2:])}")
+    return {2: step * torch.export.Dim("rows", min=1), 3: step * torch.export.Dim("columns", min=1)}
 
 
 def _users_line(error: BaseException) -> str:
@@ -135,7 +146,7 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
             graph.erase_node(node)  # checks the example's shape; GraphStages.start does it once instead
     graph.eliminate_dead_code()
     nodes = list(graph.nodes)
-    markers = {node.args[1]: node for node in nodes if node.target is torch.ops.mess.exit_point.default}
+    markers = {node.args[2]: node for node in nodes if node.target is torch.ops.mess.exit_point.default}
     if sorted(markers) != list(range(num_points)):
         raise RuntimeError(
             f"model: expected to meet exit points 0..{num_points - 1} on the way to the logits, met {sorted(markers)}"
@@ -155,6 +166,10 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
     for i in range(num_points):
         alive = [node for node in nodes if stage_of[node] <= i < needed[node] and _is_carried(node)]
         carried.append(alive)
+    reach = max((i for i in range(1, num_points + 1) if _lacks_a_size(nodes, stage_of, i, carried[i])), default=0)
+    for alive in carried[1 : reach + 1]:
+        if images not in alive:
+            alive.insert(0, images)
     batched = [tuple(_is_batched(node, batch) for node in alive) for alive in carried[1:]]
     stages = [
         _stage(graph_module, nodes, stage_of, i, carried[i], carried[i + 1] if i < num_points else None, markers.get(i))
@@ -169,8 +184,9 @@ def _needed_until(node: fx.Node, stage_of: dict[fx.Node, int]) -> int:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """A number that follows from the batch size. It is computed anew in every stage that needs it and never carried,
-    because it changes when images leave."""
+    """A number that follows from the size of the batch or of the images. It is computed anew in every stage that needs
+    it and never carried: the batch changes when images leave, and a graph of tensors alone is known by more programs.
+    """
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
 
 
@@ -197,9 +213,46 @@ def _is_batched(node: fx.Node, batch: torch.SymInt) -> bool:
     return True
 
 
-def _is_sized_by_batch(node: fx.Node) -> bool:
-    shape = node.meta["val"].shape
-    return len(shape) > 0 and isinstance(shape[0], torch.SymInt)
+def _lacks_a_size(
+    nodes: Sequence[fx.Node], stage_of: dict[fx.Node, int], index: int, inputs: Sequence[fx.Node]
+) -> bool:
+    """Whether a stage needs a size that does not follow from those of its inputs."""
+    wanted = [size for node in nodes if stage_of[node] == index and not _is_size(node) for size in _sizes_read(node)]
+    known = {*inputs, *(node for node in nodes if stage_of[node] == index)}
+    return any(size.args[0] not in known and _parts(size, inputs) is None for size in wanted)
+
+
+def _sizes_read(node: fx.Node) -> Iterator[fx.Node]:
+    """The sizes of tensors that a node computes with."""
+    for given in node.all_input_nodes:
+        if _is_size(given):
+            yield from [given] if given.target is torch.ops.aten.sym_size.int else _sizes_read(given)
+
+
+def _parts(size: fx.Node, inputs: Sequence[fx.Node]) -> tuple[int, list[tuple[fx.Node, int, int]]] | None:
+    """A size as a number times the product of dimension // divisor of (input, dimension, divisor); None if it is no
+    such product."""
+    dimensions = [
+        (node, i, side.node.expr)
+        for node in inputs
+        for i, side in enumerate(node.meta["val"].shape)
+        if isinstance(side, torch.SymInt)
+    ]
+    wanted = size.meta["val"].node.expr
+    for node, i, expr in dimensions:
+        if expr == wanted:
+            return 1, [(node, i, 1)]
+    times, symbols = wanted.as_coeff_mul()
+    found = []
+    for symbol in symbols:
+        divisors = [
+            (node, i, expr.coeff(symbol)) for node, i, expr in dimensions if expr == expr.coeff(symbol) * symbol
+        ]
+        first = next(((node, i, int(by)) for node, i, by in divisors if by.is_Integer), None)
+        if first is None or not symbol.is_Symbol:
+            return None
+        found.append(first)
+    return int(times), found
 
 
 def _stage(
@@ -215,20 +268,35 @@ def _stage(
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
-    leader = next((node for node in inputs if _is_sized_by_batch(node)), inputs[0])
+
+    def size_of(tensor: fx.Node, dimension: int, divisor: int = 1) -> fx.Node:
+        size = graph.call_function(torch.ops.aten.sym_size.int, (copies[tensor], dimension))
+        return size if divisor == 1 else graph.call_function(operator.floordiv, (size, divisor))
 
     def copy_of(node: fx.Node) -> fx.Node:
-        """The copy of a node, made now for what earlier stages read first: parameters, and sizes of the batch."""
+        """The copy of a node, made now for what earlier stages read first: parameters, and sizes."""
         if node in copies:
             return copies[node]
         if node.op == "get_attr":
             copies[node] = graph.node_copy(node)
         elif node.target is torch.ops.aten.sym_size.int:
-            copies[node] = graph.call_function(torch.ops.aten.sym_size.int, (copies[leader], 0))
+            copies[node] = rebuilt(node)
         else:
             assert _is_size(node), node
             copies[node] = graph.node_copy(node, copy_of)
         return copies[node]
+
+    def rebuilt(size: fx.Node) -> fx.Node:
+        tensor: Any = size.args[0]
+        dimension: Any = size.args[1]
+        if tensor in copies:
+            return size_of(tensor, dimension)
+        parts = _parts(size, inputs)
+        if parts is None:
+            raise RuntimeError(f"model: the size {size.meta['val']} is needed behind an exit point and not known there")
+        times, found = parts
+        product = reduce(lambda a, b: graph.call_function(operator.mul, (a, b)), [size_of(*part) for part in found])
+        return product if times == 1 else graph.call_function(operator.mul, (product, times))
 
     result: Any = None
     for node in nodes:
@@ -240,7 +308,7 @@ def _stage(
             copies[node] = copy_of(node.all_input_nodes[0])
         elif node.op != "get_attr" and not _is_size(node):
             copies[node] = graph.node_copy(node, copy_of)
-    first = copies[marker] if marker is not None else copy_of(result)
+    first = copy_of(result if marker is None else marker.all_input_nodes[-1])
     graph.output((first, *(copy_of(node) for node in outputs or ())))
     graph.lint()
     return fx.GraphModule(_own_attributes(root, graph), graph)

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import SymInt, Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Order = Literal["BCHW", "BHWC", "BNC"]
 Size = tuple[int, int]
@@ -34,7 +35,8 @@ class Layout:
             return shape[1], shape[2], shape[3]
         if self.order == "BHWC":
             return shape[3], shape[1], shape[2]
-        grid = _grid(shape[1] - self.prefix, input_size)
+        places = shape[1] - self.prefix
+        grid = _free_grid(places, input_size) if _is_free(places) else _grid(places, input_size)
         if grid is None:
             raise ValueError(
                 f"images: expected a size whose tokens form a grid, got {input_size} with {shape[1]} tokens, "
@@ -135,6 +137,27 @@ def _grid(places: int, size: Size) -> tuple[int, int] | None:
         if height > 0 and places % height == 0 and _is_cover((height, places // height), size):
             return height, places // height
     return None
+
+
+def _free_grid(places: Any, size: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """The same while `torch.export` records a model for any size: a formula of the size, rounded up or down."""
+    now = _hint(size[0]), _hint(size[1])
+    grid = _grid(_hint(places), now)
+    if grid is None:
+        return None
+    (tall, wide), strides = size, [round(whole / part) for whole, part in zip(now, grid, strict=True)]
+    rounded_up = (tall - 1) // strides[0] + 1, (wide - 1) // strides[1] + 1
+    rounded_down = tall // strides[0], wide // strides[1]
+    return next((x for x in (rounded_up, rounded_down) if statically_known_true(x[0] * x[1] == places)), None)
+
+
+def _is_free(size: Any) -> bool:
+    return isinstance(size, SymInt)
+
+
+def _hint(size: Any) -> int:
+    """The size that a free one has in the example."""
+    return int(size.node.hint if _is_free(size) else size)
 
 
 def _entries(output: Any) -> list[Any]:

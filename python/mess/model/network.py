@@ -116,8 +116,9 @@ class MultiExitNetwork(LogitsModel):
         *,
         points: Sequence[ExitPoint] | None = None,
         backend: Backend = "auto",
+        any_size: bool = False,
     ) -> Stages:
-        """The model in stages that can stop at `points` (all of them), for the size of `example_input`.
+        """The model in stages that can stop at `points` (all of them), for the size of `example_input`, or any.
 
         Raises:
             RuntimeError: it cannot be cut; see `mess.model.split.split`.
@@ -125,7 +126,7 @@ class MultiExitNetwork(LogitsModel):
         example = self.example() if example_input is None else example_input
         chosen = self.points if points is None else points
         model = LogitsModel(self.net, self.pick_logits)
-        return split(model, chosen, example, stages=self.stages, backend=backend)
+        return split(model, chosen, example, stages=self.stages, backend=backend, any_size=any_size)
 
     def _heads_at(self, point: int) -> nn.ModuleDict:
         at = self.heads[str(point)]

@@ -11,7 +11,8 @@ Training and calibration need no stages: they look at features through hooks (`c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -20,11 +21,15 @@ from torch import Tensor, nn
 from mess.model.adapter import LogitsModel, check_example, evaluating, logits_from_output
 from mess.model.eager import EagerStages
 from mess.model.graph import split_graph
-from mess.model.layout import feature_tensor
+from mess.model.layout import Size, feature_tensor
 from mess.model.points import ExitPoint
 from mess.model.stages import Stages, State
 
 Backend = Literal["auto", "stages", "graph", "eager"]
+
+SIZE_STEPS = (1, 32)
+"""Steps of height and width that are tried, in this order, where a graph is to take any size: many networks that go
+down and up again take multiples of their largest stride alone."""
 
 
 def split(
@@ -34,6 +39,7 @@ def split(
     *,
     stages: Sequence[str] = (),
     backend: Backend = "auto",
+    any_size: bool = False,
 ) -> Stages:
     """Cut `model` at `points`, for images of the size of `example_input`.
 
@@ -43,6 +49,7 @@ def split(
         example_input: (B, channels, H, W).
         stages: names of the model's modules that, run one after the other, are the model; see `mess.convert`.
         backend: one of the three ways, or the first that works.
+        any_size: a graph that takes images of every size, or of every multiple of `Stages.size_step`.
 
     Returns:
         The stages; a warning says so when the graph, which is the best for a batch, could not be made.
@@ -58,20 +65,28 @@ def split(
         "graph": lambda: split_graph(model, points, example),
         "eager": lambda: EagerStages(model, points, len(points) + 1, size),
     }
+    free = {
+        f"graph, sizes in steps of {n}": partial(split_graph, model, points, example, size_step=n) for n in SIZE_STEPS
+    }
     if backend not in ("auto", *ways):
         raise ValueError(f"backend: expected 'auto', 'stages', 'graph' or 'eager', got {backend!r}")
     if backend == "stages" and not stages:
         raise ValueError("backend: expected another than 'stages' where mess.convert was given no stages")
     wanted = [backend] if backend != "auto" else (["stages"] if stages else []) + ["graph", "eager"]
+    if any_size:
+        if backend not in ("auto", "graph"):
+            raise ValueError(f"backend: expected 'graph', which alone takes any size, got {backend!r}")
+        ways, wanted = {**free}, [*free]
     reasons: list[str] = []
     for way in wanted:
         try:
             found = ways[way]()
-            _check(found, model, example)
+            for probe in _probes(found, example):
+                _check(found, model, probe)
         except RuntimeError as error:
             reasons.append(f"{way}: {error}")
             continue
-        if reasons:
+        if reasons and not any_size:
             warnings.warn(f"deployed with back end {way!r}, since {'; '.join(reasons)}", stacklevel=2)
         return found
     raise RuntimeError(f"model: cannot be run in stages: {'; '.join(reasons)}")
@@ -142,11 +157,23 @@ class DeclaredStages(Stages):
         return tuple(tuple(a == 2 and b == 3 for a, b in zip(*pair, strict=True)) for pair in zip(*runs, strict=True))
 
 
+def _probes(stages: Stages, example: Tensor) -> Iterator[Tensor]:
+    """An image of noise of every size that is tried: that of the example, and another where any will do."""
+    for size in [stages.input_size] + ([another_size(stages)] if stages.size_step else []):
+        generator = torch.Generator().manual_seed(0)
+        yield torch.rand(1, example.shape[1], *size, generator=generator).to(example)
+
+
+def another_size(stages: Stages) -> Size:
+    """A size that stages of any size take, other than that of their example in both height and width."""
+    step = stages.size_step or 1
+    more = (3, 5) if step == 1 else (step, 2 * step)
+    return stages.input_size[0] + more[0], stages.input_size[1] + more[1]
+
+
 @torch.inference_mode()
-def _check(stages: Stages, model: LogitsModel, example: Tensor) -> None:
-    """RuntimeError when the stages give other logits than the model for an image of noise."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, *example.shape[1:], generator=generator).to(example)
+def _check(stages: Stages, model: LogitsModel, images: Tensor) -> None:
+    """RuntimeError when the stages give other logits than the model for `images`."""
     with evaluating(model):
         expected = model(images)
         again = model(images)

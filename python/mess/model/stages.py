@@ -19,23 +19,25 @@ class Stages(nn.Module):
         backend: `graph`, `stages` or `eager`, see `mess.model.split`.
         can_drop: whether some images of a batch can leave and the others go on (`keep`).
         num_stages: how many there are.
-        input_size: (height, width) of the images.
+        input_size: (height, width) that it was cut for.
+        size_step: images may have any height and width that are multiples of it; None: `input_size` alone.
     """
 
     backend: ClassVar[str]
     can_drop: ClassVar[bool] = True
 
-    def __init__(self, num_stages: int, input_size: Size) -> None:
+    def __init__(self, num_stages: int, input_size: Size, size_step: int | None = None) -> None:
         super().__init__()
         self.num_stages = num_stages
         self.input_size = input_size
+        self.size_step = size_step
 
     def up_to(self, count: int) -> Stages:
         """The first `count` stages."""
         raise NotImplementedError
 
     def start(self, images: Tensor) -> State:
-        """The state before the first stage, for images (B, channels, H, W) of `input_size`."""
+        """The state before the first stage, for images (B, channels, H, W) of a size that it takes."""
         raise NotImplementedError
 
     def run_stage(self, index: int, state: State) -> tuple[Tensor, State]:
@@ -51,6 +53,9 @@ class Stages(nn.Module):
         return self
 
     def check_size(self, images: Tensor) -> None:
-        """ValueError when the images are not of the size that the stages were made for."""
-        if tuple(images.shape[-2:]) != self.input_size:
-            raise ValueError(f"images: expected height and width {self.input_size}, got {tuple(images.shape[-2:])}")
+        """ValueError when the stages do not take images of this size."""
+        size, step = tuple(images.shape[-2:]), self.size_step
+        if step is None and size != self.input_size:
+            raise ValueError(f"images: expected height and width {self.input_size}, got {size}")
+        if step is not None and (0 in size or any(side % step for side in size)):
+            raise ValueError(f"images: expected a height and width that are multiples of {step}, got {size}")

@@ -4,7 +4,7 @@
  "format": "mess deployment", "version": 1,
  "setting": "input-dependent" | "anytime" | "budgeted",
  "classes": [names], "palette": [[r, g, b] for each],
- "input": {"size": [height, width], "mean": [3 numbers], "std": [3 numbers]},   pixels / 255, less mean, by std; RGB
+ "input": {"size": [height, width], "size_step": null or a number, "mean": [3 numbers], "std": [3 numbers]},
  "policy": {"refine": true, "edges": "canny", "confidence": "top1"},
  "exits": [{"name": "1:fcn-r4-b0", "stage": file, "inputs": [names], "outputs": [names], "feature": name,
             "carried": [[name, whether the batch is its first dimension]],
@@ -12,6 +12,9 @@
  "promise": what the search found on the split it saw, "facts": how costs were measured,
  "files": {file: {"sha256": hexadecimal, "bytes": count}}
 }
+
+Pixels are RGB, divided by 255, less mean, by std. `size` is what was calibrated; the files take it alone where
+`size_step` is null or missing, else every height and width that is a multiple of it.
 
 Stage i reads `inputs` (the first one `images` (B, 3, H, W) float32) and gives `outputs`; `feature` goes to the head
 (input `feature`, output `logits`) or is the logits where there is none, `carried` to the next stage. Thresholds are
@@ -61,6 +64,7 @@ class Manifest:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     size: tuple[int, int]
+    size_step: int | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     policy: Mapping[str, Any]
@@ -111,7 +115,12 @@ class Manifest:
             "setting": self.setting,
             "classes": list(self.classes),
             "palette": [list(colour) for colour in self.palette],
-            "input": {"size": list(self.size), "mean": list(self.mean), "std": list(self.std)},
+            "input": {
+                "size": list(self.size),
+                "size_step": self.size_step,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
             "policy": dict(self.policy),
             "exits": exits,
             "promise": dict(self.promise),
@@ -128,6 +137,7 @@ class Manifest:
             classes=entries(value, "classes", str, "names"),
             palette=colours(value, "palette"),
             size=height_and_width(given, "size"),
+            size_step=None if given.get("size_step") is None else entry(given, "size_step", int, "pixels, or null"),
             mean=tuple(float(x) for x in entries(given, "mean", (int, float), "numbers")),
             std=tuple(float(x) for x in entries(given, "std", (int, float), "numbers")),
             policy=dict(entry(value, "policy", dict, "a policy")),
@@ -143,6 +153,9 @@ class Manifest:
         _expect(len(self.classes) >= 2, "classes", "two or more", self.classes)
         in_range = all(1 <= side <= LARGEST_SIDE for side in self.size)
         _expect(in_range, "input.size", f"height and width in 1..{LARGEST_SIDE}", self.size)
+        step = self.size_step
+        _expect(step is None or 1 <= step <= 256, "input.size_step", "1..256, or null", step)
+        _expect(step is None or not any(side % step for side in self.size), "input.size", f"steps of {step}", self.size)
         _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
         _expect(all(0 < x < math.inf for x in self.std), "input.std", "numbers above 0", self.std)
         _expect(all(math.isfinite(x) for x in self.mean), "input.mean", "numbers", self.mean)

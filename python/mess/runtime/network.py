@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 import mess_core
-from mess.runtime.backends import BackendName, load
-from mess.runtime.manifest import Manifest, StageFiles
+from mess.runtime.backends import BackendName, Session, load
+from mess.runtime.manifest import LARGEST_SIDE, Manifest, StageFiles
 from mess.runtime.pixels import labels_at, network_input
 
 Picture = npt.NDArray[np.uint8]
@@ -45,11 +45,14 @@ class Runtime:
         folder: the deployment; every file is checked against the manifest's hashes.
         backend: `onnxruntime` or `openvino`.
         threads: of the backend; as many as it likes by default.
+        size: (height, width) that pictures are resized to and the network is loaded for; by default the one that was
+            calibrated. Thresholds, costs and the promise are of that one.
         deadline_ms: give the best prediction there is at this time after the call of `predict`: a stage that would end
             later, going by its last run, is not begun. The first exit always runs.
 
     Raises:
-        FileNotFoundError, ValueError: no deployment, another version, or a file that is missing or altered.
+        FileNotFoundError, ValueError: no deployment, another version, a file that is missing or altered, or a `size`
+            that it does not take.
         RuntimeError: the backend is not installed.
     """
 
@@ -59,6 +62,7 @@ class Runtime:
         *,
         backend: BackendName = "onnxruntime",
         threads: int | None = None,
+        size: tuple[int, int] | None = None,
         deadline_ms: float | None = None,
     ) -> None:
         if threads is not None and threads < 1:
@@ -69,16 +73,10 @@ class Runtime:
         self.manifest = Manifest.load(root)
         self.deadline_ms = deadline_ms
         self._last_ms = [0.0] * len(self.manifest.exits)
-        exits = self.manifest.exits
-        self._stages = [load(backend, root / e.stage, e.inputs, e.outputs, threads) for e in exits]
-        self._heads = [
-            None if e.head is None else load(backend, root / e.head, ["feature"], ["logits"], threads) for e in exits
-        ]
-        size = self._stages[0].inputs.get("images", ())[-2:]
-        if size != self.manifest.size:
-            raise ValueError(
-                f"deployment: {root}: input.size: expected {size}, as in {exits[0].stage}, got {self.manifest.size}"
-            )
+        self.size = self.manifest.size if size is None else _checked_size(size, self.manifest)
+        self._stages: list[Session] = []
+        self._heads: list[Session | None] = []
+        self._load(root, backend, threads)
 
     def predict(self, image: Picture, *, image_thresholds: Sequence[float | None] | None = None) -> Result:
         """Segment one picture, stopping as early as the thresholds, or the deadline, allow.
@@ -141,6 +139,32 @@ class Runtime:
             times.append(1000 * (time.perf_counter() - began))
             yield self._result(image, logits[0], entry, [], times)
 
+    def _load(self, root: Path, backend: BackendName, threads: int | None) -> None:
+        """Every stage and head; where sizes are free, for those that one image's values have behind the one before."""
+        is_free = self.manifest.size_step is not None
+        state: dict[str, npt.NDArray[Any]] = {"images": np.zeros((1, 3, *self.size), dtype=np.float32)}
+        for position, entry in enumerate(self.manifest.exits):
+            shapes = {name: value.shape for name, value in state.items()} if is_free else None
+            stage = load(backend, root / entry.stage, entry.inputs, entry.outputs, threads, shapes=shapes)
+            self._stages.append(stage)
+            taken = stage.inputs.get("images", ())[-2:]
+            if position == 0 and taken != self.size and not (is_free and taken == (None, None)):
+                raise ValueError(
+                    f"deployment: {root}: input.size: expected {taken}, as in {entry.stage}, got {self.size}"
+                )
+            shapes = None
+            if is_free:
+                try:
+                    feature, state = self._run_stage(position, state, 1)
+                except Exception as error:  # the backends' own kinds have no base in common
+                    raise ValueError(f"deployment: {root / entry.stage}: cannot run at {self.size}: {error}") from None
+                shapes = {"feature": feature.shape}
+            self._heads.append(
+                None
+                if entry.head is None
+                else load(backend, root / entry.head, ["feature"], ["logits"], threads, shapes=shapes)
+            )
+
     def _thresholds(self, given: Sequence[float | None] | None) -> list[float | None]:
         own = [entry.image_threshold for entry in self.manifest.exits]
         if given is None:
@@ -155,7 +179,7 @@ class Runtime:
         if len(images) == 0:
             raise ValueError("images: expected at least one picture, got none")
         manifest = self.manifest
-        pixels = [network_input(image, manifest.size, manifest.mean, manifest.std) for image in images]
+        pixels = [network_input(image, self.size, manifest.mean, manifest.std) for image in images]
         return {"images": np.stack(pixels)}
 
     def _run_stage(
@@ -191,7 +215,7 @@ class Runtime:
         return values
 
     def _upsampling(self, logits: npt.NDArray[np.float32]) -> tuple[int, int] | None:
-        return None if logits.shape[-2:] == self.manifest.size else self.manifest.size
+        return None if logits.shape[-2:] == self.size else self.size
 
     def _is_late(self, position: int, start: float) -> bool:
         if self.deadline_ms is None or position == len(self.manifest.exits):
@@ -209,3 +233,14 @@ class Runtime:
         _, labels = mess_core.confidence_map(logits, size=self._upsampling(logits))
         whole = labels if labels.shape == image.shape[:2] else labels_at(labels, image.shape[:2])
         return Result(whole, entry.name, tuple(confidences), tuple(times))
+
+
+def _checked_size(size: tuple[int, int], manifest: Manifest) -> tuple[int, int]:
+    step = manifest.size_step
+    if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+        raise ValueError(f"size: expected (height, width) in 1..{LARGEST_SIDE}, got {size!r}")
+    if step is None and tuple(size) != manifest.size:
+        raise ValueError(f"size: expected {manifest.size}, which alone this deployment takes, got {size!r}")
+    if step is not None and any(side % step for side in size):
+        raise ValueError(f"size: expected a height and width that are multiples of {step}, got {size!r}")
+    return size[0], size[1]
