@@ -15,6 +15,7 @@ from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import logits_from_output
 from mess.model.layout import Layout, layout_from_size, layout_from_sizes
 from mess.model.network import MultiExitNetwork
+from mess.model.split import another_size
 from mess.model.stages import Stages
 from tests.user_models import CASES, Case, DataDependent, ENetLike, InDataclass, InDict, UNet
 
@@ -164,6 +165,34 @@ def test_features_of_every_layout_become_maps(kind):
     with torch.no_grad():  # hooks follow the size of the images
         _, features = network.features(torch.rand(1, 3, 64, 32))
     assert {tuple(f.shape[2:]) for f in features.values()} == {(16, 8)}
+
+
+ONE_SIZE = {"MobileViTV2": "is invalid for input", "EoMT": "data-dependent", "data-dependent": "data-dependent"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_graphs_of_any_size_equal_the_model_bit_for_bit(case: Case):
+    """Features and logits, at a size that the graphs were not made from; what cannot have one says why."""
+    torch.manual_seed(0)
+    network = converted(case.build().eval(), case.size)
+    if case.name in ONE_SIZE:
+        with pytest.raises(RuntimeError, match=f"sizes in steps of 1: .*{ONE_SIZE[case.name]}"):
+            network.split(any_size=True)
+        return
+    stages = network.split(any_size=True)
+    images = torch.rand(2, 3, *another_size(stages))
+    with torch.inference_mode():
+        logits, features = network.features(images)
+        state = stages.start(images)
+        for index in range(len(network.points)):
+            feature, state = stages.run_stage(index, state)
+            assert torch.equal(feature, features[index])
+            state = stages.keep(index, state, torch.tensor([0, 1]))
+        assert torch.equal(stages.run_stage(len(network.points), state)[0], logits)
+    if stages.size_step == 32:
+        with pytest.raises(ValueError, match="multiples of 32"):
+            stages.start(torch.rand(1, 3, 33, 64))
 
 
 class Laterals(nn.Module):
