@@ -416,6 +416,8 @@ def test_a_size_that_is_not_taken_is_told(folder, free_folder, pictures):
         mess.Runtime(folder, size=(61, 107))
     with pytest.raises(ValueError, match=r"size: expected \(height, width\) in 1\.\."):
         mess.Runtime(free_folder, size=(0, 107))
+    with pytest.raises(ValueError, match="size: expected at most"):
+        mess.Runtime(free_folder, size=(65536, 65536))
     assert mess.Runtime(free_folder, size=(1, 1)).predict(pictures[0]).labels.shape == pictures[0].shape[:2]
 
 

@@ -38,6 +38,8 @@ FORMAT = "mess deployment"
 VERSION = 1
 LARGEST_SIDE = 1 << 16
 """Of a picture, in pixels."""
+LARGEST_AREA = 1 << 26
+"""Of what a network of any size is loaded for, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,8 @@ class Manifest:
         _expect(in_range, "input.size", f"height and width in 1..{LARGEST_SIDE}", self.size)
         step = self.size_step
         _expect(step is None or 1 <= step <= 256, "input.size_step", "1..256, or null", step)
+        area = self.size[0] * self.size[1]
+        _expect(step is None or area <= LARGEST_AREA, "input.size", f"at most {LARGEST_AREA} pixels", self.size)
         _expect(step is None or not any(side % step for side in self.size), "input.size", f"steps of {step}", self.size)
         _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
         _expect(all(0 < x < math.inf for x in self.std), "input.std", "numbers above 0", self.std)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 import mess_core
 from mess.runtime.backends import BackendName, Session, load
-from mess.runtime.manifest import LARGEST_SIDE, Manifest, StageFiles
+from mess.runtime.manifest import LARGEST_AREA, LARGEST_SIDE, Manifest, StageFiles
 from mess.runtime.pixels import labels_at, network_input
 
 Picture = npt.NDArray[np.uint8]
@@ -142,7 +142,9 @@ class Runtime:
     def _load(self, root: Path, backend: BackendName, threads: int | None) -> None:
         """Every stage and head; where sizes are free, for those that one image's values have behind the one before."""
         is_free = self.manifest.size_step is not None
-        state: dict[str, npt.NDArray[Any]] = {"images": np.zeros((1, 3, *self.size), dtype=np.float32)}
+        state: dict[str, npt.NDArray[Any]] = {}
+        if is_free:
+            state["images"] = np.zeros((1, 3, *self.size), dtype=np.float32)
         for position, entry in enumerate(self.manifest.exits):
             shapes = {name: value.shape for name, value in state.items()} if is_free else None
             stage = load(backend, root / entry.stage, entry.inputs, entry.outputs, threads, shapes=shapes)
@@ -239,6 +241,8 @@ def _checked_size(size: tuple[int, int], manifest: Manifest) -> tuple[int, int]:
     step = manifest.size_step
     if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
         raise ValueError(f"size: expected (height, width) in 1..{LARGEST_SIDE}, got {size!r}")
+    if size[0] * size[1] > LARGEST_AREA:
+        raise ValueError(f"size: expected at most {LARGEST_AREA} pixels, got {size!r}")
     if step is None and tuple(size) != manifest.size:
         raise ValueError(f"size: expected {manifest.size}, which alone this deployment takes, got {size!r}")
     if step is not None and any(side % step for side in size):
