@@ -347,6 +347,10 @@ def test_openvino_says_the_same(folder, pictures):
 def test_the_verb(run_folder, configuration, tmp_path):
     configuration.save(tmp_path / "c.json")
     manifest = verbs.export_run(run_folder, configuration=str(tmp_path / "c.json"), out=tmp_path / "net")
+    assert manifest.size_step is None
+    options = {"configuration": str(tmp_path / "c.json"), "out": tmp_path / "free"}
+    assert verbs.export_run(run_folder, any_size=True, **options).size_step == 1
+    assert mess.Runtime(tmp_path / "free", size=(64, 64)).size == (64, 64)
     assert manifest.classes == runs.RunSettings.load(run_folder).class_names
     assert manifest.facts["split"] == "val"
     assert mess.Runtime(tmp_path / "net").manifest == manifest

@@ -521,3 +521,24 @@ def test_data_parallel_gradients_are_the_models(tmp_path):
         assert all(torch.equal(p.grad, e) for p, e in zip(network.net.parameters(), expected, strict=True))
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Particular(nn.Module):
+    """Says in its own way that it takes multiples of 32 alone, behind what an export can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting() and any(side % 32 for side in x.shape[2:]):
+            raise ValueError("sizes must be multiples of 32")
+        return self.out(self.body(self.stem(x)))
+
+
+def test_a_model_that_refuses_a_size_is_tried_in_larger_steps():
+    network = converted(Particular().eval(), (64, 96))
+    stages = network.split(any_size=True)
+    assert stages.size_step == 32
+    assert_stages_equal_the_model(network, stages, 2)

@@ -77,13 +77,14 @@ def split(
         if backend not in ("auto", "graph"):
             raise ValueError(f"backend: expected 'graph', which alone takes any size, got {backend!r}")
         ways, wanted = {**free}, [*free]
+    failures = Exception if any_size else RuntimeError  # a model says in its own way which sizes it does not take
     reasons: list[str] = []
     for way in wanted:
         try:
             found = ways[way]()
             for probe in _probes(found, example):
                 _check(found, model, probe)
-        except RuntimeError as error:
+        except failures as error:
             reasons.append(f"{way}: {error}")
             continue
         if reasons and not any_size:
