@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mess.deployment.network import DeployedNetwork
 from mess.files import file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages
-from mess.model.split import another_size
+from mess.model.split import probe_sizes
 from mess.model.stages import State
 from mess.runtime.backends import BATCH, free_name, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
@@ -71,9 +71,8 @@ def export(
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
     with whole_folder(folder) as temporary:
-        sizes = [stages.input_size] + ([another_size(stages)] if stages.size_step else [])
         generator = torch.Generator().manual_seed(0)
-        probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in sizes]
+        probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in probe_sizes(stages)]
         with torch.inference_mode(False), torch.no_grad(), _quiet():
             entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}

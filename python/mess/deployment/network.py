@@ -84,7 +84,7 @@ class DeployedNetwork(nn.Module):
         network: trained.
         configuration: from `mess.search`.
         example_input: (B, 3, H, W) of the size that images will have.
-        any_size: take images of any size, or of any multiple of `stages.size_step`; an image's batch is of one size.
+        any_size: take images of any size, or of any multiple of `stages.size_step`; a batch is of one size.
             What the search found and promised holds for the size that was calibrated.
         backend: how the model is cut (`mess.model.split`); by default the best that reproduces it bit for bit, which
             `stages.backend` then names.

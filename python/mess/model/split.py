@@ -160,9 +160,14 @@ class DeclaredStages(Stages):
 
 def _probes(stages: Stages, example: Tensor) -> Iterator[Tensor]:
     """An image of noise of every size that is tried: that of the example, and another where any will do."""
-    for size in [stages.input_size] + ([another_size(stages)] if stages.size_step else []):
+    for size in probe_sizes(stages):
         generator = torch.Generator().manual_seed(0)
         yield torch.rand(1, example.shape[1], *size, generator=generator).to(example)
+
+
+def probe_sizes(stages: Stages) -> list[Size]:
+    """The sizes that stages are compared at: that of their example, and another where they take more."""
+    return [stages.input_size] + ([another_size(stages)] if stages.size_step else [])
 
 
 def another_size(stages: Stages) -> Size:
