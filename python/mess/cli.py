@@ -51,7 +51,18 @@ ExitPointsOption = Annotated[
 ]
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+def json_alone(context: typer.Context, as_json: bool) -> bool:
+    """A verb that prints JSON has standard output for it alone: what else it says goes to standard error."""
+    from mess.progress import console
+
+    console.stderr = as_json
+    context.call_on_close(lambda: setattr(console, "stderr", False))
+    return as_json
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table", callback=json_alone)]
 ConfigurationOption = Annotated[
     str | None,
     typer.Option(
@@ -196,11 +207,10 @@ def train(
     """
     from mess import runs, verbs
     from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-    from mess.progress import IS_FIRST_PROCESS, console
+    from mess.progress import IS_FIRST_PROCESS
     from mess.searching.request import choice
     from mess.training.settings import TrainSettings
 
-    console.stderr = as_json
     settings = runs.RunSettings(
         model=model,
         data=data,
@@ -262,7 +272,6 @@ def calibrate(
     from mess.progress import console
     from mess.searching.request import choice
 
-    console.stderr = as_json
     policy = PolicySettings(
         refine=refine,
         edges=choice("edges", edges, ("canny", "labels")),
@@ -376,7 +385,6 @@ def search(
     from mess.reporting import tables
     from mess.searching import request
 
-    console.stderr = as_json
     given = request.targets(accuracy_drop=accuracy_drop, min_accuracy=min_accuracy, budget=budget, front=front)
     if min_cost and not (given and given[0][1].minimises_cost):
         raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
@@ -460,9 +468,7 @@ def evaluate(
 ) -> None:
     """Report what was found on an unseen split: accuracy, MACs, the clock, and the share of images at each exit."""
     from mess import verbs
-    from mess.progress import console
 
-    console.stderr = as_json  # JSON alone on standard output
     result = verbs.evaluate_run(run, split=split, clock_images=clock_images, rounds=rounds)
     if as_json:
         typer.echo(json.dumps(result))
@@ -543,7 +549,6 @@ def share(
     from mess import verbs
     from mess.progress import console
 
-    console.stderr = as_json
     shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
     if as_json:
         typer.echo(json.dumps(shared.to_json()))
@@ -595,9 +600,7 @@ def demo(
 ) -> None:
     """Do the whole job on drawn scenes, in about three minutes on two cores; nothing is downloaded."""
     from mess import verbs
-    from mess.progress import console
 
-    console.stderr = as_json
     result = verbs.demo(out, seed=seed)
     if as_json:
         typer.echo(json.dumps(result))

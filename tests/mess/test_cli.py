@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import mess as mess_package
 import mess_core
-from mess import doctor
+from mess import cli, doctor
 
 VERBS = (
     "profile",
@@ -63,6 +64,15 @@ def test_version():
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "run"])
 def test_every_verb_has_json(verb):
     assert "--json" in mess(verb, "--help").stdout
+
+
+def test_a_verb_that_prints_json_leaves_standard_output_to_the_next(capsys):
+    from mess.progress import console
+
+    told = CliRunner().invoke(cli.app, ["search", "nothing", "--json"])
+    assert told.exit_code != 0
+    console.print("after")
+    assert capsys.readouterr().out == "after\n"
 
 
 def test_doctor():
