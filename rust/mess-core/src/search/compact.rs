@@ -42,6 +42,8 @@ pub(crate) struct Compact {
     /// (E, 2, P, padded n): the same, times the image's weight, with images innermost.
     columns: Vec<f32>,
     gates: Vec<GateOrder>,
+    /// (E, n) first and last run of each image over the orders of an exit's gates.
+    spans: Vec<(u8, u8)>,
 }
 
 /// Exact sums over the images of a mixture of exits.
@@ -145,6 +147,16 @@ impl Compact {
         let truth = |class: &usize| -> f64 {
             table.ground_truth.column(*class).iter().zip(&weight).map(|(pixels, weight)| *pixels as f64 * weight).sum()
         };
+        let gates: Vec<GateOrder> = (0..num_exits * num_pixels)
+            .into_par_iter()
+            .map(|gate| GateOrder::new(table, gate / num_pixels, gate % num_pixels, image_thresholds))
+            .collect();
+        let span = |(of_exit, image): (&[GateOrder], usize)| {
+            let runs = of_exit.iter().map(|gate| gate.runs[image]);
+            runs.fold((u8::MAX, 0), |(first, last), run| (run.min(first), run.max(last)))
+        };
+        let of_exits = gates.chunks(num_pixels.max(1));
+        let spans = of_exits.flat_map(|of_exit| (0..num_images).map(move |image| (of_exit, image))).map(span).collect();
         Self {
             num_images,
             num_exits,
@@ -156,16 +168,19 @@ impl Compact {
             points: table.points.to_vec(),
             counts,
             columns,
-            gates: (0..num_exits * num_pixels)
-                .into_par_iter()
-                .map(|gate| GateOrder::new(table, gate / num_pixels, gate % num_pixels, image_thresholds))
-                .collect(),
+            gates,
+            spans,
         }
     }
 
     /// One gate.
     pub fn gate(&self, exit: usize, pixel: usize) -> &GateOrder {
         &self.gates[exit * self.num_pixels + pixel]
+    }
+
+    /// First and last run of each image over the orders of all pixel thresholds of an exit, (n,).
+    pub fn spans(&self, exit: usize) -> &[(u8, u8)] {
+        &self.spans[exit * self.num_images..][..self.num_images]
     }
 
     /// Classes after padding.

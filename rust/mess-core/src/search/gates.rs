@@ -2,8 +2,10 @@
 //!
 //! The order of the second gate is cut into runs too: with the two image thresholds in runs (r, s), images that go on from
 //! the first gate stop at the second exit when their run there is before s, go on when it is behind, and do either in s.
-//! Sums over images are put in a table of (r, s), and running sums over it give the bounds of all pairs. With ranges of r
-//! and s decided, the third gate's order is gone through in the same way.
+//! All pixel thresholds of the second gate are bounded at once: an image stops when its run is before s in each of their
+//! orders, goes on when it is behind in each, and does either otherwise. Sums over images are put in a table of (r, s),
+//! and running sums over it give the bounds of all pairs. With ranges of r and s decided, the third gate's orders are
+//! gone through in the same way, one by one.
 //!
 //! Rows are in the order of the first gate, see `tails.rs`.
 
@@ -106,25 +108,25 @@ impl Worth {
     }
 
     /// The greatest bound of a pair of runs of the first two gates, and the runs of both in which it is `needed`.
+    ///
+    /// `runs_of` are the first and the last run of each image over the orders of the second gate.
     pub fn pairs(
         &self,
         isa: Isa,
-        runs_of: &[u8],
+        runs_of: [&[u8]; 2],
         (first_run, last_run): Runs,
         needed: f64,
     ) -> Option<(f64, Runs, Runs)> {
         let Self { first, second, behind, .. } = self;
         let sums = isa.run(PairSums { first, second, behind, runs_of, from: first_run });
         let mut alive: Option<(f64, Runs, Runs)> = None;
-        let (mut certain, mut free) = ([0.0f64; RUNS], [0.0f64; RUNS]);
+        let (mut loss, mut gain) = ([0.0f64; RUNS], [0.0f64; RUNS]);
         let mut going_on = 0.0;
         for run in (first_run..RUNS).rev() {
             if run <= last_run {
-                let base = self.stopped_before[run] + f64::from(sums.either[run]) + going_on;
-                let mut stopping = 0.0;
+                let mut bound = self.stopped_before[run] + f64::from(sums.either[run]) + going_on;
                 for at in 0..RUNS {
-                    let bound = base + (stopping + free[at]);
-                    stopping += certain[at];
+                    bound += gain[at];
                     if bound >= needed {
                         alive = Some(match alive {
                             None => (bound, (run, run), (at, at)),
@@ -133,12 +135,13 @@ impl Worth {
                             }
                         });
                     }
+                    bound += loss[at];
                 }
             }
             going_on += f64::from(sums.behind[run]);
             for at in 0..RUNS {
-                certain[at] += f64::from(sums.gain[run][at]);
-                free[at] += f64::from(sums.positive[run][at]);
+                loss[at] += f64::from(sums.loss[run][at]);
+                gain[at] += f64::from(sums.gain[run][at]);
             }
         }
         alive
@@ -149,25 +152,25 @@ impl Worth {
     pub fn has_third<'g>(
         &self,
         images: &[u32],
-        second_runs: &[u8],
+        second_runs: [&[u8]; 2],
         (first_range, second_range): (Runs, Runs),
         orders: impl Iterator<Item = &'g GateOrder>,
         needed: f64,
     ) -> bool {
         let mut gains = vec![0.0f32; images.len()];
         let mut going_on = 0.0;
-        let rows = gains.chunks_exact_mut(RUNS).zip(second_runs.chunks_exact(RUNS));
-        for (at, (gains, second_runs)) in rows.enumerate() {
+        let [from, until] = second_runs;
+        for (at, gains) in gains.chunks_exact_mut(RUNS).enumerate() {
             let row = |values: &[f32], lane: usize| values[at * RUNS + lane];
             let mut sum = 0.0f32;
             for (lane, gain) in gains.iter_mut().enumerate() {
-                let second_run = usize::from(second_runs[lane]);
+                let [from, until] = [from, until].map(|runs| usize::from(runs[at * RUNS + lane]));
                 let mut best = if lane <= first_range.1 { row(&self.first, lane) } else { f32::NEG_INFINITY };
-                if lane >= first_range.0 && second_run <= second_range.1 {
+                if lane >= first_range.0 && from <= second_range.1 {
                     best = best.max(row(&self.second, lane));
                 }
                 let (mut stops, mut goes_on) = (best, best);
-                if lane >= first_range.0 && second_run >= second_range.0 {
+                if lane >= first_range.0 && until >= second_range.0 {
                     stops = best.max(row(&self.third, lane));
                     goes_on = best.max(row(&self.rest, lane));
                 }
@@ -264,7 +267,7 @@ struct PairSums<'k> {
     first: &'k [f32],
     second: &'k [f32],
     behind: &'k [f32],
-    runs_of: &'k [u8],
+    runs_of: [&'k [u8]; 2],
     /// First run that matters.
     from: usize,
 }
@@ -274,10 +277,10 @@ struct PairTable {
     either: [f32; RUNS],
     /// Best exit behind the second.
     behind: [f32; RUNS],
-    /// (RUNS, RUNS) what stopping at the second exit gains.
+    /// (RUNS, RUNS) what images gain that may stop at the second exit, where they first may.
     gain: Box<[[f32; RUNS]; RUNS]>,
-    /// The same where it is positive.
-    positive: Box<[[f32; RUNS]; RUNS]>,
+    /// What those lose that have to, where they last may go on.
+    loss: Box<[[f32; RUNS]; RUNS]>,
 }
 
 impl Kernel for PairSums<'_> {
@@ -289,11 +292,12 @@ impl Kernel for PairSums<'_> {
             either: [0.0; RUNS],
             behind: [0.0; RUNS],
             gain: Box::new([[0.0; RUNS]; RUNS]),
-            positive: Box::new([[0.0; RUNS]; RUNS]),
+            loss: Box::new([[0.0; RUNS]; RUNS]),
         };
         let rows = self.second.as_chunks::<RUNS>().0.iter().zip(self.behind.as_chunks::<RUNS>().0);
-        let others = self.runs_of.as_chunks::<RUNS>().0.iter().zip(self.first.as_chunks::<RUNS>().0);
-        for ((here, behind), (runs, first)) in rows.zip(others) {
+        let [from, until] = self.runs_of.map(|runs| runs.as_chunks::<RUNS>().0);
+        let others = from.iter().zip(until).zip(self.first.as_chunks::<RUNS>().0);
+        for ((here, behind), ((from, until), first)) in rows.zip(others) {
             for lane in 0..RUNS {
                 let tail = if here[lane] > behind[lane] { here[lane] } else { behind[lane] };
                 table.either[lane] += if first[lane] > tail { first[lane] } else { tail };
@@ -301,9 +305,8 @@ impl Kernel for PairSums<'_> {
             }
             for lane in self.from..RUNS {
                 let gain = here[lane] - behind[lane];
-                let second = usize::from(runs[lane]) % RUNS;
-                table.gain[lane][second] += gain;
-                table.positive[lane][second] += if gain > 0.0 { gain } else { 0.0 };
+                table.gain[lane][usize::from(from[lane]) % RUNS] += if gain > 0.0 { gain } else { 0.0 };
+                table.loss[lane][usize::from(until[lane]) % RUNS] += if gain < 0.0 { gain } else { 0.0 };
             }
         }
         table

@@ -11,7 +11,7 @@
 //! combinations left is evaluated exactly, one by one.
 
 use super::bound::{MARGIN, Plane, Ranges, larger};
-use super::compact::{Compact, Mixture};
+use super::compact::{Compact, Mixture, RUNS};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::incumbent::{Targets, slack};
@@ -30,8 +30,8 @@ const MULTIPLIERS: usize = 6;
 /// What is decided about one gate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum GateRange {
-    /// Any pixel threshold, any image threshold.
-    Open,
+    /// Any pixel threshold, any image threshold within runs `first..=last` of its order.
+    Runs { first: u8, last: u8 },
     /// This pixel threshold, image thresholds number `low..=high` of its gate order.
     Within { pixel: usize, low: u32, high: u32 },
 }
@@ -88,6 +88,11 @@ struct Stakes {
     constant: f64,
     /// (image, height when it may stop here, height when it goes on)
     images: Vec<(u32, f64, f64)>,
+}
+
+impl GateRange {
+    /// Any pixel threshold, any image threshold.
+    pub const OPEN: Self = Self::Runs { first: 0, last: RUNS as u8 - 1 };
 }
 
 impl<'a> Chain<'a> {
@@ -163,16 +168,16 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         if !self.narrow(&mut of, &bound, &corners) {
             return;
         }
-        let open = of.gates.iter().position(|gate| *gate == GateRange::Open);
+        let open = of.gates.iter().position(|gate| matches!(gate, GateRange::Runs { .. }));
         let gate = open.unwrap_or_else(|| self.most_undecided(&of));
         let stakes = self.stakes(&of, &bound, gate, &corners);
         let mut parts = match of.gates[gate] {
-            GateRange::Open => {
-                let whole = |pixel: usize| {
-                    let thresholds = self.shared.compact.gate(self.chain.exits[gate], pixel).thresholds.len();
-                    (pixel, 0, thresholds as u32 - 1)
+            GateRange::Runs { first, last } => {
+                let alive = |pixel: usize| {
+                    let order = self.shared.compact.gate(self.chain.exits[gate], pixel);
+                    let (low, high) = order.thresholds_within(first.into(), last.into())?;
+                    hull(&self.pieces(&stakes, (pixel, low, high), FIRST_PIECES))
                 };
-                let alive = |pixel| hull(&self.pieces(&stakes, whole(pixel), FIRST_PIECES));
                 (0..self.shared.compact.num_pixels).filter_map(alive).collect()
             }
             GateRange::Within { pixel, low, high } => self.pieces(&stakes, (pixel, low, high), PIECES),
@@ -468,7 +473,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let total: usize = choices.iter().map(Vec::len).product();
         let levels: Vec<&[u32]> = (of.gates.iter().zip(self.chain.exits))
             .filter_map(|(gate, exit)| match gate {
-                GateRange::Open => None,
+                GateRange::Runs { .. } => None,
                 GateRange::Within { pixel, .. } => Some(&compact.gate(*exit, *pixel).levels[..]),
             })
             .collect();
@@ -491,7 +496,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             }
             self.evaluated += 1;
             let gates = of.gates.iter().zip(thresholds).filter_map(|(gate, number)| match *gate {
-                GateRange::Open => None,
+                GateRange::Runs { .. } => None,
                 GateRange::Within { pixel, .. } => Some((pixel, number)),
             });
             self.shared.offer_mixture(self.chain.exits, gates, &self.chain.stop_costs, &mixture);
@@ -505,8 +510,14 @@ fn hull(pieces: &[Piece]) -> Option<Piece> {
         (GateRange::Within { pixel, low, .. }, GateRange::Within { high, .. }) => {
             Piece { height: larger(a.height, b.height), range: GateRange::Within { pixel, low, high } }
         }
-        _ => a,
+        _ => a, // pieces are intervals
     })
+}
+
+/// What a gate does with each image: its runs or its level, and the first and the last that are undecided.
+enum Order<'k> {
+    Runs(&'k [(u8, u8)], u8, u8),
+    Within(&'k [u32], u32, u32),
 }
 
 /// A part of a region, see `Regions::refined`.
@@ -532,10 +543,10 @@ impl Kernel for Refined<'_> {
         if let Some((gate, range)) = narrowed {
             part.gates[gate] = range;
         }
-        let orders: Vec<Option<(&[u32], u32, u32)>> = (part.gates.iter().zip(exits))
+        let orders: Vec<Order<'_>> = (part.gates.iter().zip(exits))
             .map(|(gate, exit)| match *gate {
-                GateRange::Open => None,
-                GateRange::Within { pixel, low, high } => Some((&compact.gate(*exit, pixel).levels[..], low, high)),
+                GateRange::Runs { first, last } => Order::Runs(compact.spans(*exit), first, last),
+                GateRange::Within { pixel, low, high } => Order::Within(&compact.gate(*exit, pixel).levels, low, high),
             })
             .collect();
         let last = orders.len();
@@ -544,17 +555,14 @@ impl Kernel for Refined<'_> {
             let mut reach = 0u32;
             let mut goes_on = true;
             for (at, order) in orders.iter().enumerate() {
-                let Some((levels, low, high)) = order else {
-                    reach |= 1 << at;
-                    continue;
+                let (may_stop, must_stop) = match *order {
+                    Order::Runs(spans, first, last) => (spans[image].0 <= last, spans[image].1 < first),
+                    Order::Within(levels, low, high) => (levels[image] <= high, levels[image] <= low),
                 };
-                let level = levels[image];
-                if level <= *high {
-                    reach |= 1 << at;
-                    if level <= *low {
-                        goes_on = false;
-                        break;
-                    }
+                reach |= u32::from(may_stop) << at;
+                if must_stop {
+                    goes_on = false;
+                    break;
                 }
             }
             if goes_on {

@@ -36,6 +36,9 @@ use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
 
+/// Neighbouring bands of costs in which a chain is left to one search of its regions.
+const BANDS_TOGETHER: usize = 4;
+
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
     shared: &'s Shared<'a, 't>,
@@ -58,8 +61,8 @@ pub(crate) struct Task<'s, 'a, 't> {
     /// The cheapest head and policy at each of those points.
     least_on_the_way: Vec<f64>,
     version: u64,
-    /// For each pixel threshold, the runs of the current second exit's gate.
-    second_runs: Vec<Vec<u8>>,
+    /// First and last run of each image over all orders of the current second exit.
+    second_runs: [Vec<u8>; 2],
     candidates: Vec<Candidate>,
     explored: u64,
 }
@@ -87,7 +90,8 @@ struct Candidate {
     excess: f64,
     exits: Vec<usize>,
     gates: Vec<GateRange>,
-    band: usize,
+    /// Numbers of the first and the last of the bands that it is for.
+    bands: (usize, usize),
 }
 
 /// The way from a first gate to the next exit.
@@ -154,7 +158,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             deeper,
             least_on_the_way,
             version: 0,
-            second_runs: Vec::new(),
+            second_runs: [Vec::new(), Vec::new()],
             candidates: Vec::new(),
             explored: 0,
             shares,
@@ -190,23 +194,22 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let second = self.deeper[0][index].0;
             let mut start = None;
             if self.deeper.len() > 1 {
-                let compact = self.shared.compact;
-                let runs_of = |pixel| arranged(&self.images, &compact.gate(second, pixel).runs);
-                self.second_runs = (0..compact.num_pixels).map(runs_of).collect();
+                let spans = arranged(&self.images, self.shared.compact.spans(second));
+                self.second_runs = <[Vec<u8>; 2]>::from(spans.into_iter().unzip());
             }
             self.follow(&mut vec![self.exit], index, &path, &mut start);
         }
         self.shared.control.count(self.explored, 0);
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.sort_by(|a, b| b.excess.total_cmp(&a.excess));
-        for Candidate { exits, gates, band, .. } in candidates {
+        for Candidate { exits, gates, bands: (first, last), .. } in candidates {
             if self.shared.control.stopped() {
                 return;
             }
             if let Some(chain) = Chain::new(self.shared, &exits) {
-                let band = self.bands[band].band;
-                let mut regions = Regions::new(self.shared, &chain, band.costs);
-                regions.search(gates, band.multiplier);
+                let [first, middle, last] = [first, (first + last) / 2, last].map(|at| self.bands[at].band);
+                let mut regions = Regions::new(self.shared, &chain, (first.costs.0, last.costs.1));
+                regions.search(gates, middle.multiplier);
                 self.shared.control.count(regions.explored, regions.evaluated);
             }
         }
@@ -359,7 +362,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             match band.heights(&sums, spreads).1 {
                 Some((excess, runs)) if exits.len() == 2 => {
                     if let Some(gate) = self.first_gate(runs) {
-                        found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], band: at });
+                        found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], bands: (at, at) });
                     }
                 }
                 Some((_, runs)) => alive.push((at, runs)),
@@ -401,7 +404,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     }
 
     /// Bound a chain with the first image threshold in one group, where `start` and `widths` say what its box is, in the
-    /// runs where each band may hold something, for each pixel threshold of its second gate.
+    /// runs where each band may hold something. The orders of all pixel thresholds of the second gate are bounded at once:
+    /// they differ so little that what excludes them together excludes nearly all that each would.
     fn narrow(&mut self, exits: &[usize], start: &[f64], widths: &Widths, alive: &[(usize, Runs)]) {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let mut ranges = Ranges::new(compact.padded());
@@ -409,6 +413,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let values = ChainValues::new(self.shared, exits, &ranges, &self.images);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
+        let mut found: Vec<((usize, usize), f64, Runs, Runs)> = Vec::new();
         for &(at, runs) in alive {
             let multiplier = self.bands[at].band.multiplier;
             let costs: Vec<f32> = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
@@ -418,26 +423,29 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             if !worth.is_alive(isa, &self.shares, runs, needed) {
                 continue;
             }
-            for pixel in 0..compact.num_pixels {
-                let second_runs = &self.second_runs[pixel];
-                let Some((height, first, second)) = worth.pairs(isa, second_runs, runs, needed) else { continue };
+            let [from, until] = &self.second_runs;
+            let Some((height, first, second)) = worth.pairs(isa, [from, until], runs, needed) else { continue };
+            if exits.len() > 3 {
                 let mut third_orders = (0..compact.num_pixels).map(|pixel| compact.gate(exits[2], pixel));
-                if exits.len() > 3
-                    && !worth.has_third(&self.images, second_runs, (first, second), &mut third_orders, needed)
-                {
+                if !worth.has_third(&self.images, [from, until], (first, second), &mut third_orders, needed) {
                     continue;
                 }
-                let order = compact.gate(exits[1], pixel);
-                let (Some(first), Some((low, high))) =
-                    (self.first_gate(first), order.thresholds_within(second.0, second.1))
-                else {
-                    continue;
-                };
-                let mut gates = vec![GateRange::Open; exits.len() - 1];
-                gates[0] = first;
-                gates[1] = GateRange::Within { pixel, low, high };
-                self.candidates.push(Candidate { excess: height - needed, exits: exits.to_vec(), gates, band: at });
             }
+            let excess = height - needed;
+            match found.last_mut() {
+                Some((bands, most, (a, b), (c, d))) if at == bands.1 + 1 && at < bands.0 + BANDS_TOGETHER => {
+                    (bands.1, *most) = (at, larger(*most, excess));
+                    (*a, *b, *c, *d) = (first.0.min(*a), first.1.max(*b), second.0.min(*c), second.1.max(*d));
+                }
+                _ => found.push(((at, at), excess, first, second)),
+            }
+        }
+        for (bands, excess, first, (low, high)) in found {
+            let Some(first) = self.first_gate(first) else { continue };
+            let mut gates = vec![GateRange::OPEN; exits.len() - 1];
+            gates[0] = first;
+            gates[1] = GateRange::Runs { first: low as u8, last: high as u8 };
+            self.candidates.push(Candidate { excess, exits: exits.to_vec(), gates, bands });
         }
     }
 
