@@ -1,9 +1,9 @@
 //! Branch and bound over the gates of one chain of exits.
 //!
-//! A *region* is a chain of exits and, for each gate, either nothing decided or one pixel threshold and an interval of image
-//! thresholds. With an interval, images above it certainly stop there if they get that far, images below it certainly go
-//! on, and only those between are uncertain; so a region says for each image which exits it can reach. Most can reach one
-//! only, and are summed up once; the rest are carried along in `free`.
+//! A *region* is a chain of exits and, for each gate, either any pixel threshold and some runs of its order, or one pixel
+//! threshold and an interval of image thresholds. Images above them (above the runs in every order) certainly stop there if
+//! they get that far, images below them certainly go on, and only those between are uncertain; so a region says for each
+//! image which exits it can reach. Most can reach one only, and are summed up once; the rest are carried along in `free`.
 //!
 //! A region is bounded by `bound.rs` with a plane of its own and a few multipliers. Its parts are first bounded by its own
 //! plane, which holds for them too: `pieces` bounds all parts of a gate's interval in one pass over the free images, and
@@ -19,7 +19,7 @@ use super::limits::{Statistic, mean};
 use super::objective::Setting;
 use crate::isa::Kernel;
 
-/// Intervals into which a gate that nothing is decided about is split, and later ones.
+/// Intervals into which a gate is split whose pixel threshold is open, and later ones.
 const FIRST_PIECES: usize = 24;
 const PIECES: usize = 8;
 /// Combinations of image thresholds that are evaluated one by one instead of bounded.
