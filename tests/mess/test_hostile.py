@@ -168,9 +168,10 @@ def test_a_file_replaced_while_it_is_read(framework, tmp_path):
     done = threading.Event()
     writer = threading.Thread(target=replace)
     writer.start()
-    seen = set()
+    seen, reads = set(), 0
     try:
-        for _ in range(500):
+        while reads < 500 or (len(seen) < 3 and writer.is_alive()):  # a slow disk writes less often than is read
+            reads += 1
             found, number = (
                 map_safetensors(path, "x") if framework == "map" else read_safetensors(path, "x", framework=framework)
             )
@@ -179,7 +180,7 @@ def test_a_file_replaced_while_it_is_read(framework, tmp_path):
     finally:
         done.set()
         writer.join()
-    assert len(seen) > 1
+    assert len(seen) >= 3
 
 
 def test_no_pickle_is_opened(tmp_path):
