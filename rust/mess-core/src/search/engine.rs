@@ -48,7 +48,7 @@ const MANY_CHAINS: f64 = 1e9;
 const FRONT_BANDS: usize = 32;
 /// Chains of good configurations that are searched before the passes, of one objective and of each band of a front.
 const POLISHED: usize = 24;
-const POLISHED_EACH: usize = 8;
+const POLISHED_EACH: usize = 3;
 
 /// One search, shared by its threads.
 pub(crate) struct Shared<'a, 't> {

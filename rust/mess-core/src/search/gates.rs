@@ -9,10 +9,9 @@
 //!
 //! Rows are in the order of the first gate, see `tails.rs`.
 
-use super::bound::{Plane, Ranges};
+use super::bound::{Plane, Ranges, larger};
 use super::compact::{Compact, GateOrder, LANES, RUNS};
 use super::engine::Shared;
-use super::rows::{LessCost, Raise, TailSums, sums_before};
 use crate::isa::{Isa, Kernel};
 
 /// First and last of some runs.
@@ -65,46 +64,63 @@ impl ChainValues {
     }
 }
 
-/// (rows, RUNS) what each image is worth at the exits of a chain, costs taken off.
-pub(crate) struct Worth {
-    first: Vec<f32>,
-    second: Vec<f32>,
-    /// The best behind the second exit.
-    behind: Vec<f32>,
-    /// The third exit, and the best behind it; minus infinity in chains without.
-    third: Vec<f32>,
-    rest: Vec<f32>,
-    /// Sum of `first` over the runs before each one.
-    stopped_before: [f64; RUNS],
+/// What a chain of three exits or more is worth at one multiplier: values less costs, which are worked out where they are
+/// wanted, as that is quicker than to read them from memory.
+pub(crate) struct Worth<'v> {
+    values: &'v ChainValues,
+    /// Those of stopping at each exit, times the multiplier.
+    costs: Vec<f32>,
+    /// The images' parts of the whole.
+    shares: &'v [f32],
+    sums: RunSums,
 }
 
-impl Worth {
-    /// `costs` are those of stopping at each exit, times the multiplier; `shares` the images' parts of the whole.
-    pub fn new(isa: Isa, values: &ChainValues, costs: &[f32], shares: &[f32]) -> Self {
-        let none = || vec![f32::NEG_INFINITY; shares.len()];
-        let row = |at: usize| isa.run(LessCost { values: &values.rows[at], cost: costs[at], shares });
-        let (first, second) = (row(0), row(1));
-        let third = if costs.len() > 2 { row(2) } else { none() };
-        let mut rest = none();
-        for (values, &cost) in values.rows.iter().zip(costs).skip(3) {
-            isa.run(Raise { best: &mut rest, values, cost, shares });
-        }
-        let mut behind = third.clone();
-        isa.run(Raise { best: &mut behind, values: &rest, cost: 0.0, shares });
-        let stopped_before = sums_before(&first);
-        Self { first, second, behind, third, rest, stopped_before }
+/// Sums over the images of each run of the first gate.
+#[derive(Default)]
+pub(crate) struct RunSums {
+    /// At the first exit.
+    first: [f32; RUNS],
+    /// Best of all exits.
+    either: [f32; RUNS],
+    /// Best exit behind the first.
+    tail: [f32; RUNS],
+}
+
+impl<'v> Worth<'v> {
+    pub fn new(isa: Isa, values: &'v ChainValues, costs: Vec<f32>, shares: &'v [f32]) -> Self {
+        let mut worth = Self { values, costs, shares, sums: RunSums::default() };
+        worth.sums = isa.run(&worth);
+        worth
     }
 
-    /// Whether a bound is `needed` anywhere in these runs of the first gate, whatever the other gates are.
-    pub fn is_alive(&self, isa: Isa, shares: &[f32], (first_run, last_run): Runs, needed: f64) -> bool {
-        let [free, tail] =
-            isa.run(TailSums { best: &self.second, last: &self.behind, cost: 0.0, shares, first: &self.first });
+    /// What the images of one row are worth at the first exit, at the second, and at the best behind that.
+    #[inline(always)]
+    fn of_row(&self, row: usize) -> [[f32; RUNS]; 3] {
+        let shares = &self.shares.as_chunks::<RUNS>().0[row];
+        let at_exit = |at: usize| -> [f32; RUNS] {
+            let (values, cost) = (&self.values.rows[at].as_chunks::<RUNS>().0[row], self.costs[at]);
+            std::array::from_fn(|lane| values[lane] - cost * shares[lane])
+        };
+        let mut behind = at_exit(2);
+        for at in 3..self.costs.len() {
+            let here = at_exit(at);
+            behind = std::array::from_fn(|lane| greater(here[lane], behind[lane]));
+        }
+        [at_exit(0), at_exit(1), behind]
+    }
+
+    /// The greatest bound with the first threshold in any of these runs, whatever the other gates are.
+    pub fn greatest(&self, (first_run, last_run): Runs) -> f64 {
+        let RunSums { first, either, tail } = &self.sums;
         let mut going_on: f64 = tail[last_run + 1..].iter().map(|sum| f64::from(*sum)).sum();
-        (first_run..=last_run).rev().any(|run| {
-            let bound = self.stopped_before[run] + f64::from(free[run]) + going_on;
+        let mut stopped: f64 = first[..=last_run].iter().map(|sum| f64::from(*sum)).sum();
+        let mut greatest = f64::NEG_INFINITY;
+        for run in (first_run..=last_run).rev() {
+            stopped -= f64::from(first[run]);
+            greatest = larger(greatest, stopped + f64::from(either[run]) + going_on);
             going_on += f64::from(tail[run]);
-            bound >= needed
-        })
+        }
+        greatest
     }
 
     /// The greatest bound of a pair of runs of the first two gates, and the runs of both in which it is `needed`.
@@ -117,14 +133,15 @@ impl Worth {
         (first_run, last_run): Runs,
         needed: f64,
     ) -> Option<(f64, Runs, Runs)> {
-        let Self { first, second, behind, .. } = self;
-        let sums = isa.run(PairSums { first, second, behind, runs_of, from: first_run });
+        let sums = isa.run(PairSums { worth: self, runs_of, from: first_run });
         let mut alive: Option<(f64, Runs, Runs)> = None;
         let (mut loss, mut gain) = ([0.0f64; RUNS], [0.0f64; RUNS]);
         let mut going_on = 0.0;
+        let mut stopped: f64 = self.sums.first.iter().map(|sum| f64::from(*sum)).sum();
         for run in (first_run..RUNS).rev() {
+            stopped -= f64::from(self.sums.first[run]);
             if run <= last_run {
-                let mut bound = self.stopped_before[run] + f64::from(sums.either[run]) + going_on;
+                let mut bound = stopped + f64::from(self.sums.either[run]) + going_on;
                 for at in 0..RUNS {
                     bound += gain[at];
                     if bound >= needed {
@@ -161,18 +178,20 @@ impl Worth {
         let mut going_on = 0.0;
         let [from, until] = second_runs;
         for (at, gains) in gains.chunks_exact_mut(RUNS).enumerate() {
-            let row = |values: &[f32], lane: usize| values[at * RUNS + lane];
+            let worth = |exit: usize, lane: usize| {
+                self.values.rows[exit][at * RUNS + lane] - self.costs[exit] * self.shares[at * RUNS + lane]
+            };
             let mut sum = 0.0f32;
             for (lane, gain) in gains.iter_mut().enumerate() {
                 let [from, until] = [from, until].map(|runs| usize::from(runs[at * RUNS + lane]));
-                let mut best = if lane <= first_range.1 { row(&self.first, lane) } else { f32::NEG_INFINITY };
+                let mut best = if lane <= first_range.1 { worth(0, lane) } else { f32::NEG_INFINITY };
                 if lane >= first_range.0 && from <= second_range.1 {
-                    best = best.max(row(&self.second, lane));
+                    best = best.max(worth(1, lane));
                 }
                 let (mut stops, mut goes_on) = (best, best);
                 if lane >= first_range.0 && until >= second_range.0 {
-                    stops = best.max(row(&self.third, lane));
-                    goes_on = best.max(row(&self.rest, lane));
+                    stops = best.max(worth(2, lane));
+                    goes_on = (3..self.costs.len()).map(|exit| worth(exit, lane)).fold(best, f32::max);
                 }
                 *gain = stops - goes_on;
                 sum += goes_on;
@@ -196,6 +215,31 @@ impl Worth {
             }
         }
         false
+    }
+}
+
+/// The larger number, in one instruction.
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+impl Kernel for &Worth<'_> {
+    type Output = RunSums;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut sums = RunSums::default();
+        for row in 0..self.shares.len() / RUNS {
+            let [first, second, behind] = self.of_row(row);
+            for lane in 0..RUNS {
+                let tail = greater(second[lane], behind[lane]);
+                sums.first[lane] += first[lane];
+                sums.either[lane] += greater(first[lane], tail);
+                sums.tail[lane] += tail;
+            }
+        }
+        sums
     }
 }
 
@@ -262,20 +306,16 @@ impl Kernel for Arranged<'_> {
     }
 }
 
-/// Sums over the images of each run of the first gate, and of each pair of runs of both gates.
+/// Sums over the images of each pair of runs of the first two gates.
 struct PairSums<'k> {
-    first: &'k [f32],
-    second: &'k [f32],
-    behind: &'k [f32],
+    worth: &'k Worth<'k>,
     runs_of: [&'k [u8]; 2],
     /// First run that matters.
     from: usize,
 }
 
 struct PairTable {
-    /// Best of all exits.
-    either: [f32; RUNS],
-    /// Best exit behind the second.
+    /// Best exit behind the second, of each run of the first gate.
     behind: [f32; RUNS],
     /// (RUNS, RUNS) what images gain that may stop at the second exit, where they first may.
     gain: Box<[[f32; RUNS]; RUNS]>,
@@ -288,24 +328,15 @@ impl Kernel for PairSums<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let mut table = PairTable {
-            either: [0.0; RUNS],
-            behind: [0.0; RUNS],
-            gain: Box::new([[0.0; RUNS]; RUNS]),
-            loss: Box::new([[0.0; RUNS]; RUNS]),
-        };
-        let rows = self.second.as_chunks::<RUNS>().0.iter().zip(self.behind.as_chunks::<RUNS>().0);
+        let mut table =
+            PairTable { behind: [0.0; RUNS], gain: Box::new([[0.0; RUNS]; RUNS]), loss: Box::new([[0.0; RUNS]; RUNS]) };
         let [from, until] = self.runs_of.map(|runs| runs.as_chunks::<RUNS>().0);
-        let others = from.iter().zip(until).zip(self.first.as_chunks::<RUNS>().0);
-        for ((here, behind), ((from, until), first)) in rows.zip(others) {
-            for lane in 0..RUNS {
-                let tail = if here[lane] > behind[lane] { here[lane] } else { behind[lane] };
-                table.either[lane] += if first[lane] > tail { first[lane] } else { tail };
-                table.behind[lane] += behind[lane];
-            }
+        for (row, (from, until)) in from.iter().zip(until).enumerate() {
+            let [_, here, behind] = self.worth.of_row(row);
+            table.behind.iter_mut().zip(&behind).for_each(|(sum, behind)| *sum += behind);
             for lane in self.from..RUNS {
                 let gain = here[lane] - behind[lane];
-                table.gain[lane][usize::from(from[lane]) % RUNS] += if gain > 0.0 { gain } else { 0.0 };
+                table.gain[lane][usize::from(from[lane]) % RUNS] += greater(gain, 0.0);
                 table.loss[lane][usize::from(until[lane]) % RUNS] += if gain < 0.0 { gain } else { 0.0 };
             }
         }

@@ -599,39 +599,38 @@ impl Kernel for FreeRanges<'_> {
     fn run(self) -> Self::Output {
         let n = self.compact.padded();
         let of = self.of;
-        let union = || of.certain.f.iter().zip(&self.compact.truth).map(|(f, truth)| f + truth).collect::<Vec<f64>>();
-        let (t, u) = (&of.certain.t, union());
-        let mut ranges = Ranges { t_low: t.clone(), t_high: t.clone(), u_low: u.clone(), u_high: u };
-        let (mut lows, mut highs) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
+        let mut low: Vec<f64> = of.certain.t.iter().chain(&of.certain.f).copied().collect();
+        low[n..].iter_mut().zip(&self.compact.truth).for_each(|(union, truth)| *union += truth);
+        let mut high = low.clone();
+        let (mut least, mut most) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         for free in &of.free {
             let image = free.image as usize;
             let weight = self.compact.weight[image];
-            let first = self.exits[free.reach.trailing_zeros() as usize];
-            let (both, wrong) = self.compact.counts(first, image);
-            lows[..n].copy_from_slice(both);
-            lows[n..].copy_from_slice(wrong);
-            highs.copy_from_slice(&lows);
-            let mut rest = free.reach & (free.reach - 1);
+            let counts = |at: u32| &self.compact.both_counts(self.exits[at as usize], image)[..2 * n];
+            let (first, mut rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
+            let (least, most) = (&mut least[..2 * n], &mut most[..2 * n]);
+            let second = counts(rest.trailing_zeros()); // at least two exits are within reach
+            for at in 0..2 * n {
+                least[at] = first[at].min(second[at]);
+                most[at] = first[at].max(second[at]);
+            }
+            rest &= rest - 1;
             while rest != 0 {
-                let exit = self.exits[rest.trailing_zeros() as usize];
+                let counts = counts(rest.trailing_zeros());
                 rest &= rest - 1;
-                let (both, wrong) = self.compact.counts(exit, image);
-                for (from, counts) in [(0, both), (n, wrong)] {
-                    let (lows, highs, counts) = (&mut lows[from..][..n], &mut highs[from..][..n], &counts[..n]);
-                    for class in 0..n {
-                        lows[class] = lows[class].min(counts[class]);
-                        highs[class] = highs[class].max(counts[class]);
-                    }
+                for at in 0..2 * n {
+                    least[at] = least[at].min(counts[at]);
+                    most[at] = most[at].max(counts[at]);
                 }
             }
-            for class in 0..n {
-                ranges.t_low[class] += weight * f64::from(lows[class]);
-                ranges.u_low[class] += weight * f64::from(lows[n + class]);
-                ranges.t_high[class] += weight * f64::from(highs[class]);
-                ranges.u_high[class] += weight * f64::from(highs[n + class]);
+            let (low, high) = (&mut low[..2 * n], &mut high[..2 * n]);
+            for at in 0..2 * n {
+                low[at] += weight * f64::from(least[at]);
+                high[at] += weight * f64::from(most[at]);
             }
         }
-        ranges
+        let (u_low, u_high) = (low.split_off(n), high.split_off(n));
+        Ranges { t_low: low, t_high: high, u_low, u_high }
     }
 }
 

@@ -201,7 +201,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         }
         self.shared.control.count(self.explored, 0);
         let mut candidates = std::mem::take(&mut self.candidates);
-        candidates.sort_by(|a, b| b.excess.total_cmp(&a.excess));
+        if self.bands.len() == 1 {
+            candidates.sort_by(|a, b| b.excess.total_cmp(&a.excess)); // the best incumbents come first
+        } // else they stay in the order of their chains, which finds more of the counts in the caches
         for Candidate { exits, gates, bands: (first, last), .. } in candidates {
             if self.shared.control.stopped() {
                 return;
@@ -279,7 +281,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let sums = TailSums { best: &best, last: &best, cost: 0.0, shares, first: &band.first };
             (band.heights(&isa.run(sums), &[whole; GROUPS]).0, ())
         };
-        !self.bands_alive(whole.greatest, bound, true).is_empty()
+        let may_be = |at: usize| whole.greatest >= self.bands[at].least;
+        !self.bands_alive(may_be, bound, true).is_empty()
     }
 
     /// Bands in which a set of configurations may reach a target, with what was found on the way; only one of them when
@@ -289,10 +292,14 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     /// Band k, with multiplier m_k and slack s_k (the greatest of m b - a over its targets), is excluded if phi(m_k) + s_k
     /// < 0. A bound that exceeds what is needed by e_k says phi(m_k) <= e_k - s_k, and for i, j on both sides of k
     /// convexity gives phi(m_k) <= the value at m_k of the chord through (m_i, e_i - s_i) and (m_j, e_j - s_j). ∎
-    fn bands_alive<T>(&self, greatest: f64, bound: impl Fn(usize) -> (f64, T), any: bool) -> Vec<(usize, T)> {
+    fn bands_alive<T>(
+        &self,
+        is_candidate: impl Fn(usize) -> bool,
+        bound: impl Fn(usize) -> (f64, T),
+        any: bool,
+    ) -> Vec<(usize, T)> {
         let mut alive = Vec::new();
-        let candidates = self.rising.iter().copied().filter(|at| greatest >= self.bands[*at].least);
-        let candidates: Vec<usize> = candidates.collect();
+        let candidates: Vec<usize> = self.rising.iter().copied().filter(|at| is_candidate(*at)).collect();
         let look = |number: usize, alive: &mut Vec<(usize, T)>| {
             let (excess, found) = bound(candidates[number]);
             if excess >= 0.0 {
@@ -350,7 +357,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let sums = isa.run(TailSums { best, last, cost, shares: &self.shares, first: &band.first });
             (band.heights(&sums, &[whole; GROUPS]).0, sums)
         };
-        let mut bands = self.bands_alive(whole.greatest, bound, false);
+        let may_be = |at: usize| whole.greatest >= self.bands[at].least;
+        let mut bands = self.bands_alive(may_be, bound, false);
         bands.sort_by_key(|(at, _)| *at); // the order of work is that of the bands
         for (at, sums) in bands {
             let band = &self.bands[at];
@@ -404,7 +412,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     }
 
     /// Bound a chain with the first image threshold in one group, where `start` and `widths` say what its box is, in the
-    /// runs where each band may hold something. The orders of all pixel thresholds of the second gate are bounded at once:
+    /// runs where each band may hold something; bounds over all these runs exclude bands between others. The orders of all pixel thresholds of the second gate are bounded at once:
     /// they differ so little that what excludes them together excludes nearly all that each would.
     fn narrow(&mut self, exits: &[usize], start: &[f64], widths: &Widths, alive: &[(usize, Runs)]) {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
@@ -414,15 +422,20 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
         let mut found: Vec<((usize, usize), f64, Runs, Runs)> = Vec::new();
-        for &(at, runs) in alive {
+        let all_runs = alive.iter().fold((RUNS, 0), |(a, b), (_, (c, d))| (a.min(*c), b.max(*d)));
+        let bound = |at: usize| {
             let multiplier = self.bands[at].band.multiplier;
-            let costs: Vec<f32> = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
-            let worth = Worth::new(isa, &values, &costs, &self.shares);
+            let costs = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
+            let worth = Worth::new(isa, &values, costs, &self.shares);
             let rounding = values.rounding(self.num_rows, compact.classes.len(), multiplier * self.shared.ceiling);
             let needed = self.needed(at, values.constant, rounding);
-            if !worth.is_alive(isa, &self.shares, runs, needed) {
-                continue;
-            }
+            (worth.greatest(all_runs) - needed, (worth, needed))
+        };
+        let runs_of = |at: usize| alive.iter().find(|(band, _)| *band == at).map(|(_, runs)| *runs);
+        let mut bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
+        bands.sort_by_key(|(at, _)| *at);
+        for (at, (worth, needed)) in bands {
+            let Some(runs) = runs_of(at).filter(|runs| worth.greatest(*runs) >= needed) else { continue };
             let [from, until] = &self.second_runs;
             let Some((height, first, second)) = worth.pairs(isa, [from, until], runs, needed) else { continue };
             if exits.len() > 3 {
