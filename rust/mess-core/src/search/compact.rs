@@ -39,7 +39,7 @@ pub(crate) struct Compact {
     pub points: Vec<i64>,
     /// (E, n, 2, padded P): intersection, wrongly predicted.
     counts: Vec<u32>,
-    /// (E, 2, P, padded n): the same, times the image's weight, with images innermost.
+    /// (E, padded n / LANES, 2, P, LANES): the same, times the image's weight, with images innermost.
     columns: Vec<f32>,
     gates: Vec<GateOrder>,
     /// (E, n) first and last run of each image over the orders of an exit's gates.
@@ -135,10 +135,11 @@ impl Compact {
                 let mut columns = vec![0.0; 2 * classes.len() * length];
                 for image in 0..num_images {
                     let row = &counts[(exit * num_images + image) * 2 * padded..][..2 * padded];
+                    let block = &mut columns[image / LANES * 2 * classes.len() * LANES..];
                     for at in 0..classes.len() {
-                        columns[at * length + image] = (weight[image] * f64::from(row[at])) as f32;
-                        columns[(classes.len() + at) * length + image] =
-                            (weight[image] * f64::from(row[padded + at])) as f32;
+                        let of = |row: &[u32]| (weight[image] * f64::from(row[at])) as f32;
+                        block[at * LANES + image % LANES] = of(row);
+                        block[(classes.len() + at) * LANES + image % LANES] = of(&row[padded..]);
                     }
                 }
                 columns
@@ -193,7 +194,7 @@ impl Compact {
         (self.num_images + 1).next_multiple_of(LANES)
     }
 
-    /// (2, P, padded n): intersections and wrongly predicted pixels of one exit.
+    /// (padded n / LANES, 2, P, LANES): intersections and wrongly predicted pixels of one exit.
     pub fn columns(&self, exit: usize) -> &[f32] {
         let size = 2 * self.classes.len() * self.padded_images();
         &self.columns[exit * size..][..size]

@@ -29,14 +29,38 @@ pub(crate) struct ChainValues {
 }
 
 impl ChainValues {
-    /// By the secant plane of a box; `images` as in `tails::Task`.
-    pub fn new(shared: &Shared<'_, '_>, exits: &[usize], ranges: &Ranges, images: &[u32]) -> Self {
-        let (compact, isa) = (shared.compact, shared.isa);
-        let plane = Plane::secant(shared.query.scoring.metric, compact, ranges);
+    /// Of several chains of equal length, each by the secant plane of its box; `images` as in `tails::Task`. What
+    /// neighbours have in common is read once.
+    pub fn all(shared: &Shared<'_, '_>, chains: &[(&[usize], &Ranges)], images: &[u32]) -> Vec<Self> {
+        let compact = shared.compact;
+        let plane = |(_, ranges): &(_, &Ranges)| Plane::secant(shared.query.scoring.metric, compact, ranges);
+        let planes: Vec<Plane> = chains.iter().map(plane).collect();
         let narrow = |slopes: &[f64]| slopes.iter().map(|slope| *slope as f32).collect::<Vec<f32>>();
-        let (of_both, of_wrong) = (&narrow(&plane.of_both)[..], &narrow(&plane.of_wrong)[..]);
-        let values: Vec<Vec<f32>> =
-            exits.iter().map(|&exit| isa.run(ExitValues { of_both, of_wrong, compact, exit })).collect();
+        let slopes: Vec<[Vec<f32>; 2]> =
+            planes.iter().map(|plane| [narrow(&plane.of_both), narrow(&plane.of_wrong)]).collect();
+        let mut values: Vec<Vec<Vec<f32>>> = vec![Vec::new(); chains.len()];
+        for at in 0..chains.first().map_or(0, |(exits, _)| exits.len()) {
+            let mut from = 0;
+            for same in chains.chunk_by(|(a, _), (b, _)| a[at] == b[at]) {
+                let (exit, until) = (same[0].0[at], from + same.len());
+                let of_exit = shared.isa.run(ExitValues { slopes: &slopes[from..until], compact, exit });
+                values[from..until].iter_mut().zip(of_exit).for_each(|(values, of_exit)| values.push(of_exit));
+                from = until;
+            }
+        }
+        let with_plane = chains.iter().zip(planes.iter().zip(&values));
+        with_plane.map(|(chain, (plane, values))| Self::new(shared, *chain, plane, values, images)).collect()
+    }
+
+    /// From the values of each exit.
+    fn new(
+        shared: &Shared<'_, '_>,
+        (exits, ranges): (&[usize], &Ranges),
+        plane: &Plane,
+        values: &[Vec<f32>],
+        images: &[u32],
+    ) -> Self {
+        let (compact, isa) = (shared.compact, shared.isa);
         let reference = &values[values.len() - 1];
         let mut chain =
             Self { rows: Vec::with_capacity(exits.len()), constant: plane.lift(ranges), raw: 0.0, magnitude: 0.0 };
@@ -243,35 +267,35 @@ impl Kernel for &Worth<'_> {
     }
 }
 
-/// (padded n,) value of one exit for each image, times the image's weight: from counts with images innermost, about P n / 8
-/// vector operations.
+/// For each of some planes, (padded n,) value of one exit for each image, times the image's weight: from counts with images
+/// innermost, about P n / 8 vector operations a plane.
 struct ExitValues<'k> {
-    of_both: &'k [f32],
-    of_wrong: &'k [f32],
+    /// Of intersections and of wrongly predicted pixels.
+    slopes: &'k [[Vec<f32>; 2]],
     compact: &'k Compact,
     exit: usize,
 }
 
 impl Kernel for ExitValues<'_> {
-    type Output = Vec<f32>;
+    type Output = Vec<Vec<f32>>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let (columns, classes) = (self.compact.columns(self.exit), self.compact.classes.len());
-        let length = self.compact.padded_images();
-        let (both, wrong) = columns.split_at(classes * length);
-        let mut values = vec![0.0f32; length];
-        for (block, values) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let from = block * LANES;
-            let mut sums = [0.0f32; LANES];
-            for class in 0..classes {
-                let (of_both, of_wrong) = (self.of_both[class], self.of_wrong[class]);
-                let (both, wrong) = (&both[class * length + from..], &wrong[class * length + from..]);
-                for ((sum, both), wrong) in sums.iter_mut().zip(&both[..LANES]).zip(&wrong[..LANES]) {
-                    *sum += of_both * both + of_wrong * wrong;
+        let classes = self.compact.classes.len();
+        let mut values = vec![vec![0.0f32; self.compact.padded_images()]; self.slopes.len()];
+        for (number, block) in self.compact.columns(self.exit).chunks_exact(2 * classes * LANES).enumerate() {
+            let (both, wrong) = block.split_at(classes * LANES);
+            let (both, wrong) = (both.as_chunks::<LANES>().0, wrong.as_chunks::<LANES>().0);
+            for ([of_both, of_wrong], values) in self.slopes.iter().zip(&mut values) {
+                let slopes = of_both.iter().zip(of_wrong);
+                let mut sums = [0.0f32; LANES];
+                for ((both, wrong), (of_both, of_wrong)) in both.iter().zip(wrong).zip(slopes) {
+                    for ((sum, both), wrong) in sums.iter_mut().zip(both).zip(wrong) {
+                        *sum += of_both * both + of_wrong * wrong;
+                    }
                 }
+                values.as_chunks_mut::<LANES>().0[number] = sums;
             }
-            *values = sums;
         }
         values
     }

@@ -36,6 +36,9 @@ use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
 
+/// Chains that are bounded together by planes of their own.
+const PENDING: usize = 16;
+
 /// Neighbouring bands of costs in which a chain is left to one search of its regions.
 const BANDS_TOGETHER: usize = 4;
 
@@ -63,6 +66,8 @@ pub(crate) struct Task<'s, 'a, 't> {
     version: u64,
     /// First and last run of each image over all orders of the current second exit.
     second_runs: [Vec<u8>; 2],
+    /// Chains that are alike but for the last exit.
+    pending: Vec<Pending>,
     candidates: Vec<Candidate>,
     explored: u64,
 }
@@ -92,6 +97,15 @@ struct Candidate {
     gates: Vec<GateRange>,
     /// Numbers of the first and the last of the bands that it is for.
     bands: (usize, usize),
+}
+
+/// A chain with the first image threshold in one group, to be bounded by a plane of its own.
+struct Pending {
+    exits: Vec<usize>,
+    /// Its box.
+    ranges: Ranges,
+    /// Bands that may hold something, and in which runs.
+    alive: Vec<(usize, Runs)>,
 }
 
 /// The way from a first gate to the next exit.
@@ -159,6 +173,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             least_on_the_way,
             version: 0,
             second_runs: [Vec::new(), Vec::new()],
+            pending: Vec::new(),
             candidates: Vec::new(),
             explored: 0,
             shares,
@@ -251,6 +266,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 for index in 0..self.deeper[point + 1].len() {
                     self.follow(exits, index, &path, start);
                 }
+                self.narrow_pending();
             }
         }
         exits.pop();
@@ -387,8 +403,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             };
             let alive: Vec<(usize, Runs)> = alive.iter().filter_map(within).collect();
             if !alive.is_empty() {
-                self.narrow(exits, start.of(group), widths, &alive);
+                let mut ranges = Ranges::new(compact.padded());
+                widen(start.of(group), widths, truth, &mut ranges);
+                self.pending.push(Pending { exits: exits.to_vec(), ranges, alive });
             }
+        }
+        if self.pending.len() >= PENDING {
+            self.narrow_pending();
         }
     }
 
@@ -411,14 +432,21 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         2.0 * (self.num_rows + 3 * RUNS + 3) as f64 * f64::from(f32::EPSILON) * magnitude
     }
 
-    /// Bound a chain with the first image threshold in one group, where `start` and `widths` say what its box is, in the
-    /// runs where each band may hold something; bounds over all these runs exclude bands between others. The orders of all pixel thresholds of the second gate are bounded at once:
-    /// they differ so little that what excludes them together excludes nearly all that each would.
-    fn narrow(&mut self, exits: &[usize], start: &[f64], widths: &Widths, alive: &[(usize, Runs)]) {
+    /// Bound the pending chains by planes of their own.
+    fn narrow_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        let chains: Vec<(&[usize], &Ranges)> = pending.iter().map(|chain| (&chain.exits[..], &chain.ranges)).collect();
+        let values = ChainValues::all(self.shared, &chains, &self.images);
+        for (Pending { exits, alive, .. }, values) in pending.iter().zip(values) {
+            self.narrow(exits, &values, alive);
+        }
+    }
+
+    /// Bound a chain with the first image threshold in one group, in the runs where each band may hold something; bounds
+    /// over all these runs exclude bands between others. The orders of all pixel thresholds of the second gate are bounded
+    /// at once: they differ so little that what excludes them together excludes nearly all that each would.
+    fn narrow(&mut self, exits: &[usize], values: &ChainValues, alive: &[(usize, Runs)]) {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
-        let mut ranges = Ranges::new(compact.padded());
-        widen(start, widths, &compact.truth, &mut ranges);
-        let values = ChainValues::new(self.shared, exits, &ranges, &self.images);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
         let mut found: Vec<((usize, usize), f64, Runs, Runs)> = Vec::new();
@@ -426,7 +454,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let bound = |at: usize| {
             let multiplier = self.bands[at].band.multiplier;
             let costs = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
-            let worth = Worth::new(isa, &values, costs, &self.shares);
+            let worth = Worth::new(isa, values, costs, &self.shares);
             let rounding = values.rounding(self.num_rows, compact.classes.len(), multiplier * self.shared.ceiling);
             let needed = self.needed(at, values.constant, rounding);
             (worth.greatest(all_runs) - needed, (worth, needed))
