@@ -302,7 +302,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     }
 
     /// Bands in which a set of configurations may reach a target, with what was found on the way; only one of them when
-    /// any will do. `greatest` bounds the accuracy; `bound(band)` gives by how much the bound exceeds what is needed.
+    /// any will do. Only candidates are looked at; `bound(band)` gives by how much the bound exceeds what is needed.
     ///
     /// *Admissible*: let phi(m) be the greatest of A - m K over the set, a maximum of affine functions of m and so convex.
     /// Band k, with multiplier m_k and slack s_k (the greatest of m b - a over its targets), is excluded if phi(m_k) + s_k
