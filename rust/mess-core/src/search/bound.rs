@@ -182,7 +182,7 @@ impl Plane {
 
 /// The larger number: one instruction, where `f64::max` needs several for NaN, which does not occur here.
 #[inline(always)]
-pub(crate) fn larger(a: f64, b: f64) -> f64 {
+pub(crate) fn larger<T: PartialOrd>(a: T, b: T) -> T {
     if a > b { a } else { b }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct ChainValues {
 impl ChainValues {
     /// Of several chains of equal length, each by the secant plane of its box; `images` as in `tails::Task`. What
     /// neighbours have in common is read once.
-    pub fn all(shared: &Shared<'_, '_>, chains: &[(&[usize], &Ranges)], images: &[u32]) -> Vec<Self> {
+    pub fn all(shared: &Shared<'_, '_>, chains: &[(&[usize], &Ranges)], images: &[u32]) -> impl Iterator<Item = Self> {
         let compact = shared.compact;
         let plane = |(_, ranges): &(_, &Ranges)| Plane::secant(shared.query.scoring.metric, compact, ranges);
         let planes: Vec<Plane> = chains.iter().map(plane).collect();
@@ -48,8 +48,8 @@ impl ChainValues {
                 from = until;
             }
         }
-        let with_plane = chains.iter().zip(planes.iter().zip(&values));
-        with_plane.map(|(chain, (plane, values))| Self::new(shared, *chain, plane, values, images)).collect()
+        let with_plane = chains.iter().zip(planes.into_iter().zip(values));
+        with_plane.map(move |(chain, (plane, values))| Self::new(shared, *chain, &plane, &values, images))
     }
 
     /// From the values of each exit.
@@ -128,7 +128,7 @@ impl<'v> Worth<'v> {
         let mut behind = at_exit(2);
         for at in 3..self.costs.len() {
             let here = at_exit(at);
-            behind = std::array::from_fn(|lane| greater(here[lane], behind[lane]));
+            behind = std::array::from_fn(|lane| larger(here[lane], behind[lane]));
         }
         [at_exit(0), at_exit(1), behind]
     }
@@ -242,12 +242,6 @@ impl<'v> Worth<'v> {
     }
 }
 
-/// The larger number, in one instruction.
-#[inline(always)]
-fn greater(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
 impl Kernel for &Worth<'_> {
     type Output = RunSums;
 
@@ -257,9 +251,9 @@ impl Kernel for &Worth<'_> {
         for row in 0..self.shares.len() / RUNS {
             let [first, second, behind] = self.of_row(row);
             for lane in 0..RUNS {
-                let tail = greater(second[lane], behind[lane]);
+                let tail = larger(second[lane], behind[lane]);
                 sums.first[lane] += first[lane];
-                sums.either[lane] += greater(first[lane], tail);
+                sums.either[lane] += larger(first[lane], tail);
                 sums.tail[lane] += tail;
             }
         }
@@ -360,7 +354,7 @@ impl Kernel for PairSums<'_> {
             table.behind.iter_mut().zip(&behind).for_each(|(sum, behind)| *sum += behind);
             for lane in self.from..RUNS {
                 let gain = here[lane] - behind[lane];
-                table.gain[lane][usize::from(from[lane]) % RUNS] += greater(gain, 0.0);
+                table.gain[lane][usize::from(from[lane]) % RUNS] += larger(gain, 0.0);
                 table.loss[lane][usize::from(until[lane]) % RUNS] += if gain < 0.0 { gain } else { 0.0 };
             }
         }

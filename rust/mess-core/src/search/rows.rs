@@ -2,6 +2,7 @@
 //!
 //! A row is (rows, RUNS): a run of images is one lane, see `tails`. Entries beyond the last image are 0.
 
+use super::bound::larger;
 use super::compact::RUNS;
 use crate::isa::Kernel;
 
@@ -31,9 +32,9 @@ impl Kernel for TailSums<'_> {
         for ((best, last), (share, first)) in rows.zip(costs) {
             for lane in 0..RUNS {
                 let here = last[lane] - self.cost * share[lane];
-                let behind = if best[lane] > here { best[lane] } else { here };
+                let behind = larger(best[lane], here);
                 tail[lane] += behind;
-                free[lane] += if first[lane] > behind { first[lane] } else { behind };
+                free[lane] += larger(first[lane], behind);
             }
         }
         [free, tail]
@@ -81,7 +82,7 @@ impl Kernel for Raise<'_> {
     fn run(self) {
         for (best, (value, share)) in self.best.iter_mut().zip(self.values.iter().zip(self.shares)) {
             let here = value - self.cost * share;
-            *best = if here > *best { here } else { *best };
+            *best = larger(here, *best);
         }
     }
 }

@@ -255,9 +255,9 @@ fn add(sums: &mut [f32; WIDE], values: &[f32; WIDE]) {
 
 #[inline(always)]
 fn larger_of(a: &[f32; WIDE], b: &[f32; WIDE]) -> [f32; WIDE] {
-    let mut larger = *a;
-    larger.iter_mut().zip(b).for_each(|(a, b)| *a = if *a > *b { *a } else { *b });
-    larger
+    let mut most = *a;
+    most.iter_mut().zip(b).for_each(|(a, b)| *a = larger(*a, *b));
+    most
 }
 
 /// What is known of a group of configurations besides the affine part of their bound.

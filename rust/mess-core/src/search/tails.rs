@@ -301,8 +301,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         !self.bands_alive(may_be, bound, true).is_empty()
     }
 
-    /// Bands in which a set of configurations may reach a target, with what was found on the way; only one of them when
-    /// any will do. Only candidates are looked at; `bound(band)` gives by how much the bound exceeds what is needed.
+    /// Bands in which a set of configurations may reach a target, in their order, with what was found on the way; only some
+    /// of them when any will do. Only candidates are looked at; `bound(band)` gives by how much the bound exceeds what is
+    /// needed.
     ///
     /// *Admissible*: let phi(m) be the greatest of A - m K over the set, a maximum of affine functions of m and so convex.
     /// Band k, with multiplier m_k and slack s_k (the greatest of m b - a over its targets), is excluded if phi(m_k) + s_k
@@ -345,6 +346,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 open.extend([(left, found), (found, right)]);
             }
         }
+        alive.sort_by_key(|(at, _)| *at);
         alive
     }
 
@@ -374,8 +376,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             (band.heights(&sums, &[whole; GROUPS]).0, sums)
         };
         let may_be = |at: usize| whole.greatest >= self.bands[at].least;
-        let mut bands = self.bands_alive(may_be, bound, false);
-        bands.sort_by_key(|(at, _)| *at); // the order of work is that of the bands
+        let bands = self.bands_alive(may_be, bound, false);
         for (at, sums) in bands {
             let band = &self.bands[at];
             let spreads = of_groups.get_or_insert_with(|| {
@@ -437,15 +438,17 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let pending = std::mem::take(&mut self.pending);
         let chains: Vec<(&[usize], &Ranges)> = pending.iter().map(|chain| (&chain.exits[..], &chain.ranges)).collect();
         let values = ChainValues::all(self.shared, &chains, &self.images);
-        for (Pending { exits, alive, .. }, values) in pending.iter().zip(values) {
-            self.narrow(exits, &values, alive);
-        }
+        let narrowed = pending.iter().zip(values);
+        let found: Vec<Candidate> =
+            narrowed.flat_map(|(chain, values)| self.narrow(&chain.exits, &values, &chain.alive)).collect();
+        self.candidates.extend(found);
     }
 
-    /// Bound a chain with the first image threshold in one group, in the runs where each band may hold something; bounds
-    /// over all these runs exclude bands between others. The orders of all pixel thresholds of the second gate are bounded
-    /// at once: they differ so little that what excludes them together excludes nearly all that each would.
-    fn narrow(&mut self, exits: &[usize], values: &ChainValues, alive: &[(usize, Runs)]) {
+    /// What is left of a chain with the first image threshold in one group, in the runs where each band may hold something,
+    /// by a plane of its own; bounds over all these runs exclude bands between others. The orders of all pixel thresholds
+    /// of the second gate are bounded at once: they differ so little that what excludes them together excludes nearly all
+    /// that each would.
+    fn narrow(&self, exits: &[usize], values: &ChainValues, alive: &[(usize, Runs)]) -> Vec<Candidate> {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
@@ -460,8 +463,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             (worth.greatest(all_runs) - needed, (worth, needed))
         };
         let runs_of = |at: usize| alive.iter().find(|(band, _)| *band == at).map(|(_, runs)| *runs);
-        let mut bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
-        bands.sort_by_key(|(at, _)| *at);
+        let bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
         for (at, (worth, needed)) in bands {
             let Some(runs) = runs_of(at).filter(|runs| worth.greatest(*runs) >= needed) else { continue };
             let [from, until] = &self.second_runs;
@@ -481,13 +483,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 _ => found.push(((at, at), excess, first, second)),
             }
         }
-        for (bands, excess, first, (low, high)) in found {
-            let Some(first) = self.first_gate(first) else { continue };
+        let candidate = |(bands, excess, first, (low, high)): ((usize, usize), f64, Runs, Runs)| {
             let mut gates = vec![GateRange::OPEN; exits.len() - 1];
-            gates[0] = first;
+            gates[0] = self.first_gate(first)?;
             gates[1] = GateRange::Runs { first: low as u8, last: high as u8 };
-            self.candidates.push(Candidate { excess, exits: exits.to_vec(), gates, bands });
-        }
+            Some(Candidate { excess, exits: exits.to_vec(), gates, bands })
+        };
+        found.into_iter().filter_map(candidate).collect()
     }
 
     fn first_gate(&self, (first, last): Runs) -> Option<GateRange> {
