@@ -4,8 +4,8 @@
 //! the first gate stop at the second exit when their run there is before s, go on when it is behind, and do either in s.
 //! All pixel thresholds of the second gate are bounded at once: an image stops when its run is before s in each of their
 //! orders, goes on when it is behind in each, and does either otherwise. Sums over images are put in a table of (r, s),
-//! and running sums over it give the bounds of all pairs. With ranges of r and s decided, the third gate's orders are
-//! gone through in the same way, one by one.
+//! and running sums over it give the bounds of all pairs. With ranges of r and s decided, the second gate's orders are
+//! gone through in the same way, one by one, and then the third gate's.
 //!
 //! Rows are in the order of the first gate, see `tails.rs`.
 
@@ -17,6 +17,14 @@ use crate::isa::{Isa, Kernel};
 /// First and last of some runs.
 pub(crate) type Runs = (usize, usize);
 
+/// Runs of the first two gates that may hold something, with the greatest bound in them.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub height: f64,
+    pub first: Runs,
+    pub second: Runs,
+}
+
 /// What each image is worth at each exit of a chain.
 pub(crate) struct ChainValues {
     /// Of each exit, (rows, RUNS): the value less that at the last exit.
@@ -26,6 +34,21 @@ pub(crate) struct ChainValues {
     /// Sums over images and exits of the magnitudes of what was added up: for values, for rows.
     raw: f64,
     magnitude: f64,
+}
+
+impl Left {
+    /// From the first runs of both to the last.
+    pub fn and(self, other: Self) -> Self {
+        let hull = |a: Runs, b: Runs| (a.0.min(b.0), a.1.max(b.1));
+        let (first, second) = (hull(self.first, other.first), hull(self.second, other.second));
+        Self { height: larger(self.height, other.height), first, second }
+    }
+
+    /// One pair of runs more.
+    fn extended(known: Option<Self>, height: f64, run: usize, at: usize) -> Self {
+        let new = Self { height, first: (run, run), second: (at, at) };
+        known.map_or(new, |known| known.and(new))
+    }
 }
 
 impl ChainValues {
@@ -147,18 +170,12 @@ impl<'v> Worth<'v> {
         greatest
     }
 
-    /// The greatest bound of a pair of runs of the first two gates, and the runs of both in which it is `needed`.
+    /// The runs of the first two gates in which a bound is `needed`.
     ///
     /// `runs_of` are the first and the last run of each image over the orders of the second gate.
-    pub fn pairs(
-        &self,
-        isa: Isa,
-        runs_of: [&[u8]; 2],
-        (first_run, last_run): Runs,
-        needed: f64,
-    ) -> Option<(f64, Runs, Runs)> {
+    pub fn pairs(&self, isa: Isa, runs_of: [&[u8]; 2], (first_run, last_run): Runs, needed: f64) -> Option<Left> {
         let sums = isa.run(PairSums { worth: self, runs_of, from: first_run });
-        let mut alive: Option<(f64, Runs, Runs)> = None;
+        let mut left = None;
         let (mut loss, mut gain) = ([0.0f64; RUNS], [0.0f64; RUNS]);
         let mut going_on = 0.0;
         let mut stopped: f64 = self.sums.first.iter().map(|sum| f64::from(*sum)).sum();
@@ -169,12 +186,7 @@ impl<'v> Worth<'v> {
                 for at in 0..RUNS {
                     bound += gain[at];
                     if bound >= needed {
-                        alive = Some(match alive {
-                            None => (bound, (run, run), (at, at)),
-                            Some((height, (a, b), (c, d))) => {
-                                (height.max(bound), (a.min(run), b.max(run)), (c.min(at), d.max(at)))
-                            }
-                        });
+                        left = Some(Left::extended(left, bound, run, at));
                     }
                     bound += loss[at];
                 }
@@ -185,7 +197,41 @@ impl<'v> Worth<'v> {
                 gain[at] += f64::from(sums.gain[run][at]);
             }
         }
-        alive
+        left
+    }
+
+    /// The runs among those that are left in which a bound is `needed` for one of the orders of the second gate.
+    ///
+    /// `orders` are the runs of each image in each of them. Here what images of run r of the first gate are worth that stop
+    /// there or go on depends on s too.
+    pub fn in_orders(&self, isa: Isa, orders: &[Vec<u8>], of: Left, needed: f64) -> Option<Left> {
+        let (first_run, last_run) = of.first;
+        let gains = isa.run(Gains { worth: self, first_run, last_run });
+        let mut left = None;
+        for runs in orders {
+            let OrderSums { going_on, either } = isa.run(OrderOf { gains: &gains, runs, first_run, last_run });
+            let mut passed: f64 = gains.going_on[first_run..].iter().map(|sum| f64::from(*sum)).sum();
+            let mut stopped: f64 = self.sums.first[..first_run].iter().map(|sum| f64::from(*sum)).sum();
+            for run in first_run..=last_run {
+                passed -= f64::from(gains.going_on[run]);
+                let mut bound = stopped + f64::from(gains.either[run]) + passed;
+                stopped += f64::from(self.sums.first[run]);
+                let behind = &going_on[run - first_run + 1..];
+                let mut lost = 0.0;
+                for at in 0..=of.second.1 {
+                    bound += lost;
+                    lost = 0.0;
+                    for [may, must] in behind.iter().chain([&either[run - first_run]]).map(|sums| sums[at]) {
+                        bound += f64::from(may);
+                        lost += f64::from(must);
+                    }
+                    if bound >= needed && at >= of.second.0 {
+                        left = Some(Left::extended(left, bound, run, at));
+                    }
+                }
+            }
+        }
+        left
     }
 
     /// Whether a bound is `needed` for any of these orders of the third gate and any run of it, with those of the first
@@ -255,6 +301,98 @@ impl Kernel for &Worth<'_> {
                 sums.first[lane] += first[lane];
                 sums.either[lane] += larger(first[lane], tail);
                 sums.tail[lane] += tail;
+            }
+        }
+        sums
+    }
+}
+
+/// What images gain by stopping at the second exit: if they may, and, a loss, if they have to although they would not.
+type Gain = [f32; 2];
+
+/// Gains of all images, with the first image threshold in some runs.
+struct Gains<'k> {
+    worth: &'k Worth<'k>,
+    first_run: usize,
+    last_run: usize,
+}
+
+struct GainTable {
+    /// (rows, RUNS) of images that get to the second gate.
+    passing: Vec<[Gain; RUNS]>,
+    /// (rows, last_run - first_run + 1) of those that may stop at the first one as well.
+    free: Vec<Gain>,
+    /// Sums over the images of each run of the first gate: behind the second one; the best of that and the first exit.
+    going_on: [f32; RUNS],
+    either: [f32; RUNS],
+}
+
+impl Kernel for Gains<'_> {
+    type Output = GainTable;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let num_rows = self.worth.shares.len() / RUNS;
+        let width = self.last_run - self.first_run + 1;
+        let mut table = GainTable {
+            passing: vec![[[0.0; 2]; RUNS]; num_rows],
+            free: Vec::with_capacity(num_rows * width),
+            going_on: [0.0; RUNS],
+            either: [0.0; RUNS],
+        };
+        let gain = |stops: f32, goes_on: f32| {
+            [larger(stops - goes_on, 0.0), if stops < goes_on { stops - goes_on } else { 0.0 }]
+        };
+        for row in 0..num_rows {
+            let [first, here, behind] = self.worth.of_row(row);
+            for lane in self.first_run..RUNS {
+                table.passing[row][lane] = gain(here[lane], behind[lane]);
+                table.going_on[lane] += behind[lane];
+            }
+            for lane in self.first_run..=self.last_run {
+                let goes_on = larger(first[lane], behind[lane]);
+                table.free.push(gain(larger(first[lane], here[lane]), goes_on));
+                table.either[lane] += goes_on;
+            }
+        }
+        table
+    }
+}
+
+/// Sums of gains over the images of each run of one order of the second gate.
+struct OrderOf<'k> {
+    gains: &'k GainTable,
+    runs: &'k [u8],
+    first_run: usize,
+    last_run: usize,
+}
+
+struct OrderSums {
+    /// Of those that pass the first gate, for each of the runs in question, and for all behind them together.
+    going_on: Vec<[Gain; RUNS]>,
+    /// Of those that may do either, for each of the runs in question.
+    either: Vec<[Gain; RUNS]>,
+}
+
+impl Kernel for OrderOf<'_> {
+    type Output = OrderSums;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { gains, runs, first_run, last_run } = self;
+        let width = last_run - first_run + 1;
+        let mut sums = OrderSums { going_on: vec![[[0.0; 2]; RUNS]; width + 1], either: vec![[[0.0; 2]; RUNS]; width] };
+        let add = |sums: &mut [Gain; RUNS], run: u8, gain: Gain| {
+            let sum = &mut sums[usize::from(run) % RUNS];
+            *sum = [sum[0] + gain[0], sum[1] + gain[1]];
+        };
+        for (row, runs) in runs.as_chunks::<RUNS>().0.iter().enumerate() {
+            for lane in first_run..=last_run {
+                add(&mut sums.going_on[lane - first_run], runs[lane], gains.passing[row][lane]);
+                add(&mut sums.either[lane - first_run], runs[lane], gains.free[row * width + lane - first_run]);
+            }
+            for lane in last_run + 1..RUNS {
+                add(&mut sums.going_on[width], runs[lane], gains.passing[row][lane]);
             }
         }
         sums

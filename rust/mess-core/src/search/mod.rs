@@ -7,7 +7,7 @@
 //! Reading order: `table` (what was measured) -> `space` (what may be chosen) -> `objective` and `limits` (what is wanted)
 //! -> `evaluate` (exact value of one configuration) -> `engine` (the search) -> `outcome`. Behind the engine: `compact`
 //! (the table in its own form), `bound` (why a set of configurations may be given up), `ascent` (good ones to begin
-//! with), `field`, `rows`, `tails`, `spread`, `gates` (chains of exits), `regions` (their thresholds), `incumbent` (the best so far),
+//! with), `field`, `rows`, `tails`, `spread`, `gates` (chains of exits), `regions` and `stakes` (their thresholds), `incumbent` (the best so far),
 //! `journal`, `anytime`. `pieces` is the same search for many processes.
 
 mod anytime;
@@ -29,6 +29,7 @@ mod regions;
 mod rows;
 pub mod space;
 mod spread;
+mod stakes;
 pub mod table;
 mod tails;
 

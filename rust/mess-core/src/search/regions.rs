@@ -6,9 +6,9 @@
 //! image which exits it can reach. Most can reach one only, and are summed up once; the rest are carried along in `free`.
 //!
 //! A region is bounded by `bound.rs` with a plane of its own and a few multipliers. Its parts are first bounded by its own
-//! plane, which holds for them too: `pieces` bounds all parts of a gate's interval in one pass over the free images, and
-//! `narrow` cuts off what is excluded at both ends. What survives gets a plane of its own and is split. What has few
-//! combinations left is evaluated exactly, one by one.
+//! plane, which holds for them too: `stakes` bounds all parts of the intervals of two gates in one pass over the free
+//! images, and `narrow` cuts off what is excluded at both ends. What survives gets a plane of its own and is split. What has
+//! few combinations left is evaluated exactly, one by one.
 
 use super::bound::{MARGIN, Plane, Ranges, larger};
 use super::compact::{Compact, Mixture, RUNS};
@@ -17,11 +17,12 @@ use super::evaluate::stop_costs;
 use super::incumbent::{Targets, slack};
 use super::limits::{Statistic, mean};
 use super::objective::Setting;
+use super::stakes::{Cells, Cut, MAX_PIECES, Staked, Stakes};
 use crate::isa::Kernel;
 
-/// Intervals into which a gate is split whose pixel threshold is open, and later ones.
-const FIRST_PIECES: usize = 24;
+/// Pieces that a region is split into, and that another gate is cut into meanwhile.
 const PIECES: usize = 8;
+const OTHER_PIECES: usize = 16;
 /// Combinations of image thresholds that are evaluated one by one instead of bounded.
 const FEW: usize = 48;
 /// Multipliers tried on one region.
@@ -74,25 +75,20 @@ struct Bounded {
     multiplier: f64,
 }
 
-/// A part of a gate's range, and by how much its bound exceeds what a target asks for.
-#[derive(Clone, Copy)]
-struct Piece {
+/// A part of a region, and by how much its bound exceeds what a target asks for.
+struct Part {
     height: f64,
-    range: GateRange,
-}
-
-/// What is at stake at one gate, under a bound: the images that it decides about.
-struct Stakes {
-    gate: usize,
-    /// Height of everything else, over what a target asks for.
-    constant: f64,
-    /// (image, height when it may stop here, height when it goes on)
-    images: Vec<(u32, f64, f64)>,
+    narrowed: Vec<(usize, GateRange)>,
 }
 
 impl GateRange {
     /// Any pixel threshold, any image threshold.
     pub const OPEN: Self = Self::Runs { first: 0, last: RUNS as u8 - 1 };
+
+    /// Whether it has one pixel threshold and several image thresholds.
+    fn is_wide(self) -> bool {
+        matches!(self, Self::Within { low, high, .. } if low < high)
+    }
 }
 
 impl<'a> Chain<'a> {
@@ -144,7 +140,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             free: (0..compact.num_images as u32).map(|image| Free { image, reach: (1 << exits) - 1 }).collect(),
             values: Vec::new(),
         };
-        let root = self.refined(&all, None);
+        let root = self.refined(&all, &[]);
         self.visit(root, None, multiplier);
     }
 
@@ -168,40 +164,69 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         if !self.narrow(&mut of, &bound, &corners) {
             return;
         }
-        let open = of.gates.iter().position(|gate| matches!(gate, GateRange::Runs { .. }));
-        let gate = open.unwrap_or_else(|| self.most_undecided(&of));
-        let stakes = self.stakes(&of, &bound, gate, &corners);
-        let mut parts = match of.gates[gate] {
-            GateRange::Runs { first, last } => {
-                let alive = |pixel: usize| {
-                    let order = self.shared.compact.gate(self.chain.exits[gate], pixel);
-                    let (low, high) = order.thresholds_within(first.into(), last.into())?;
-                    hull(&self.pieces(&stakes, (pixel, low, high), FIRST_PIECES))
-                };
-                (0..self.shared.compact.num_pixels).filter_map(alive).collect()
-            }
-            GateRange::Within { pixel, low, high } => self.pieces(&stakes, (pixel, low, high), PIECES),
-        };
+        let mut parts = self.parts(&of, &bound, &corners);
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
-        for Piece { range, .. } in parts {
-            let part = self.refined(&of, Some((gate, range)));
+        for Part { narrowed, .. } in parts {
+            let part = self.refined(&of, &narrowed);
             self.visit(part, Some(&bound), bound.multiplier);
         }
     }
 
-    /// Cut from the range of each gate what the bound excludes at both ends; whether anything is left.
+    /// The parts that a region is split into, without those that its bound excludes: for an open gate one for each pixel
+    /// threshold, else one for each piece of the gate at which most images are undecided. Another gate is narrowed with it.
+    fn parts(&self, of: &Region, bound: &Bounded, corners: &[(f64, f64)]) -> Vec<Part> {
+        let open = of.gates.iter().position(|gate| matches!(gate, GateRange::Runs { .. }));
+        let Some(gate) = open.or_else(|| self.most_undecided(of, None)) else { return Vec::new() };
+        let other = self.most_undecided(of, Some(gate));
+        let (first, second) = other.map_or((gate, None), |other| (gate.min(other), Some(gate.max(other))));
+        let stakes = self.stakes(of, bound, first, second, corners);
+        let others = other.and_then(|other| self.cut(of, other, OTHER_PIECES));
+        let parts_of = |here: Cut<'_>| -> Vec<Part> {
+            let mut cuts: Vec<&Cut<'_>> = others.iter().chain([&here]).collect();
+            cuts.sort_by_key(|cut| cut.gate);
+            let grid = stakes.grid(cuts[0], cuts.get(1).copied());
+            let part = |Cells { height, pieces }: Cells| Part {
+                height,
+                narrowed: cuts.iter().zip(pieces).map(|(cut, pieces)| cut.narrowed(pieces)).collect(),
+            };
+            match open {
+                Some(_) => grid.hull().map(part).into_iter().collect(),
+                None => grid.of_gate(usize::from(gate != first)).map(part).collect(),
+            }
+        };
+        match of.gates[gate] {
+            GateRange::Runs { first, last } => {
+                let order = |pixel: usize| self.shared.compact.gate(self.chain.exits[gate], pixel);
+                let cut = |pixel: usize| {
+                    let (low, high) = order(pixel).thresholds_within(first.into(), last.into())?;
+                    Some(Cut::new(gate, order(pixel), (pixel, low, high), MAX_PIECES))
+                };
+                (0..self.shared.compact.num_pixels).filter_map(cut).flat_map(parts_of).collect()
+            }
+            GateRange::Within { .. } => self.cut(of, gate, PIECES).into_iter().flat_map(parts_of).collect(),
+        }
+    }
+
+    /// Cut from the range of each gate what the bound excludes at both ends, two gates at a time; whether anything is left.
     fn narrow(&self, of: &mut Region, bound: &Bounded, corners: &[(f64, f64)]) -> bool {
-        for gate in 0..of.gates.len() {
-            let GateRange::Within { pixel, low, high } = of.gates[gate] else { continue };
-            if low < high {
-                let stakes = self.stakes(of, bound, gate, corners);
-                let Some(left) = hull(&self.pieces(&stakes, (pixel, low, high), FIRST_PIECES)) else { return false };
-                if left.range != of.gates[gate] {
-                    *of = self.refined(of, Some((gate, left.range)));
-                }
+        let wide: Vec<usize> = (0..of.gates.len()).filter(|at| of.gates[*at].is_wide()).collect();
+        for gates in wide.chunks(2) {
+            let stakes = self.stakes(of, bound, gates[0], gates.get(1).copied(), corners);
+            let cuts: Vec<Cut<'_>> = gates.iter().filter_map(|gate| self.cut(of, *gate, MAX_PIECES)).collect();
+            let Some(left) = stakes.grid(&cuts[0], cuts.get(1)).hull() else { return false };
+            let narrowed = cuts.iter().zip(left.pieces).map(|(cut, pieces)| cut.narrowed(pieces));
+            let narrowed: Vec<_> = narrowed.filter(|(gate, range)| *range != of.gates[*gate]).collect();
+            if !narrowed.is_empty() {
+                *of = self.refined(of, &narrowed);
             }
         }
         true
+    }
+
+    /// The range of a gate whose pixel threshold is decided, in at most `count` pieces.
+    fn cut(&self, of: &Region, gate: usize, count: usize) -> Option<Cut<'s>> {
+        let GateRange::Within { pixel, low, high } = of.gates[gate] else { return None };
+        Some(Cut::new(gate, self.shared.compact.gate(self.chain.exits[gate], pixel), (pixel, low, high), count))
     }
 
     /// The targets that a configuration in the region could reach. Its cost is in a range; of the corners that are not
@@ -228,36 +253,51 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         corners
     }
 
-    /// Height of each image at both sides of a gate.
-    fn stakes(&self, of: &Region, bound: &Bounded, gate: usize, corners: &[(f64, f64)]) -> Stakes {
+    /// Height of each image on either side of a gate, or of two.
+    fn stakes(
+        &self,
+        of: &Region,
+        bound: &Bounded,
+        first: usize,
+        second: Option<usize>,
+        corners: &[(f64, f64)],
+    ) -> Stakes {
         let compact = self.shared.compact;
         let exits = self.chain.exits.len();
         let per_weight = bound.multiplier / compact.total_weight;
         let costs: Vec<f64> = self.chain.stop_costs.iter().map(|cost| cost * per_weight).collect();
         let certain: f64 = costs.iter().zip(&of.certain.weight).map(|(cost, weight)| cost * weight).sum();
         let margin = MARGIN * (1.0 + bound.multiplier * self.shared.ceiling);
-        let mut constant = bound.lift + bound.plane.value_of_sums(&of.certain.t, &of.certain.f) - certain;
-        constant += slack(corners, bound.multiplier) + margin;
-        let mut images = Vec::with_capacity(of.free.len());
-        for (free, values) in of.free.iter().zip(of.values.chunks_exact(exits)) {
+        let constant = bound.lift + bound.plane.value_of_sums(&of.certain.t, &of.certain.f) - certain;
+        let constant = constant + slack(corners, bound.multiplier) + margin;
+        let staked = |(free, values): (&Free, &[f64])| {
             let weight = compact.weight[free.image as usize];
             let best = |range: std::ops::Range<usize>| {
                 let heights =
                     values[range.clone()].iter().zip(&costs[range]).map(|(value, cost)| value - cost * weight);
                 heights.fold(f64::NEG_INFINITY, larger)
             };
-            let (before, here, behind) = (best(0..gate), best(gate..gate + 1), best(gate + 1..exits));
-            if free.reach >> gate & 1 == 1 && free.reach >> (gate + 1) != 0 {
-                images.push((free.image, before.max(here), before.max(behind)));
-            } else {
-                constant += before.max(here).max(behind);
+            let may = |gate: usize| (free.reach >> gate & 1 == 1, free.reach >> (gate + 1) != 0);
+            let (may_stop, may_pass) = may(first);
+            let (may_stop_behind, may_pass_behind) = second.map_or((false, true), may);
+            let before = best(0..first);
+            let second = second.unwrap_or(exits);
+            let otherwise = larger(before, best(first + 1..second));
+            Staked {
+                image: free.image,
+                may_stop: [may_stop, may_stop_behind],
+                may_pass: [may_pass, may_pass_behind],
+                first: larger(before, best(first..first + 1)),
+                second: larger(otherwise, best(second..exits.min(second + 1))),
+                behind: larger(otherwise, best(exits.min(second + 1)..exits)),
             }
-        }
-        Stakes { gate, constant, images }
+        };
+        let images = of.free.iter().zip(of.values.chunks_exact(exits)).map(staked).collect();
+        Stakes { constant, images }
     }
 
     /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
-    fn refined(&self, of: &Region, narrowed: Option<(usize, GateRange)>) -> Region {
+    fn refined(&self, of: &Region, narrowed: &[(usize, GateRange)]) -> Region {
         self.shared.isa.run(Refined { compact: self.shared.compact, exits: self.chain.exits, of, narrowed })
     }
 
@@ -386,60 +426,12 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         (bounded.lift + certain + accuracy, certain_cost + cost)
     }
 
-    /// Split a gate's range (pixel threshold, first and last image threshold) into at most `count` intervals and keep those
-    /// whose bound reaches a target.
-    fn pieces(&self, stakes: &Stakes, (pixel, low, high): (usize, u32, u32), count: usize) -> Vec<Piece> {
-        let levels = &self.shared.compact.gate(self.chain.exits[stakes.gate], pixel).levels[..];
-        let width = (high - low + 1).div_ceil(count as u32);
-        let num = (high - low + 1).div_ceil(width) as usize;
-        // For piece p: images that stop in pieces >= p, go on in pieces < p, or are free in p.
-        let (mut stop_from, mut on_before) = ([0.0; FIRST_PIECES + 1], [0.0; FIRST_PIECES + 1]);
-        let mut free_in = [0.0; FIRST_PIECES];
-        let mut constant = stakes.constant;
-        for &(image, stops, goes_on) in &stakes.images {
-            let level = levels[image as usize];
-            if level <= low {
-                constant += stops;
-            } else if level > high {
-                constant += goes_on;
-            } else {
-                let (piece, rest) = ((level - low) / width, (level - low) % width);
-                let piece = piece as usize;
-                on_before[piece] += goes_on;
-                if rest == 0 {
-                    stop_from[piece] += stops;
-                } else {
-                    free_in[piece] += larger(stops, goes_on);
-                    stop_from[piece + 1] += stops;
-                }
-            }
-        }
-        let mut alive = Vec::new();
-        let mut stopping = 0.0;
-        let mut going_on: f64 = on_before[1..=num].iter().sum();
-        for piece in 0..num {
-            stopping += stop_from[piece];
-            let height = constant + stopping + free_in[piece] + going_on;
-            if height >= 0.0 {
-                let from = low + piece as u32 * width;
-                let range = GateRange::Within { pixel, low: from, high: (from + width - 1).min(high) };
-                alive.push(Piece { height, range });
-            }
-            going_on -= on_before[piece + 1];
-        }
-        alive
-    }
-
-    /// The gate at which most images are undecided.
-    fn most_undecided(&self, of: &Region) -> usize {
-        let mut undecided = vec![0; of.gates.len()];
-        for free in &of.free {
-            for (at, count) in undecided.iter_mut().enumerate() {
-                *count += u32::from(free.reach >> at & 1 == 1 && free.reach >> (at + 1) != 0);
-            }
-        }
-        let is_wide = |at: &usize| matches!(of.gates[*at], GateRange::Within { low, high, .. } if low < high);
-        (0..of.gates.len()).filter(is_wide).max_by_key(|at| (undecided[*at], std::cmp::Reverse(*at))).unwrap_or(0)
+    /// The gate at which most images are undecided, of those but one whose range can be cut.
+    fn most_undecided(&self, of: &Region, but: Option<usize>) -> Option<usize> {
+        let undecided =
+            |at: usize| of.free.iter().filter(|free| free.reach >> at & 1 == 1 && free.reach >> (at + 1) != 0).count();
+        let wide = (0..of.gates.len()).filter(|at| Some(*at) != but && of.gates[*at].is_wide());
+        wide.max_by_key(|at| (undecided(*at), std::cmp::Reverse(*at)))
     }
 
     /// Thresholds of a gate that tell the free images apart, the largest of each kind: `low`, and each level within.
@@ -504,16 +496,6 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     }
 }
 
-/// From the first piece to the last.
-fn hull(pieces: &[Piece]) -> Option<Piece> {
-    pieces.iter().copied().reduce(|a, b| match (a.range, b.range) {
-        (GateRange::Within { pixel, low, .. }, GateRange::Within { high, .. }) => {
-            Piece { height: larger(a.height, b.height), range: GateRange::Within { pixel, low, high } }
-        }
-        _ => a, // pieces are intervals
-    })
-}
-
 /// What a gate does with each image: its runs or its level, and the first and the last that are undecided.
 enum Order<'k> {
     Runs(&'k [(u8, u8)], u8, u8),
@@ -525,7 +507,7 @@ struct Refined<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
     of: &'k Region,
-    narrowed: Option<(usize, GateRange)>,
+    narrowed: &'k [(usize, GateRange)],
 }
 
 impl Kernel for Refined<'_> {
@@ -540,9 +522,7 @@ impl Kernel for Refined<'_> {
             free: Vec::with_capacity(of.free.len()),
             values: Vec::with_capacity(of.values.len()),
         };
-        if let Some((gate, range)) = narrowed {
-            part.gates[gate] = range;
-        }
+        narrowed.iter().for_each(|(gate, range)| part.gates[*gate] = *range);
         let orders: Vec<Order<'_>> = (part.gates.iter().zip(exits))
             .map(|(gate, exit)| match *gate {
                 GateRange::Runs { first, last } => Order::Runs(compact.spans(*exit), first, last),

@@ -28,7 +28,7 @@ use super::compact::{GROUPS, RUNS};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::field::{Band, Field};
-use super::gates::{ChainValues, Runs, Worth};
+use super::gates::{ChainValues, Left, Runs, Worth};
 use super::incumbent::Targets;
 use super::objective::Setting;
 use super::regions::{Chain, GateRange, Regions};
@@ -66,6 +66,8 @@ pub(crate) struct Task<'s, 'a, 't> {
     version: u64,
     /// First and last run of each image over all orders of the current second exit.
     second_runs: [Vec<u8>; 2],
+    /// Its run in each of them; empty until they are wanted.
+    second_orders: Vec<Vec<u8>>,
     /// Chains that are alike but for the last exit.
     pending: Vec<Pending>,
     candidates: Vec<Candidate>,
@@ -80,8 +82,8 @@ struct TaskBand<'s> {
     any: Vec<Vec<f32>>,
     /// What a bound by the family's plane has to reach.
     needed: f64,
-    /// Greatest m b - a of the targets, for the band's multiplier m.
-    slack: f64,
+    /// Greatest m b - a of the targets, for the multiplier m of each of all bands.
+    slacks: Vec<f64>,
     /// The least accuracy of any target.
     least: f64,
     /// Value less cost of stopping at the first exit.
@@ -151,7 +153,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let any = deeper.iter().enumerate().map(any_at).collect();
             let stopped_before = sums_before(&first);
             let targets = Arc::new(Targets { corners: Vec::new() });
-            TaskBand { band, targets, any, needed: 0.0, slack: 0.0, least: 0.0, first, stopped_before }
+            TaskBand { band, targets, any, needed: 0.0, slacks: Vec::new(), least: 0.0, first, stopped_before }
         };
         let least_at = |exits: &Vec<usize>| {
             exits.iter().map(|exit| costs.head[*exit] + costs.policy[*exit]).fold(f64::INFINITY, f64::min)
@@ -173,6 +175,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             least_on_the_way,
             version: 0,
             second_runs: [Vec::new(), Vec::new()],
+            second_orders: Vec::new(),
             pending: Vec::new(),
             candidates: Vec::new(),
             explored: 0,
@@ -191,7 +194,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let band = self.bands[at].band;
             self.bands[at].targets = self.shared.targets(band.costs, self.costs.of_first(self.exit)).1;
             self.bands[at].needed = self.needed(at, constant, self.rounding(band.multiplier));
-            self.bands[at].slack = self.bands[at].targets.slack(band.multiplier);
+            let multipliers = self.field.bands.iter().map(|band| band.multiplier);
+            self.bands[at].slacks = multipliers.map(|multiplier| self.bands[at].targets.slack(multiplier)).collect();
             let first = self.bands[at].targets.corners.first();
             self.bands[at].least = first.map_or(f64::INFINITY, |(_, accuracy)| accuracy - MARGIN);
         }
@@ -211,6 +215,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             if self.deeper.len() > 1 {
                 let spans = arranged(&self.images, self.shared.compact.spans(second));
                 self.second_runs = <[Vec<u8>; 2]>::from(spans.into_iter().unzip());
+                self.second_orders.clear();
             }
             self.follow(&mut vec![self.exit], index, &path, &mut start);
         }
@@ -308,7 +313,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     /// *Admissible*: let phi(m) be the greatest of A - m K over the set, a maximum of affine functions of m and so convex.
     /// Band k, with multiplier m_k and slack s_k (the greatest of m b - a over its targets), is excluded if phi(m_k) + s_k
     /// < 0. A bound that exceeds what is needed by e_k says phi(m_k) <= e_k - s_k, and for i, j on both sides of k
-    /// convexity gives phi(m_k) <= the value at m_k of the chord through (m_i, e_i - s_i) and (m_j, e_j - s_j). ∎
+    /// convexity gives phi(m_k) <= the value at m_k of the chord through (m_i, e_i - s_i) and (m_j, e_j - s_j). The targets
+    /// of k are excluded by m_i as well, with the slack that they have there. ∎
     fn bands_alive<T>(
         &self,
         is_candidate: impl Fn(usize) -> bool,
@@ -317,12 +323,16 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     ) -> Vec<(usize, T)> {
         let mut alive = Vec::new();
         let candidates: Vec<usize> = self.rising.iter().copied().filter(|at| is_candidate(*at)).collect();
-        let look = |number: usize, alive: &mut Vec<(usize, T)>| {
-            let (excess, found) = bound(candidates[number]);
+        let own_slack = |at: usize| self.bands[at].slacks[at];
+        let mut heights: Vec<(usize, f64)> = Vec::new();
+        let mut look = |number: usize, alive: &mut Vec<(usize, T)>| {
+            let at = candidates[number];
+            let (excess, found) = bound(at);
             if excess >= 0.0 {
-                alive.push((candidates[number], found));
+                alive.push((at, found));
             }
-            excess - self.bands[candidates[number]].slack
+            heights.push((at, excess - own_slack(at)));
+            excess - own_slack(at)
         };
         let Some(last) = candidates.len().checked_sub(1) else { return alive };
         let first = (0, look(0, &mut alive));
@@ -338,7 +348,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let (from, width) = (multiplier(left.0), multiplier(right.0) - multiplier(left.0));
             let is_open = |number: usize| {
                 let along = if width > 0.0 { (multiplier(number) - from) / width } else { 0.0 };
-                left.1 + along * (right.1 - left.1) + self.bands[candidates[number]].slack >= 0.0
+                left.1 + along * (right.1 - left.1) + own_slack(candidates[number]) >= 0.0
             };
             if (left.0 + 1..right.0).any(is_open) {
                 let middle = (left.0 + right.0) / 2;
@@ -346,6 +356,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 open.extend([(left, found), (found, right)]);
             }
         }
+        alive.retain(|(at, _)| heights.iter().all(|(other, height)| height + self.bands[*at].slacks[*other] >= 0.0));
         alive.sort_by_key(|(at, _)| *at);
         alive
     }
@@ -435,6 +446,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
 
     /// Bound the pending chains by planes of their own.
     fn narrow_pending(&mut self) {
+        if self.second_orders.is_empty()
+            && let Some(chain) = self.pending.first()
+        {
+            let compact = self.shared.compact;
+            let runs = |pixel: usize| arranged(&self.images, &compact.gate(chain.exits[1], pixel).runs);
+            self.second_orders = (0..compact.num_pixels).map(runs).collect();
+        }
         let pending = std::mem::take(&mut self.pending);
         let chains: Vec<(&[usize], &Ranges)> = pending.iter().map(|chain| (&chain.exits[..], &chain.ranges)).collect();
         let values = ChainValues::all(self.shared, &chains, &self.images);
@@ -446,13 +464,12 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
 
     /// What is left of a chain with the first image threshold in one group, in the runs where each band may hold something,
     /// by a plane of its own; bounds over all these runs exclude bands between others. The orders of all pixel thresholds
-    /// of the second gate are bounded at once: they differ so little that what excludes them together excludes nearly all
-    /// that each would.
+    /// of the second gate are bounded at once, as they differ little, and one by one where that excludes nothing.
     fn narrow(&self, exits: &[usize], values: &ChainValues, alive: &[(usize, Runs)]) -> Vec<Candidate> {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
-        let mut found: Vec<((usize, usize), f64, Runs, Runs)> = Vec::new();
+        let mut found: Vec<((usize, usize), f64, Left)> = Vec::new();
         let all_runs = alive.iter().fold((RUNS, 0), |(a, b), (_, (c, d))| (a.min(*c), b.max(*d)));
         let bound = |at: usize| {
             let multiplier = self.bands[at].band.multiplier;
@@ -467,26 +484,27 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         for (at, (worth, needed)) in bands {
             let Some(runs) = runs_of(at).filter(|runs| worth.greatest(*runs) >= needed) else { continue };
             let [from, until] = &self.second_runs;
-            let Some((height, first, second)) = worth.pairs(isa, [from, until], runs, needed) else { continue };
+            let left = worth.pairs(isa, [from, until], runs, needed);
+            let left = left.and_then(|left| worth.in_orders(isa, &self.second_orders, left, needed));
+            let Some(left) = left else { continue };
             if exits.len() > 3 {
                 let mut third_orders = (0..compact.num_pixels).map(|pixel| compact.gate(exits[2], pixel));
-                if !worth.has_third(&self.images, [from, until], (first, second), &mut third_orders, needed) {
+                if !worth.has_third(&self.images, [from, until], (left.first, left.second), &mut third_orders, needed) {
                     continue;
                 }
             }
-            let excess = height - needed;
+            let excess = left.height - needed;
             match found.last_mut() {
-                Some((bands, most, (a, b), (c, d))) if at == bands.1 + 1 && at < bands.0 + BANDS_TOGETHER => {
-                    (bands.1, *most) = (at, larger(*most, excess));
-                    (*a, *b, *c, *d) = (first.0.min(*a), first.1.max(*b), second.0.min(*c), second.1.max(*d));
+                Some((bands, most, known)) if at == bands.1 + 1 && at < bands.0 + BANDS_TOGETHER => {
+                    (bands.1, *most, *known) = (at, larger(*most, excess), known.and(left));
                 }
-                _ => found.push(((at, at), excess, first, second)),
+                _ => found.push(((at, at), excess, left)),
             }
         }
-        let candidate = |(bands, excess, first, (low, high)): ((usize, usize), f64, Runs, Runs)| {
+        let candidate = |(bands, excess, left): ((usize, usize), f64, Left)| {
             let mut gates = vec![GateRange::OPEN; exits.len() - 1];
-            gates[0] = self.first_gate(first)?;
-            gates[1] = GateRange::Runs { first: low as u8, last: high as u8 };
+            gates[0] = self.first_gate(left.first)?;
+            gates[1] = GateRange::Runs { first: left.second.0 as u8, last: left.second.1 as u8 };
             Some(Candidate { excess, exits: exits.to_vec(), gates, bands })
         };
         found.into_iter().filter_map(candidate).collect()
