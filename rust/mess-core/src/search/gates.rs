@@ -387,12 +387,15 @@ impl Kernel for OrderOf<'_> {
             *sum = [sum[0] + gain[0], sum[1] + gain[1]];
         };
         for (row, runs) in runs.as_chunks::<RUNS>().0.iter().enumerate() {
-            for lane in first_run..=last_run {
-                add(&mut sums.going_on[lane - first_run], runs[lane], gains.passing[row][lane]);
-                add(&mut sums.either[lane - first_run], runs[lane], gains.free[row * width + lane - first_run]);
+            let passing = &gains.passing[row];
+            let free = &gains.free[row * width..][..width];
+            let undecided = runs[first_run..].iter().zip(&passing[first_run..]).zip(free);
+            for (number, ((run, passing), free)) in undecided.enumerate() {
+                add(&mut sums.going_on[number], *run, *passing);
+                add(&mut sums.either[number], *run, *free);
             }
-            for lane in last_run + 1..RUNS {
-                add(&mut sums.going_on[width], runs[lane], gains.passing[row][lane]);
+            for (run, gain) in runs[last_run + 1..].iter().zip(&passing[last_run + 1..]) {
+                add(&mut sums.going_on[width], *run, *gain);
             }
         }
         sums
