@@ -170,12 +170,19 @@ impl<'v> Worth<'v> {
         greatest
     }
 
-    /// The runs of the first two gates in which a bound is `needed`.
+    /// The greatest bound of all pairs of runs of the first two gates, with the first one among these, and those in which
+    /// a bound is `needed`.
     ///
     /// `runs_of` are the first and the last run of each image over the orders of the second gate.
-    pub fn pairs(&self, isa: Isa, runs_of: [&[u8]; 2], (first_run, last_run): Runs, needed: f64) -> Option<Left> {
+    pub fn pairs(
+        &self,
+        isa: Isa,
+        runs_of: [&[u8]; 2],
+        (first_run, last_run): Runs,
+        needed: f64,
+    ) -> (f64, Option<Left>) {
         let sums = isa.run(PairSums { worth: self, runs_of, from: first_run });
-        let mut left = None;
+        let (mut greatest, mut left) = (f64::NEG_INFINITY, None);
         let (mut loss, mut gain) = ([0.0f64; RUNS], [0.0f64; RUNS]);
         let mut going_on = 0.0;
         let mut stopped: f64 = self.sums.first.iter().map(|sum| f64::from(*sum)).sum();
@@ -185,6 +192,7 @@ impl<'v> Worth<'v> {
                 let mut bound = stopped + f64::from(self.sums.either[run]) + going_on;
                 for at in 0..RUNS {
                     bound += gain[at];
+                    greatest = larger(greatest, bound);
                     if bound >= needed {
                         left = Some(Left::extended(left, bound, run, at));
                     }
@@ -197,7 +205,7 @@ impl<'v> Worth<'v> {
                 gain[at] += f64::from(sums.gain[run][at]);
             }
         }
-        left
+        (greatest, left)
     }
 
     /// The runs among those that are left in which a bound is `needed` for one of the orders of the second gate.

@@ -471,22 +471,30 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
         let mut found: Vec<((usize, usize), f64, Left)> = Vec::new();
         let all_runs = alive.iter().fold((RUNS, 0), |(a, b), (_, (c, d))| (a.min(*c), b.max(*d)));
+        let [from, until] = &self.second_runs;
         let bound = |at: usize| {
             let multiplier = self.bands[at].band.multiplier;
             let costs = stop_costs.iter().map(|cost| (multiplier * (cost - at_first)) as f32).collect();
             let worth = Worth::new(isa, values, costs, &self.shares);
             let rounding = values.rounding(self.num_rows, compact.classes.len(), multiplier * self.shared.ceiling);
             let needed = self.needed(at, values.constant, rounding);
-            (worth.greatest(all_runs) - needed, (worth, needed))
+            let greatest = worth.greatest(all_runs);
+            if greatest < needed {
+                return (greatest - needed, None);
+            }
+            let (greatest, left) = worth.pairs(isa, [from, until], all_runs, needed);
+            (greatest - needed, left.map(|left| (worth, needed, left)))
         };
         let runs_of = |at: usize| alive.iter().find(|(band, _)| *band == at).map(|(_, runs)| *runs);
         let bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
-        for (at, (worth, needed)) in bands {
-            let Some(runs) = runs_of(at).filter(|runs| worth.greatest(*runs) >= needed) else { continue };
-            let [from, until] = &self.second_runs;
-            let left = worth.pairs(isa, [from, until], runs, needed);
-            let left = left.and_then(|left| worth.in_orders(isa, &self.second_orders, left, needed));
-            let Some(left) = left else { continue };
+        for (at, found_by) in bands {
+            let Some(((worth, needed, left), (first, last))) = found_by.zip(runs_of(at)) else { continue };
+            let first = (left.first.0.max(first), left.first.1.min(last));
+            if first.0 > first.1 {
+                continue;
+            }
+            let left = Left { first, ..left };
+            let Some(left) = worth.in_orders(isa, &self.second_orders, left, needed) else { continue };
             if exits.len() > 3 {
                 let mut third_orders = (0..compact.num_pixels).map(|pixel| compact.gate(exits[2], pixel));
                 if !worth.has_third(&self.images, [from, until], (left.first, left.second), &mut third_orders, needed) {
