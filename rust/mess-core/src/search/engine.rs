@@ -307,7 +307,7 @@ impl Shared<'_, '_> {
         let bands = self.bands(&interesting_costs(self, &families));
         let outline = hull(&everything);
         let at_most = if bands.len() > 1 { POLISHED_EACH } else { POLISHED };
-        for &(costs, middle) in &bands {
+        let best_chains = |&(costs, middle): &((f64, f64), f64)| {
             let multiplier = multiplier_at(&everything, &outline, middle, self.ceiling).0;
             let height = |v: &Valued| v.accuracy - multiplier * v.cost;
             let mut best = everything.clone();
@@ -318,14 +318,16 @@ impl Shared<'_, '_> {
                     chains.push(exits);
                 }
             }
-            chains.par_iter().with_max_len(1).for_each(|exits| {
-                if let Some(chain) = self.is_wanted(exits).then(|| Chain::new(self, exits)).flatten() {
-                    let mut regions = Regions::new(self, &chain, costs);
-                    regions.search(vec![GateRange::OPEN; exits.len() - 1], multiplier);
-                    self.control.count(regions.explored, regions.evaluated);
-                }
-            });
-        }
+            chains.into_iter().map(move |exits| (exits, costs, multiplier)).collect::<Vec<_>>()
+        };
+        let chains: Vec<(&[usize], (f64, f64), f64)> = bands.iter().flat_map(best_chains).collect();
+        chains.par_iter().with_max_len(1).for_each(|(exits, costs, multiplier)| {
+            if let Some(chain) = self.is_wanted(exits).then(|| Chain::new(self, exits)).flatten() {
+                let mut regions = Regions::new(self, &chain, *costs);
+                regions.search(vec![GateRange::OPEN; exits.len() - 1], *multiplier);
+                self.control.count(regions.explored, regions.evaluated);
+            }
+        });
         let field = |family: Family| {
             let pool: Vec<&Valued> = family.pool.iter().collect();
             let hull = hull(&pool);
