@@ -10,14 +10,14 @@
 
 use rayon::prelude::*;
 
-use super::bound::{Plane, Values};
-use super::compact::{Compact, Mixture, NEVER};
+use super::bound::Plane;
+use super::compact::{Compact, GateOrder, Mixture, NEVER};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
+use super::gates::{ExitValues, Slopes};
 use super::incumbent::Targets;
 use super::objective::{Objective, Setting};
 use super::table::Costs;
-use crate::isa::Isa;
 
 /// Multipliers tried first, a factor of 4 apart, and rounds of bisection towards the target.
 const MULTIPLIERS: i32 = 5;
@@ -27,6 +27,8 @@ pub(crate) const BANDS: usize = 12;
 /// Factors of 2 by which a multiplier may differ from the slope of the hull, and what accuracy each has to gain.
 const OCTAVES: i32 = 6;
 const CLEARLY: f64 = 0.0003;
+/// Gate orders that are summed up side by side.
+const TOGETHER: usize = 5;
 /// Rounds of improvement before an ascent is left as it is.
 const SWEEPS: usize = 8;
 
@@ -244,13 +246,13 @@ struct Worth<'s, 't> {
     /// Multiplier times each image's part of the whole.
     shares: Vec<f32>,
     row_of: Vec<usize>,
-    /// (rows, n)
-    values: Vec<f32>,
+    /// (n,) each, or a little longer.
+    values: Vec<Vec<f32>>,
 }
 
 impl Worth<'_, '_> {
     fn row(&self, exit: usize) -> &[f32] {
-        &self.values[self.row_of[exit] * self.compact.num_images..][..self.compact.num_images]
+        &self.values[self.row_of[exit]][..self.compact.num_images]
     }
 }
 
@@ -300,8 +302,9 @@ impl<'t> Ascent<'_, '_, 't> {
         let chosen: Vec<usize> = self.exits.iter().flatten().copied().collect();
         let mut row_of = vec![usize::MAX; compact.num_exits];
         chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
-        let values = Isa::best().run(Values { plane: &plane, compact, exits: &chosen });
-        let values = values.into_iter().map(|value| value as f32).collect();
+        let slopes = [Slopes::of(&plane)];
+        let of_exit = |exit: &usize| self.shared.isa.run(ExitValues { slopes: &slopes, compact, exit: *exit });
+        let values = chosen.iter().flat_map(of_exit).collect();
         let share = |weight: &f64| (self.multiplier * weight / compact.total_weight) as f32;
         let costs = self.shared.table.costs(self.shared.query.scoring.column);
         Worth { compact, costs, shares: compact.weight.iter().map(share).collect(), row_of, values }
@@ -356,6 +359,7 @@ impl<'t> Ascent<'_, '_, 't> {
         let everyone: f32 = worth.shares.iter().zip(&mask).map(|(share, mask)| share * mask).sum();
         let mut best: Option<(f32, usize, (usize, u32))> = None;
         let mut gains = vec![0.0f32; num_images];
+        let mut sums: [Vec<f32>; TOGETHER] = std::array::from_fn(|_| vec![0.0; num_images + 1]);
         for &exit in &self.exits[at] {
             let values = worth.row(exit);
             let backbone = worth.costs.backbone[exit] as f32;
@@ -364,25 +368,37 @@ impl<'t> Ascent<'_, '_, 't> {
                 *gain = mask * (value - backbone * share - going_on);
             }
             let fixed = passing - (worth.costs.head[exit] + worth.costs.policy[exit]) as f32 * everyone;
-            for pixel in 0..compact.num_pixels {
-                let order = compact.gate(exit, pixel);
-                let (mut sum, mut from) = (0.0, 0);
-                let (mut top, mut top_at) = (f32::NEG_INFINITY, NEVER);
-                for (number, &until) in order.leaving.iter().enumerate() {
-                    for &image in &order.images[from..until as usize] {
-                        sum += gains[image as usize];
+            let orders: Vec<&GateOrder> = (0..compact.num_pixels).map(|pixel| compact.gate(exit, pixel)).collect();
+            for (number, orders) in orders.chunks(TOGETHER).enumerate() {
+                running_sums(orders, &gains, &mut sums);
+                for (at, (order, sums)) in orders.iter().zip(&sums).enumerate() {
+                    let (mut top, mut top_at) = (f32::NEG_INFINITY, NEVER);
+                    for (threshold, &leaving) in order.leaving.iter().enumerate() {
+                        let sum = sums[leaving as usize];
+                        if sum > top && (leaving as usize) < num_images {
+                            (top, top_at) = (sum, threshold as u32);
+                        }
                     }
-                    from = until as usize;
-                    if sum > top && (until as usize) < num_images {
-                        (top, top_at) = (sum, number as u32);
+                    if top_at != NEVER && best.is_none_or(|(known, ..)| fixed + top > known) {
+                        best = Some((fixed + top, exit, (number * TOGETHER + at, top_at)));
                     }
-                }
-                if top_at != NEVER && best.is_none_or(|(known, ..)| fixed + top > known) {
-                    best = Some((fixed + top, exit, (pixel, top_at)));
                 }
             }
         }
         best.map(|(_, exit, gate)| (exit, gate))
+    }
+}
+
+/// For each of some orders, the sums over its first 0..=n images. Side by side, as each addition waits for the one before.
+fn running_sums(orders: &[&GateOrder], gains: &[f32], sums: &mut [Vec<f32>; TOGETHER]) {
+    let images: [&[u32]; TOGETHER] =
+        std::array::from_fn(|lane| &orders[lane.min(orders.len() - 1)].images[..gains.len()]);
+    let mut running = [0.0f32; TOGETHER];
+    for rank in 0..gains.len() {
+        for lane in 0..TOGETHER {
+            running[lane] += gains[images[lane][rank] as usize];
+            sums[lane][rank + 1] = running[lane];
+        }
     }
 }
 

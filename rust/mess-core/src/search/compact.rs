@@ -5,8 +5,8 @@
 //! ground truth (rounded up to a multiple of `PAD`): 16 E n P bytes of counts, as much as the table takes, 10 E T n
 //! bytes of orders, 2 E n of the runs that they span, and 12 bytes for each image threshold, of which there are at most
 //! E T n. Of what else grows with n, each family of exit points has 4 n bytes for each of its exits (`field`), and each
-//! thread about as much for its task, a row for each of its points and each band of costs of a front, and `PENDING` rows for
-//! each exit of a chain.
+//! thread about as much for its task, a row for each of its points and each band of costs of a front, `PENDING` rows for
+//! each exit of a chain, and T n bytes.
 //!
 //! Arrays over classes are padded for vectors: padding classes have no counts, a ground truth of 1 and no weight.
 
@@ -242,9 +242,10 @@ impl GateOrder {
 
     fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
         let num_images = table.num_images();
-        let confidence = |image: u32| table.image_confidence[[exit, pixel, image as usize]];
+        let confidences: Vec<f64> = (0..num_images).map(|image| table.image_confidence[[exit, pixel, image]]).collect();
+        let confidence = |image: u32| confidences[image as usize];
         let mut images: Vec<u32> = (0..num_images as u32).collect();
-        images.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a)).then(a.cmp(b)));
+        images.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a))); // stable: ties by image
         let mut thresholds: Vec<f64> = images.iter().map(|image| confidence(*image)).collect();
         thresholds.dedup();
         if let Some(count) = image_thresholds.filter(|count| *count < thresholds.len()) {

@@ -58,9 +58,7 @@ impl ChainValues {
         let compact = shared.compact;
         let plane = |(_, ranges): &(_, &Ranges)| Plane::secant(shared.query.scoring.metric, compact, ranges);
         let planes: Vec<Plane> = chains.iter().map(plane).collect();
-        let narrow = |slopes: &[f64]| slopes.iter().map(|slope| *slope as f32).collect::<Vec<f32>>();
-        let slopes: Vec<[Vec<f32>; 2]> =
-            planes.iter().map(|plane| [narrow(&plane.of_both), narrow(&plane.of_wrong)]).collect();
+        let slopes: Vec<Slopes> = planes.iter().map(Slopes::of).collect();
         let mut values: Vec<Vec<Vec<f32>>> = vec![Vec::new(); chains.len()];
         for at in 0..chains.first().map_or(0, |(exits, _)| exits.len()) {
             let mut from = 0;
@@ -412,11 +410,23 @@ impl Kernel for OrderOf<'_> {
 
 /// For each of some planes, (padded n,) value of one exit for each image, times the image's weight: from counts with images
 /// innermost, about P n / 8 vector operations a plane.
-struct ExitValues<'k> {
-    /// Of intersections and of wrongly predicted pixels.
-    slopes: &'k [[Vec<f32>; 2]],
-    compact: &'k Compact,
-    exit: usize,
+pub(crate) struct ExitValues<'k> {
+    pub slopes: &'k [Slopes],
+    pub compact: &'k Compact,
+    pub exit: usize,
+}
+
+/// Of a plane, in float32.
+pub(crate) struct Slopes {
+    of_both: Vec<f32>,
+    of_wrong: Vec<f32>,
+}
+
+impl Slopes {
+    pub fn of(plane: &Plane) -> Self {
+        let narrow = |slopes: &[f64]| slopes.iter().map(|slope| *slope as f32).collect();
+        Self { of_both: narrow(&plane.of_both), of_wrong: narrow(&plane.of_wrong) }
+    }
 }
 
 impl Kernel for ExitValues<'_> {
@@ -429,7 +439,7 @@ impl Kernel for ExitValues<'_> {
         for (number, block) in self.compact.columns(self.exit).chunks_exact(2 * classes * LANES).enumerate() {
             let (both, wrong) = block.split_at(classes * LANES);
             let (both, wrong) = (both.as_chunks::<LANES>().0, wrong.as_chunks::<LANES>().0);
-            for ([of_both, of_wrong], values) in self.slopes.iter().zip(&mut values) {
+            for (Slopes { of_both, of_wrong }, values) in self.slopes.iter().zip(&mut values) {
                 let slopes = of_both.iter().zip(of_wrong);
                 let mut sums = [0.0f32; LANES];
                 for ((both, wrong), (of_both, of_wrong)) in both.iter().zip(wrong).zip(slopes) {

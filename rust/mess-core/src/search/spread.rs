@@ -50,8 +50,6 @@ impl Steps {
         for (number, &(a, b)) in pairs.iter().enumerate() {
             starts[a * num_exits + b] = number * 4 * num_padded;
         }
-        let of_pair = |&(a, b): &(usize, usize)| Isa::best().run(PairSteps { compact, a, b });
-        let widths = pairs.par_iter().flat_map_iter(of_pair).collect();
         let mut alone = vec![0.0; num_exits * 4 * num_padded];
         alone.par_chunks_mut(4 * num_padded).enumerate().for_each(|(exit, alone)| {
             let (of_t, of_u) = alone.split_at_mut(2 * num_padded);
@@ -61,6 +59,19 @@ impl Steps {
             t_too.copy_from_slice(t);
             u_too.copy_from_slice(u);
         });
+        // what falls is what rises less the difference of the sums, all of them integers
+        let totals = |exit: usize, which: usize| &alone[(4 * exit + 2 * which) * num_padded..][..num_padded];
+        let of_pair = |&(a, b): &(usize, usize)| {
+            let mut widths = Vec::with_capacity(4 * num_padded);
+            let rises = Isa::best().run(PairRises { compact, a, b });
+            for (which, rises) in rises.chunks_exact(num_padded).enumerate() {
+                let differences = totals(b, which).iter().zip(totals(a, which)).map(|(b, a)| b - a);
+                widths.extend_from_slice(rises);
+                widths.extend(rises.iter().zip(differences).map(|(rise, difference)| rise - difference));
+            }
+            widths
+        };
+        let widths = pairs.par_iter().flat_map_iter(of_pair).collect();
         Self { num_exits, num_padded, starts, widths, alone }
     }
 
@@ -165,35 +176,30 @@ pub(crate) fn widen(start: &[f64], widths: &[f64], truth: &[f64], ranges: &mut R
     }
 }
 
-/// Widths of one step.
-struct PairSteps<'k> {
+/// How far T and F may rise in one step, (2, padded P).
+struct PairRises<'k> {
     compact: &'k Compact,
     a: usize,
     b: usize,
 }
 
-impl Kernel for PairSteps<'_> {
-    type Output = Widths;
+impl Kernel for PairRises<'_> {
+    type Output = Vec<f64>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let n = self.compact.padded();
-        let mut widths = vec![0.0; 4 * n];
-        let (of_both, of_wrong) = widths.split_at_mut(2 * n);
+        let n = 2 * self.compact.padded();
+        let mut rises = vec![0.0; n];
+        let sums = &mut rises[..n];
         for image in 0..self.compact.num_images {
             let weight = self.compact.weight[image];
-            let (both_a, wrong_a) = self.compact.counts(self.a, image);
-            let (both_b, wrong_b) = self.compact.counts(self.b, image);
-            for (widths, a, b) in [(&mut *of_both, both_a, both_b), (&mut *of_wrong, wrong_a, wrong_b)] {
-                let (rise, fall) = widths.split_at_mut(n);
-                let (rise, fall, a, b) = (&mut rise[..n], &mut fall[..n], &a[..n], &b[..n]);
-                for class in 0..n {
-                    rise[class] += weight * f64::from(b[class].saturating_sub(a[class]));
-                    fall[class] += weight * f64::from(a[class].saturating_sub(b[class]));
-                }
+            let a = &self.compact.both_counts(self.a, image)[..n];
+            let b = &self.compact.both_counts(self.b, image)[..n];
+            for class in 0..n {
+                sums[class] += weight * f64::from(b[class].saturating_sub(a[class]));
             }
         }
-        widths
+        rises
     }
 }
 
