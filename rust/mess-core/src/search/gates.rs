@@ -210,6 +210,9 @@ impl<'v> Worth<'v> {
     ///
     /// `orders` are the runs of each image in each of them. Here what images of run r of the first gate are worth that stop
     /// there or go on depends on s too.
+    ///
+    /// *Admissible*: with this order and a pair of runs (r, s) every image is given the best of what it may do, and a run
+    /// of an order has at most as many images as there are rows, which `rounding` counts with. ∎
     pub fn in_orders(&self, isa: Isa, orders: &[Vec<u8>], of: Left, needed: f64) -> Option<Left> {
         let (first_run, last_run) = of.first;
         let gains = isa.run(Gains { worth: self, first_run, last_run });

@@ -296,7 +296,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         Stakes { constant, images }
     }
 
-    /// The part of `of` where one gate is narrowed, or `of` itself with its images sorted out.
+    /// The part of `of` where some gates are narrowed, or `of` itself with its images sorted out.
     fn refined(&self, of: &Region, narrowed: &[(usize, GateRange)]) -> Region {
         self.shared.isa.run(Refined { compact: self.shared.compact, exits: self.chain.exits, of, narrowed })
     }
