@@ -2,8 +2,8 @@
 //!
 //! Contract
 //! 1. Input (C, h, w), output (C, H, W); h, w, H, W >= 1. Downsampling works too (no antialiasing).
-//! 2. As in PyTorch: align_corners false puts output pixel i at max(0, (i + 0.5) h / H - 0.5), true at
-//!    i (h - 1) / (H - 1) (0 when H = 1); the neighbour beyond the last row or column is the last one.
+//! 2. As in PyTorch: align_corners false puts output pixel i at (i + 0.5) h / H - 0.5, true at i (h - 1) / (H - 1)
+//!    (0 when H = 1); a pixel beyond the first or last row or column has the values of that one.
 //! 3. Each value is float32: the two rows are blended, a + wy (b - a), then the two columns in the same way. Equal to
 //!    `torch.nn.functional.interpolate` within 1e-6 of the largest magnitude among the four neighbours.
 //! 4. -infinity counts as -1e37, so that it stays impossible instead of becoming NaN where its weight is 0. A NaN or
@@ -166,7 +166,10 @@ fn tap(index: usize, input: usize, output: usize, align_corners: bool) -> Tap {
         (true, _) => (input - 1) as f32 / (output - 1) as f32,
         (false, _) => input as f32 / output as f32,
     };
-    let position = if align_corners { scale * index as f32 } else { (scale * (index as f32 + 0.5) - 0.5).max(0.0) };
+    let position = if align_corners { scale * index as f32 } else { scale * (index as f32 + 0.5) - 0.5 };
+    if position < 0.0 {
+        return Tap::default(); // before the first node: a cell of its own, as beyond the last one
+    }
     let low = (position as usize).min(input - 1);
     let high = (low + 1).min(input - 1);
     let weight = if high == low { 0.0 } else { (position - low as f32).clamp(0.0, 1.0) };
