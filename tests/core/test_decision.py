@@ -147,6 +147,52 @@ def test_sure_cells_change_nothing(align_corners, size, smooth):
         assert found == expected
 
 
+SIZES = [
+    ((8, 12), (64, 96)),  # cells of 8 x 8 pixels, as wide as half the lanes
+    ((5, 7), (80, 112)),  # 16 x 16
+    ((4, 5), (128, 160)),  # 32 x 32: several blocks
+    ((8, 12), (43, 61)),  # cells of five or six
+    ((9, 11), (36, 44)),  # 4 x 4: too few for sums
+    ((2, 3), (200, 290)),  # cells that are cut at 64 columns
+    ((1, 20), (40, 160)),  # one row of nodes, one column
+    ((20, 1), (160, 40)),
+]
+
+
+@pytest.mark.parametrize(("nodes", "size"), SIZES)
+@pytest.mark.parametrize("num_classes", [2, 11, 40])
+@pytest.mark.parametrize("spread", [0.05, 1.0, 4.0, 12.0])
+def test_cells_decide_as_their_pixels_at_thresholds_beside_any_of_them(nodes, size, num_classes, spread):
+    rng = np.random.default_rng(num_classes)
+    y = rng.normal(0, spread, (num_classes, *nodes)).astype(np.float32)
+    y[1, 0, 0] = -np.inf
+    for align_corners in (False, True):
+        options = {"size": size, "align_corners": align_corners}
+        confidence, labels = mess_core.confidence_map(y, **options)
+        some = rng.choice(confidence.ravel(), 12)
+        for value in [*some, confidence.max(), confidence.min(), np.float32(0.999), np.float32(1e-3), np.float32(1)]:
+            for threshold in (np.nextafter(value, np.float32(0)), value, np.nextafter(value, np.float32(2))):
+                if threshold > 1:
+                    continue
+                found = mess_core.image_confidence(y, pixel_threshold=float(threshold), refine=False, **options)
+                assert found == (confidence >= threshold).mean()
+        # the labels: refinement follows their edges
+        threshold = float(np.median(confidence))
+        expected = mess_core.image_confidence_from_map(confidence, labels, pixel_threshold=threshold, output_stride=1)
+        assert mess_core.image_confidence(y, pixel_threshold=threshold, output_stride=1, **options) == expected
+
+
+def test_cells_between_many_rows_of_nodes():
+    """Positions are rounded most where they are largest."""
+    rng = np.random.default_rng(0)
+    y = np.cumsum(rng.normal(0, 1.5, (6, 700, 9)), axis=1).astype(np.float32)
+    for size in ((5600, 72), (4901, 70)):
+        confidence, _ = mess_core.confidence_map(y, size=size)
+        for threshold in rng.choice(confidence.ravel(), 20):
+            found = mess_core.image_confidence(y, pixel_threshold=float(threshold), refine=False, size=size)
+            assert found == (confidence >= threshold).mean()
+
+
 @given(
     hnp.arrays(
         np.float32,

@@ -190,6 +190,10 @@ impl<'a, F: Format> Dense<'a, F> {
     #[inline(always)]
     pub fn copy_to(&self, values: &mut [f32]) {
         let (num_classes, height, width) = self.view.dim();
+        if let Layout::Planar(data) = self.layout {
+            values.iter_mut().zip(data).for_each(|(to, from)| *to = F::to_f32(*from));
+            return;
+        }
         if let Layout::Interleaved(data) = self.layout {
             for (pixel, classes) in data.chunks_exact(num_classes).enumerate() {
                 for (class, raw) in classes.iter().enumerate() {

@@ -6,6 +6,8 @@
 //! Everything here runs on the calling thread, unless that is a thread of a rayon pool: then rows are shared among the
 //! pool's threads. The result is the same.
 
+mod band;
+mod cells;
 mod decide;
 pub mod edges;
 mod exp;
@@ -16,6 +18,7 @@ pub mod pixel;
 pub mod refine;
 mod rows;
 mod scratch;
+mod sums;
 mod tile;
 pub mod upsample;
 

@@ -20,10 +20,11 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2};
 use rayon::prelude::*;
 
+use super::band::UpsampledPixels;
 use super::logits::{Logits, Source, with_dense};
 use super::scratch::with_scratch;
 use super::tile::Tile;
-use super::upsample::{Upsampled, UpsampledPixels, Upsampling};
+use super::upsample::{Upsampled, Upsampling};
 use super::{is_parallel, rows_per_task};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
@@ -136,11 +137,15 @@ pub(crate) enum Measure {
 }
 
 /// A value that a measure writes: a confidence (float32) or a decision (uint8).
-pub(crate) trait Measured: Copy + Send + Sync {
+pub(crate) trait Measured: Copy + PartialEq + Send + Sync {
     /// The measured values of the first `len` pixels of the tile.
     fn of_tile(tile: &Tile, len: usize) -> &[Self];
+    /// Whether it is a decision.
+    const DECIDES: bool;
     /// What a pixel decided to pass gets.
     const PASS: Self;
+    /// What a pixel decided to fail gets.
+    const FAIL: Self;
 }
 
 impl Measured for f32 {
@@ -148,7 +153,9 @@ impl Measured for f32 {
     fn of_tile(tile: &Tile, len: usize) -> &[Self] {
         &tile.work.confidence[..len]
     }
+    const DECIDES: bool = false;
     const PASS: Self = 1.0;
+    const FAIL: Self = 0.0;
 }
 
 impl Measured for u8 {
@@ -156,7 +163,9 @@ impl Measured for u8 {
     fn of_tile(tile: &Tile, len: usize) -> &[Self] {
         &tile.passes[..len]
     }
+    const DECIDES: bool = true;
     const PASS: Self = 1;
+    const FAIL: Self = 0;
 }
 
 /// Logits at full size, or to be upsampled.

@@ -8,7 +8,7 @@ use super::tile::Tile;
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub tile: Box<Tile>,
-    pub upsampling: super::upsample::Corners,
+    pub upsampling: super::band::BandBuffers,
     pub edges: super::edges::RowBuffers,
     pub narrow_mask: super::mask::MaskBuffers<u8>,
     pub wide_mask: super::mask::MaskBuffers<u16>,

@@ -83,6 +83,21 @@ impl Tile {
             Measure::Top1AtLeast(threshold) => self.decide(source, len, *threshold),
         }
     }
+
+    /// Fill `label` alone.
+    #[inline(always)]
+    pub fn label<S: Source>(&mut self, source: &S, len: usize) {
+        let (label, largest) = (&mut self.label[..len], &mut self.work.largest[..len]);
+        let planes = &mut self.work.planes;
+        label.fill(0);
+        largest.fill(f32::NEG_INFINITY);
+        macro_rules! group {
+            ($first:expr, $n:literal) => {
+                raise(source.group::<$n>($first, planes), $first as i32, largest, label);
+            };
+        }
+        for_each_group!(source.num_classes(), group);
+    }
 }
 
 impl Work {

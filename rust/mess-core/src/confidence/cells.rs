@@ -1,0 +1,336 @@
+//! What the nodes around a cell say of all its pixels, so that a decision computes few of them, from few classes.
+//!
+//! Contract: as [`super::decide`]; nothing here changes a decision or a label.
+//!
+//! Plain algorithm: compute every pixel. What is done instead, and why it is equal: a bilinear value is a convex
+//! combination of the cell's four nodes. With k the class that leads at the cell's centre, g_j = y_j - y_k, and lowest_j
+//! and highest_j the least and the largest g_j of the nodes,
+//! - g_j lies between lowest_j and highest_j in every pixel. So no pixel has a class j whose highest_j < 0; if that is
+//!   all of them, every pixel has class k;
+//! - S = sum_j exp(g_j) is convex, so nowhere above the largest S of the nodes: where the four nodes pass with the same
+//!   class, every pixel does;
+//! - S >= sum_j exp(lowest_j). If that is too much, k passes nowhere; nor does another class m where
+//!   exp(-highest_m) > 1/t - 1, since k alone adds that much to the sum of m;
+//! - classes whose exp(highest_j) add up to less than a share of 1/t - 1 raise S - 1 by less than that share: a decision
+//!   without them is certain outside a band that is wider by it.
+//!
+//! "Surely" leaves room for all float32 roundings of the pixels.
+
+use super::decide::{Bounds, odds};
+use super::exp::{ROUGH_HIGH, rough_exp};
+use super::logits::{Dense, F32, TILE};
+use super::scratch::Scratch;
+use super::sums::slack;
+use crate::isa::Kernel;
+
+/// Stands for -infinity.
+pub(crate) const IMPOSSIBLE: f32 = -1e37;
+
+/// No class passes surely at a node.
+pub(crate) const UNSURE: i32 = -1;
+
+/// No class: a place in a list of classes that is longer than a cell needs.
+pub(crate) const NO_CLASS: u32 = u32::MAX;
+
+/// Share of 1/t - 1 that the classes left out of a decision may add up to.
+const LEFT_OUT: f32 = 0.003;
+
+/// How far a class may lie above the leader, and below what can be left out, in a cell that is decided by sums.
+const STEEP: f32 = 20.0;
+
+/// What nodes are compared to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub odds: f32,
+    /// Two classes of a pixel are surely in order if a node's difference, or a bound of it, is larger.
+    gap: f32,
+    /// S - 1 of a node: surely low enough for the pixels around it below `passes`, less `rounding` times S.
+    passes: f32,
+    /// Surely too high above `fails`, and `rounding` times S.
+    fails: f32,
+    pub rounding: f32,
+    /// A class may be left out of the sums of a cell where its largest difference to the leader is below.
+    pub left_out: f32,
+    /// S - 1 by such sums: surely low enough below `low` of 1/t - 1, surely too high above `high` of it.
+    pub low: f32,
+    pub high: f32,
+}
+
+impl Limits {
+    /// For pixels between (h, w) nodes whose logits are off by `error` or less; none if that is too much to say anything.
+    pub fn new(threshold: f32, (num_classes, h, _): (usize, usize, usize), error: f32) -> Option<Self> {
+        if error.is_nan() || error > 0.05 {
+            return None;
+        }
+        // two logits a gap, both off: exp(2 error) < 1 + 4 error
+        let bounds = Bounds::new(num_classes, 1.0 - 4.0 * error, ROUGH_HIGH / (1.0 - 4.0 * error));
+        let (odds, gap) = (odds(threshold), 4.0 * error);
+        // what lies 30 below is less than the rounding of S
+        let left_out = (LEFT_OUT * odds / num_classes as f32).ln().clamp(-30.0, 0.0) - 0.01 - gap;
+        // M is off as well
+        let slack = gap + 2.0 * slack(h, 2.0 * STEEP - left_out);
+        let sums = Bounds::new(num_classes, (1.0 - slack) * (1.0 - LEFT_OUT), 1.0 + slack);
+        Some(Self {
+            odds,
+            gap,
+            passes: odds * bounds.lower,
+            fails: odds * bounds.upper,
+            rounding: bounds.rounding,
+            left_out,
+            low: sums.lower,
+            high: sums.upper,
+        })
+    }
+}
+
+/// Which nodes pass so surely that roundings of the pixels between them cannot matter.
+pub(crate) struct SureNodes<'p, 'a> {
+    pub nodes: &'p Dense<'a, F32>,
+    pub limits: Limits,
+    pub sure: &'p mut [i32],
+    pub scratch: &'p mut Scratch,
+}
+
+impl Kernel for SureNodes<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Limits { gap, passes, rounding, .. } = self.limits;
+        let tile = &mut *self.scratch.tile;
+        for (index, sure) in self.sure.chunks_mut(TILE).enumerate() {
+            let len = sure.len();
+            tile.work.softmax::<_, true, false>(&self.nodes.tile(index * TILE, len), &mut tile.label[..len]);
+            let super::tile::Work { sum, largest, second, .. } = &tile.work;
+            for i in 0..len {
+                let passes = (sum[i] - 1.0 <= passes - sum[i] * rounding) & (largest[i] - second[i] > gap);
+                let possible = largest[i] > IMPOSSIBLE;
+                sure[i] = if passes & possible { tile.label[i] } else { UNSURE };
+            }
+        }
+    }
+}
+
+/// What is known of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// All pixels have this class.
+    Class {
+        class: i32,
+        /// Whether it is known which pixels pass; unless the nodes do, none.
+        decided: bool,
+    },
+    /// The listed classes, 2^bits at most, have the pixels among them.
+    Among {
+        bits: u32,
+        /// Whether it is known which pixels pass; unless the nodes do, none.
+        decided: bool,
+    },
+    /// Every class of every pixel has to be looked at.
+    Nothing,
+}
+
+impl Known {
+    /// Whether it is known which pixels pass.
+    #[inline(always)]
+    pub fn decided(self) -> bool {
+        matches!(self, Self::Class { decided: true, .. } | Self::Among { decided: true, .. })
+    }
+}
+
+/// Cells bounded in step.
+const LANES: usize = 16;
+
+/// Values that may be read beyond the last node.
+pub(crate) const PADDING: usize = LANES;
+
+/// Bounds of 16 cells side by side.
+#[derive(Clone, Copy)]
+struct Bound {
+    /// The class that leads at the centre.
+    leader: [i32; LANES],
+    /// Its logit at the four nodes.
+    lead: [[f32; LANES]; 4],
+    /// Sum of exp(lowest), roughly.
+    sum: [f32; LANES],
+    /// The largest `highest` of another class.
+    top: [f32; LANES],
+    /// The least difference to the leader of a class that cannot be left out.
+    least: [f32; LANES],
+    /// NaN where a logit is.
+    probe: [f32; LANES],
+}
+
+/// Bounds of the cells between two rows of nodes, from left to right.
+#[derive(Default)]
+pub(crate) struct CellBounds {
+    /// Number of cells.
+    count: usize,
+    bounds: Vec<Bound>,
+    /// The most by which a class lies above the leader: for each 16 cells, for each class.
+    highest: Vec<[f32; LANES]>,
+}
+
+impl CellBounds {
+    /// Bound the cells between rows `low` and `high` of nodes (C, h, w), with [`PADDING`] behind them.
+    ///
+    /// There is one between each two neighbours; the bounds hold for what is beyond the first and last node as well, since
+    /// that repeats nodes.
+    #[inline(always)]
+    pub fn find(
+        &mut self,
+        nodes: &[f32],
+        (num_classes, h, w): (usize, usize, usize),
+        (low, high): (u32, u32),
+        left_out: f32,
+    ) {
+        self.count = w.saturating_sub(1).max(1);
+        let corners = Corners { nodes, shape: (num_classes, h, w), low: low as usize, high: high as usize };
+        self.bounds.clear();
+        self.highest.clear();
+        for start in (0..self.count).step_by(LANES) {
+            let (mut leader, mut lead, mut centre) = ([0; LANES], corners.of(0, start), [0f32; LANES]);
+            for class in 0..num_classes {
+                let [a, b, c, d] = corners.of(class, start);
+                for i in 0..LANES {
+                    let here = (a[i] + b[i]) + (c[i] + d[i]);
+                    let higher = (here > centre[i]) | (class == 0);
+                    centre[i] = if higher { here } else { centre[i] };
+                    leader[i] = if higher { class as i32 } else { leader[i] };
+                    lead[0][i] = if higher { a[i] } else { lead[0][i] };
+                    lead[1][i] = if higher { b[i] } else { lead[1][i] };
+                    lead[2][i] = if higher { c[i] } else { lead[2][i] };
+                    lead[3][i] = if higher { d[i] } else { lead[3][i] };
+                }
+            }
+            let (mut sum, mut probe, mut least_kept) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+            let mut top = [f32::NEG_INFINITY; LANES];
+            for class in 0..num_classes {
+                let [a, b, c, d] = corners.of(class, start);
+                let mut highest = [0f32; LANES];
+                for i in 0..LANES {
+                    let (a, b, c, d) = (a[i] - lead[0][i], b[i] - lead[1][i], c[i] - lead[2][i], d[i] - lead[3][i]);
+                    let most = larger(larger(a, b), larger(c, d));
+                    let least = smaller(smaller(a, b), smaller(c, d));
+                    probe[i] += (a + b) + (c + d);
+                    sum[i] += rough_exp(least);
+                    highest[i] = most;
+                    let kept = if most >= left_out { least } else { 0.0 };
+                    least_kept[i] = smaller(kept, least_kept[i]);
+                    top[i] = if leader[i] == class as i32 { top[i] } else { larger(top[i], most) };
+                }
+                self.highest.push(highest);
+            }
+            self.bounds.push(Bound { leader, lead, sum, top, least: least_kept, probe });
+        }
+    }
+
+    /// Where the bounds of the cell to the right of node `left` are.
+    #[inline(always)]
+    pub fn at(&self, left: u32) -> usize {
+        (left as usize).min(self.count - 1)
+    }
+
+    #[inline(always)]
+    fn highest(&self, class: usize, i: usize, num_classes: usize) -> f32 {
+        self.highest[i / LANES * num_classes + class][i % LANES]
+    }
+
+    /// How far the classes that cannot be left out lie above the leader, at the four nodes of the cell at `i`.
+    #[inline(always)]
+    pub fn gaps(
+        &self,
+        i: usize,
+        nodes: &[f32],
+        (num_classes, h, w): (usize, usize, usize),
+        (low, high): (u32, u32),
+        left_out: f32,
+        gaps: &mut Vec<[f32; 4]>,
+    ) {
+        let (bound, lane) = (&self.bounds[i / LANES], i % LANES);
+        let lead = [bound.lead[0][lane], bound.lead[1][lane], bound.lead[2][lane], bound.lead[3][lane]];
+        let right = usize::from(w > 1);
+        gaps.clear();
+        for class in 0..num_classes {
+            if self.highest(class, i, num_classes) < left_out || bound.leader[lane] == class as i32 {
+                continue;
+            }
+            let (top, bottom) = ((class * h + low as usize) * w + i, (class * h + high as usize) * w + i);
+            gaps.push([
+                nodes[top] - lead[0],
+                nodes[top + right] - lead[1],
+                nodes[bottom] - lead[2],
+                nodes[bottom + right] - lead[3],
+            ]);
+        }
+    }
+
+    /// What is known of the cell at `i`; the classes that may be labels are put into `list`, which has a place for each.
+    #[inline(always)]
+    pub fn known(&self, i: usize, limits: &Limits, list: &mut [u32]) -> Known {
+        let (bound, lane) = (&self.bounds[i / LANES], i % LANES);
+        // an impossible leader is rounded to multiples of 2^99
+        let usable = !bound.probe[lane].is_nan()
+            & (bound.lead[0][lane] > IMPOSSIBLE)
+            & (bound.lead[1][lane] > IMPOSSIBLE)
+            & (bound.lead[2][lane] > IMPOSSIBLE)
+            & (bound.lead[3][lane] > IMPOSSIBLE);
+        let (top, sum) = (bound.top[lane], bound.sum[lane]);
+        let leaders_share = rough_exp(if top > -80.0 { -top } else { 80.0 });
+        let fails = (sum - 1.0 >= limits.fails + limits.rounding * sum)
+            & (leaders_share >= limits.fails + limits.rounding * (1.0 + leaders_share));
+        let steep = (top > STEEP) | (bound.least[lane] < limits.left_out - STEEP) | (limits.low <= 0.0);
+        if !usable || (steep && !fails) {
+            return Known::Nothing;
+        }
+        if top < -limits.gap {
+            return Known::Class { class: bound.leader[lane], decided: fails };
+        }
+        let (mut found, num_classes) = (0, list.len());
+        for class in 0..num_classes {
+            list[found] = class as u32;
+            found += usize::from(self.highest(class, i, num_classes) >= -limits.gap);
+        }
+        let bits = found.max(2).next_power_of_two().trailing_zeros();
+        let places = num_classes.min(1 << bits);
+        list[found..places].fill(NO_CLASS);
+        Known::Among { bits, decided: fails }
+    }
+}
+
+/// Two rows of nodes, class by class.
+struct Corners<'p> {
+    nodes: &'p [f32],
+    shape: (usize, usize, usize),
+    low: usize,
+    high: usize,
+}
+
+impl Corners<'_> {
+    /// Logits of a class at the four nodes of the cells from `start` on.
+    #[inline(always)]
+    fn of(&self, class: usize, start: usize) -> [[f32; LANES]; 4] {
+        let (_, h, w) = self.shape;
+        let (top, bottom) = ((class * h + self.low) * w + start, (class * h + self.high) * w + start);
+        let right = usize::from(w > 1);
+        [self.lanes(top), self.lanes(top + right), self.lanes(bottom), self.lanes(bottom + right)]
+    }
+
+    #[inline(always)]
+    fn lanes(&self, start: usize) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        lanes.copy_from_slice(&self.nodes[start..start + LANES]);
+        lanes
+    }
+}
+
+/// The smaller of two numbers; any of them where one is NaN.
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// The larger of two numbers; any of them where one is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
