@@ -31,6 +31,6 @@ with torch.inference_mode():
                 break
     logits = early if confidence >= 0.95 else net.classifier(feature)[0]
 
-_, labels = mess_core.confidence_map(logits, size=size)  # torch tensors are read where they lie
+labels = mess_core.label_map(logits, size=size)  # torch tensors are read where they lie
 Image.fromarray(labels.astype(np.uint8)).save(f"{sys.argv[1]}.labels.png")
 print(f"image confidence {confidence:.3f}: {'stopped early' if confidence >= 0.95 else 'went on to the end'}")

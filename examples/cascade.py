@@ -29,6 +29,6 @@ for path in sys.argv[3:]:
     is_easy = mess_core.should_exit(logits, image_threshold=0.9, **policy)
     if not is_easy:
         logits = logits_of(large, pixels)
-    _, labels = mess_core.confidence_map(logits, size=picture.shape[:2])
+    labels = mess_core.label_map(logits, size=picture.shape[:2])
     cv2.imwrite(f"{path}.labels.png", labels)
     print(f"{path}: {'small' if is_easy else 'large'} network, {len(np.unique(labels))} classes")

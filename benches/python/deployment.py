@@ -223,7 +223,7 @@ def runtime_ways(
         return network_input(picture, size, IMAGENET_MEAN, IMAGENET_STD)[None]
 
     def labels(logits: np.ndarray) -> np.ndarray:
-        return mess_core.confidence_map(logits[0], size=None if logits.shape[-2:] == size else size)[1]
+        return mess_core.label_map(logits[0], size=None if logits.shape[-2:] == size else size)
 
     def stopping(position: int) -> Callable[[], object]:
         runtime = mess.Runtime(folder / "net", backend=backend, threads=threads)

@@ -45,7 +45,7 @@ def image_confidence(
 
 def label_map(logits: Tensor, *, size: Size) -> npt.NDArray[np.integer]:
     """Label map (H, W) of one image's own logits (C, h, w), upsampled to `size` on the way."""
-    return mess_core.confidence_map(host_array(logits), size=_upsampling(logits, size))[1]
+    return mess_core.label_map(host_array(logits), size=_upsampling(logits, size))
 
 
 def labels_and_confidences(

@@ -2,7 +2,8 @@
 
 *Is this prediction good enough to stop?*  `should_exit(logits, pixel_threshold=0.9, image_threshold=0.95)`,
 `image_confidence(logits, pixel_threshold=0.9)`, and the steps they are made of: `confidence_map` -> `label_edges` /
-`canny` -> `boundary_mask` (`dilate`, `erode`) -> `refine_confidence`; `policy_maps` is all of them.
+`canny` -> `boundary_mask` (`dilate`, `erode`) -> `refine_confidence`; `policy_maps` is all of them. `label_map` is the
+prediction alone.
 
 *Which exits, heads and thresholds?*  `search(table, ...)` and `evaluate(table, ...)` on a `SearchTable`; with
 `SearchPieces`, many processes share one search.
@@ -27,6 +28,7 @@ from mess_core._confidence import (
     image_confidence,
     image_confidence_from_map,
     label_edges,
+    label_map,
     policy_maps,
     refine_confidence,
     should_exit,
@@ -82,6 +84,7 @@ __all__ = [
     "image_confidence",
     "image_confidence_from_map",
     "label_edges",
+    "label_map",
     "policy_maps",
     "refine_confidence",
     "search",

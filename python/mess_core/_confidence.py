@@ -307,21 +307,54 @@ def confidence_map(
     ValueError, TypeError
         As in `image_confidence`; an empty picture is not an error here.
     """
-    array, is_bfloat16 = as_logits("logits", logits)
-    if array.ndim != 3:
-        raise ValueError(f"logits: expected shape (C, H, W), got {array.shape}")
+    array, is_bfloat16 = _one_image(logits)
     if kind not in ("top1", "margin", "entropy"):
         raise ValueError(f"kind: expected 'top1', 'margin' or 'entropy', got {kind!r}")
     size = as_size("size", size)
     shape = array.shape[1:] if size is None else size
-    label_types: tuple[type[np.generic], ...] = (np.uint8, np.int32) if len(array) <= 256 else (np.int32,)
     given = (None, None) if out is None else out
     confidence = _fresh("out[0]", given[0], shape, array, np.float32)
-    labels = _fresh("out[1]", given[1], shape, array, *label_types)
+    labels = _fresh("out[1]", given[1], shape, array, *_label_types(array))
     native.confidence_map(
         array, is_bfloat16, kind, size, bool(align_corners), confidence, labels, workspace, as_threads(threads)
     )
     return confidence, labels
+
+
+def label_map(
+    logits: Any,
+    *,
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+    out: LabelMap | None = None,
+    workspace: Workspace | None = None,
+    threads: int | None = None,
+) -> LabelMap:
+    """Label of every pixel: the labels of `confidence_map`, sooner.
+
+    Parameters
+    ----------
+    logits : (C, H, W), any real dtype
+        As in `image_confidence`, like `size`, `align_corners`, `workspace` and `threads`. With `size` no full-size
+        logits are made, and where the logits around a pixel leave it one class, it is not computed.
+    out : (H, W), optional
+        C-contiguous array to write into and return: uint8 (up to 256 classes) or int32.
+
+    Returns
+    -------
+    (H, W) uint8, or int32 when C > 256
+        Class of the largest logit, the lowest one of equals; a NaN is never the largest.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `confidence_map`.
+    """
+    array, is_bfloat16 = _one_image(logits)
+    size = as_size("size", size)
+    labels = _fresh("out", out, array.shape[1:] if size is None else size, array, *_label_types(array))
+    native.label_map(array, is_bfloat16, size, bool(align_corners), labels, workspace, as_threads(threads))
+    return labels
 
 
 class PolicyMaps(NamedTuple):
@@ -597,6 +630,19 @@ def _fresh(
     if out is not None and np.may_share_memory(array, source):
         raise ValueError(f"{argument}: expected memory of its own, got an array that overlaps the input")
     return array
+
+
+def _one_image(logits: Any) -> tuple[npt.NDArray[Any], bool]:
+    """Logits (C, H, W), and whether they are the bits of bfloat16."""
+    array, is_bfloat16 = as_logits("logits", logits)
+    if array.ndim != 3:
+        raise ValueError(f"logits: expected shape (C, H, W), got {array.shape}")
+    return array, is_bfloat16
+
+
+def _label_types(logits: npt.NDArray[Any]) -> tuple[type[np.generic], ...]:
+    """What labels may be written as, the default first."""
+    return (np.uint8, np.int32) if len(logits) <= 256 else (np.int32,)
 
 
 def _thresholds(value: float | Sequence[float] | npt.NDArray[np.floating]) -> tuple[list[float], bool]:

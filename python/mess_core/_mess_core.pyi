@@ -28,6 +28,7 @@ __all__ = [
     "instruction_sets",
     "is_debug",
     "label_edges",
+    "label_map",
     "refine_confidence",
     "search",
     "set_instruction_set",
@@ -51,6 +52,15 @@ def confidence_map(
     size: tuple[int, int] | None,
     align_corners: bool,
     confidence: npt.NDArray[np.float32],
+    labels: npt.NDArray[Any],
+    workspace: Workspace | None,
+    threads: int | None,
+) -> None: ...
+def label_map(
+    logits: npt.NDArray[Any],
+    is_bfloat16: bool,
+    size: tuple[int, int] | None,
+    align_corners: bool,
     labels: npt.NDArray[Any],
     workspace: Workspace | None,
     threads: int | None,

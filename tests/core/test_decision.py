@@ -131,6 +131,40 @@ def test_fused_upsampling_decides_as_its_own_maps(y, size, align_corners, thresh
     assert plain == (confidence >= np.float32(threshold)).mean()
 
 
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(2, 9), st.integers(1, 5), st.integers(1, 5)), elements=numbers),
+    st.one_of(st.none(), st.tuples(st.integers(1, 70), st.integers(1, 70))),
+    st.booleans(),
+)
+def test_the_label_map_is_that_of_the_confidences(y, size, align_corners):
+    options = {"size": size, "align_corners": align_corners}
+    _, expected = mess_core.confidence_map(y, **options)
+    workspace = mess_core.Workspace()
+    for _ in range(2):
+        found = mess_core.label_map(y, workspace=workspace, **options)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    # a decision before it leaves nothing behind in the workspace
+    mess_core.image_confidence(y, pixel_threshold=0.5, workspace=workspace, **options)
+    np.testing.assert_array_equal(mess_core.label_map(y, workspace=workspace, **options), expected)
+
+
+def test_label_maps_of_many_classes_and_of_any_kind_of_input():
+    y = np.random.default_rng(0).normal(0, 2, (300, 6, 7)).astype(np.float32)
+    _, expected = mess_core.confidence_map(y, size=(48, 63))
+    out = np.empty((48, 63), np.int32)
+    assert mess_core.label_map(y, size=(48, 63), out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    channels_last = np.ascontiguousarray(y.transpose(1, 2, 0)).transpose(2, 0, 1)
+    for kind in (y.astype(np.float64), channels_last, y[::-1][::-1], y.tolist()):
+        np.testing.assert_array_equal(mess_core.label_map(kind, size=(48, 63)), expected)
+    half = y.astype(np.float16)
+    np.testing.assert_array_equal(
+        mess_core.label_map(half, size=(48, 63)), mess_core.label_map(half.astype(np.float32), size=(48, 63))
+    )
+    assert mess_core.label_map(np.zeros((3, 0, 5), np.float32)).shape == (0, 5)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (61, 100), (8, 12), (5, 7), (520, 130)])
 @pytest.mark.parametrize("smooth", [0.3, 3.0])
@@ -180,6 +214,20 @@ def test_cells_decide_as_their_pixels_at_thresholds_beside_any_of_them(nodes, si
         threshold = float(np.median(confidence))
         expected = mess_core.image_confidence_from_map(confidence, labels, pixel_threshold=threshold, output_stride=1)
         assert mess_core.image_confidence(y, pixel_threshold=threshold, output_stride=1, **options) == expected
+
+
+@pytest.mark.parametrize("far", [-25.0, 0.5])
+@pytest.mark.parametrize("odd", [np.nan, -np.inf, 1e30, 60.0, -60.0])
+@pytest.mark.parametrize("classes", [[2], [0, 1, 2]])
+def test_one_odd_node_in_a_class_that_hardly_matters_or_in_all(far, odd, classes):
+    y = np.empty((3, 5, 6), np.float32)
+    y[0], y[1], y[2] = np.linspace(2, 4, 6), 1.0, far
+    y[classes, 2, 3] = odd
+    confidence, labels = mess_core.confidence_map(y, size=(40, 48))
+    for threshold in (0.6, 0.8, 0.9, 0.95):
+        found = mess_core.image_confidence(y, pixel_threshold=threshold, refine=False, size=(40, 48))
+        assert found == (confidence >= np.float32(threshold)).mean()
+    np.testing.assert_array_equal(mess_core.label_map(y, size=(40, 48)), labels)
 
 
 def test_cells_between_many_rows_of_nodes():

@@ -84,6 +84,7 @@ CALLS = {
     "image_confidence_from_map": lambda t: mess_core.image_confidence_from_map(
         MAP, LABELS, pixel_threshold=0.5, output_stride=2, threads=t
     ),
+    "label_map": lambda t: mess_core.label_map(LOGITS, size=(128, 96), threads=t),
     "confidence_map": lambda t: mess_core.confidence_map(LOGITS, size=(128, 96), threads=t),
     "policy_maps": lambda t: mess_core.policy_maps(LOGITS, threads=t),
     "canny": lambda t: mess_core.canny(IMAGE, low=40, high=90),

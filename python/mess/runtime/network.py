@@ -232,7 +232,7 @@ class Runtime:
         confidences: Sequence[float],
         times: Sequence[float],
     ) -> Result:
-        _, labels = mess_core.confidence_map(logits, size=self._upsampling(logits))
+        labels = mess_core.label_map(logits, size=self._upsampling(logits))
         whole = labels if labels.shape == image.shape[:2] else labels_at(labels, image.shape[:2])
         return Result(whole, entry.name, tuple(confidences), tuple(times))
 

@@ -16,6 +16,7 @@ use crate::run::{on_this_thread, without_gil};
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Workspace>()?;
     module.add_function(wrap_pyfunction!(confidence_map, module)?)?;
+    module.add_function(wrap_pyfunction!(label_map, module)?)?;
     module.add_function(wrap_pyfunction!(image_confidence, module)?)?;
     module.add_function(wrap_pyfunction!(should_exit, module)?)?;
     module.add_function(wrap_pyfunction!(image_confidence_from_map, module)?)?;
@@ -113,6 +114,39 @@ fn confidence_map(
                 Workspace::with(workspace, |workspace| {
                     let plan = workspace.plan();
                     core::confidence_map_into(&image, kind, upsampling, confidence, labels, plan, isa)
+                })
+            })
+        }};
+    }
+    match labels {
+        LabelsOut::U8(mut labels) => write!(labels),
+        LabelsOut::I32(mut labels) => write!(labels),
+    }
+}
+
+/// Labels of one image, written into an array of the output's size.
+#[pyfunction]
+#[pyo3(signature = (logits, is_bfloat16, size, align_corners, labels, workspace, threads))]
+#[allow(clippy::too_many_arguments)]
+fn label_map(
+    py: Python<'_>,
+    logits: LogitsArray<'_>,
+    is_bfloat16: bool,
+    size: Option<(usize, usize)>,
+    align_corners: bool,
+    labels: LabelsOut<'_>,
+    workspace: Option<&Workspace>,
+    threads: Option<usize>,
+) -> PyResult<()> {
+    let images = logits.images(is_bfloat16)?;
+    let (upsampling, isa) = (upsampling(size, align_corners), isa()?);
+    macro_rules! write {
+        ($labels:expr) => {{
+            let labels = $labels.as_array_mut();
+            without_gil(py, threads, images.num_read(size), || {
+                let image = images.image(0)?;
+                Workspace::with(workspace, |workspace| {
+                    core::label_map_into(&image, upsampling, labels, workspace.plan(), isa)
                 })
             })
         }};

@@ -56,10 +56,8 @@ impl<V: Measured, L: LabelOut> Kernel for UpsampledPixels<'_, V, L> {
             let rows = &plan.rows[first_row + done..first_row + done + same];
             let (values, labels) = (&mut values[pixels.clone()], &mut labels[pixels]);
             let mut band = Band { plan, rows, width, values, labels, tile, isa };
-            match (plan.limits, measure) {
-                (Some(limits), Measure::Top1AtLeast(threshold)) if V::DECIDES => {
-                    band.decide(&limits, *threshold, buffers);
-                }
+            match plan.limits {
+                Some(limits) if V::DECIDES => band.decide(&limits, measure, buffers),
                 _ => band.measure(measure, buffers),
             }
             done += same;
@@ -150,7 +148,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
 
     /// Decide and label every pixel.
     #[inline(always)]
-    fn decide(&mut self, limits: &Limits, threshold: f32, buffers: &mut BandBuffers) {
+    fn decide(&mut self, limits: &Limits, measure: &Measure, buffers: &mut BandBuffers) {
         let num_classes = self.plan.shape.0;
         let open = self.survey(limits, buffers);
         let BandBuffers { known, lists, cells, classes, tiles, .. } = &mut *buffers;
@@ -170,13 +168,14 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
             cells.clear();
             let all = known.iter().enumerate().filter(|(_, known)| **known == Known::Nothing);
             cells.extend(all.map(|(index, _)| index as u32));
-            let measure = Measure::Top1AtLeast(threshold);
-            self.compute(Together { cells, classes: None }, Task::Measure(&measure), tiles);
+            self.compute(Together { cells, classes: None }, Task::Measure(measure), tiles);
         }
         if open.sums {
             self.decide_by_sums(limits, buffers);
         }
-        self.decide_spots(threshold, &mut buffers.spots);
+        if let Measure::Top1AtLeast(threshold) = measure {
+            self.decide_spots(*threshold, &mut buffers.spots);
+        }
     }
 
     /// Write what is known without computing a pixel; what is left.

@@ -16,7 +16,7 @@
 //!
 //! "Surely" leaves room for all float32 roundings of the pixels.
 
-use super::decide::{Bounds, odds};
+use super::decide::Bounds;
 use super::exp::{ROUGH_HIGH, rough_exp};
 use super::logits::{Dense, F32, TILE};
 use super::scratch::Scratch;
@@ -38,6 +38,9 @@ const LEFT_OUT: f32 = 0.003;
 /// How far a class may lie above the leader, and below what can be left out, in a cell that is decided by sums.
 const STEEP: f32 = 20.0;
 
+/// 1/t - 1 where labels alone are wanted: no pixel passes.
+pub(crate) const NO_ODDS: f32 = -1.0;
+
 /// What nodes are compared to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -57,16 +60,16 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// For pixels between (h, w) nodes whose logits are off by `error` or less; none if that is too much to say anything.
-    pub fn new(threshold: f32, (num_classes, h, _): (usize, usize, usize), error: f32) -> Option<Self> {
+    /// For decisions at 1/t - 1 = `odds`, of pixels between (h, w) nodes whose logits are off by `error` or less; none if that is too much to say anything.
+    pub fn new(odds: f32, (num_classes, h, _): (usize, usize, usize), error: f32) -> Option<Self> {
         if error.is_nan() || error > 0.05 {
             return None;
         }
         // two logits a gap, both off: exp(2 error) < 1 + 4 error
         let bounds = Bounds::new(num_classes, 1.0 - 4.0 * error, ROUGH_HIGH / (1.0 - 4.0 * error));
-        let (odds, gap) = (odds(threshold), 4.0 * error);
+        let gap = 4.0 * error;
         // what lies 30 below is less than the rounding of S
-        let left_out = (LEFT_OUT * odds / num_classes as f32).ln().clamp(-30.0, 0.0) - 0.01 - gap;
+        let left_out = (LEFT_OUT * odds.max(0.0) / num_classes as f32).ln().clamp(-30.0, 0.0) - 0.01 - gap;
         // M is off as well
         let slack = gap + 2.0 * slack(h, 2.0 * STEEP - left_out);
         let sums = Bounds::new(num_classes, (1.0 - slack) * (1.0 - LEFT_OUT), 1.0 + slack);

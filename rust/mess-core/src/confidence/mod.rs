@@ -31,7 +31,7 @@ pub use edges::{CannySettings, EdgeKind, Label, canny, canny_into, label_edges, 
 pub use image::{Workspace, fraction_confident, image_confidence, image_confidence_of_map, should_exit};
 pub use logits::Logits;
 pub use mask::{Morphology, boundary_mask, boundary_mask_into, dilate, erode, morphology_into};
-pub use pixel::{ConfidenceKind, ConfidenceMap, LabelOut, confidence_map, confidence_map_into};
+pub use pixel::{ConfidenceKind, ConfidenceMap, LabelOut, confidence_map, confidence_map_into, label_map_into};
 pub use refine::{refine_confidence, refine_confidence_into};
 pub use upsample::{Upsampled, Upsampling};
 

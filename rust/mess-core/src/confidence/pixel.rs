@@ -21,7 +21,7 @@ use ndarray::{Array2, ArrayViewMut2};
 use rayon::prelude::*;
 
 use super::band::UpsampledPixels;
-use super::logits::{Logits, Source, with_dense};
+use super::logits::{Logits, Source, TILE, with_dense};
 use super::scratch::with_scratch;
 use super::tile::Tile;
 use super::upsample::{Upsampled, Upsampling};
@@ -113,6 +113,26 @@ pub fn confidence_map_into<L: LabelOut>(
     Ok(())
 }
 
+/// Label map of logits (C, H, W), upsampled first when `upsampling` is given: the labels of [`confidence_map`].
+///
+/// `labels` is (H, W) in C order.
+///
+/// # Errors
+/// As [`confidence_map_into`].
+pub fn label_map_into<L: LabelOut>(
+    logits: &Logits<'_>,
+    upsampling: Option<Upsampling>,
+    labels: ArrayViewMut2<'_, L>,
+    plan: &mut Upsampled,
+    isa: Isa,
+) -> Result<()> {
+    let size = output_size(logits, upsampling)?;
+    let labels = super::in_c_order("out", labels, size)?;
+    let pixels = Pixels::new(logits, upsampling, &Measure::Label, isa, plan)?;
+    pixels.measure(&Measure::Label, 0..size.0, isa, &mut vec![(); labels.len()], labels);
+    Ok(())
+}
+
 /// (H, W) of the maps.
 pub(crate) fn output_size(logits: &Logits<'_>, upsampling: Option<Upsampling>) -> Result<(usize, usize)> {
     let (num_classes, height, width) = logits.dim();
@@ -134,13 +154,15 @@ pub(crate) enum Measure {
     Confidence(ConfidenceKind),
     /// 1 where its top-1 confidence is at least the threshold, else 0; see [`super::decide`].
     Top1AtLeast(f32),
+    /// Nothing.
+    Label,
 }
 
-/// A value that a measure writes: a confidence (float32) or a decision (uint8).
+/// A value that a measure writes: a confidence (float32), a decision (uint8) or nothing.
 pub(crate) trait Measured: Copy + PartialEq + Send + Sync {
     /// The measured values of the first `len` pixels of the tile.
     fn of_tile(tile: &Tile, len: usize) -> &[Self];
-    /// Whether it is a decision.
+    /// Whether all that is wanted of a pixel is its label and how it is decided.
     const DECIDES: bool;
     /// What a pixel decided to pass gets.
     const PASS: Self;
@@ -166,6 +188,16 @@ impl Measured for u8 {
     const DECIDES: bool = true;
     const PASS: Self = 1;
     const FAIL: Self = 0;
+}
+
+impl Measured for () {
+    #[inline(always)]
+    fn of_tile(_: &Tile, len: usize) -> &[Self] {
+        &[(); TILE][..len]
+    }
+    const DECIDES: bool = true;
+    const PASS: Self = ();
+    const FAIL: Self = ();
 }
 
 /// Logits at full size, or to be upsampled.

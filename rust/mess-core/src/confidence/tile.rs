@@ -81,6 +81,7 @@ impl Tile {
             Measure::Confidence(ConfidenceKind::Margin) => self.work.softmax::<S, true, false>(source, label),
             Measure::Confidence(ConfidenceKind::Entropy) => self.work.softmax::<S, false, true>(source, label),
             Measure::Top1AtLeast(threshold) => self.decide(source, len, *threshold),
+            Measure::Label => self.label(source, len),
         }
     }
 

@@ -15,7 +15,8 @@ use std::ops::Range;
 
 use ndarray::ArrayView3;
 
-use super::cells::{IMPOSSIBLE, Limits, PADDING, SureNodes, UNSURE};
+use super::cells::{IMPOSSIBLE, Limits, NO_ODDS, PADDING, SureNodes, UNSURE};
+use super::decide::odds;
 use super::logits::{Dense, F32, Format, Logits, with_dense};
 use super::pixel::Measure;
 use super::scratch::{room, with_scratch};
@@ -83,9 +84,9 @@ pub struct Upsampled {
     pub(crate) weights: Vec<f32>,
     /// Nodes a pixel, down and to the right.
     pub(crate) pace: (f32, f32),
-    /// None when confidences are wanted, not decisions, and where roundings are too large for any.
+    /// None when confidences are wanted, not decisions or labels, and where roundings are too large for any.
     pub(crate) limits: Option<Limits>,
-    /// (h, w): the class that surely passes, or `UNSURE`. Empty without limits.
+    /// (h, w): the class that surely passes, or `UNSURE`. Empty when no decision is wanted or possible.
     sure: Vec<i32>,
 }
 
@@ -107,11 +108,16 @@ impl Upsampled {
         let scale = with_dense!(logits, dense => isa.run(CopyNodes { dense: &dense, nodes }));
         self.sure.clear();
         self.limits = None;
-        if let Measure::Top1AtLeast(threshold) = measure {
+        let odds = match measure {
+            Measure::Top1AtLeast(threshold) => Some(odds(*threshold)),
+            Measure::Label => Some(NO_ODDS),
+            Measure::Confidence(_) => None,
+        };
+        if let Some(odds) = odds {
             // three blends round six times each operand at most: a pixel's logit is off by this or less
-            self.limits = Limits::new(*threshold, self.shape, 18.0 * (f32::EPSILON / 2.0) * scale);
+            self.limits = Limits::new(odds, self.shape, 18.0 * (f32::EPSILON / 2.0) * scale);
         }
-        if let Some(limits) = self.limits {
+        if let (Some(limits), Measure::Top1AtLeast(_)) = (self.limits, measure) {
             self.sure.resize(h * w, UNSURE);
             let view = ArrayView3::from_shape(self.shape, &self.nodes[..self.nodes.len() - PADDING])
                 .map_err(|error| Error::value("logits", "a shape that fits", error))?;
