@@ -35,7 +35,6 @@ from mess.model.graph import GraphStages
 from mess.model.network import MultiExitNetwork
 from mess.model.zoo import model_from_spec
 from mess.runtime.backends import BackendName, load
-from mess.runtime.pixels import network_input
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -220,7 +219,7 @@ def runtime_ways(
     whole = load(backend, folder / "plain.onnx", ["images"], ["logits"], threads)
 
     def pixels() -> np.ndarray:
-        return network_input(picture, size, IMAGENET_MEAN, IMAGENET_STD)[None]
+        return mess_core.network_input(picture, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=size)[None]
 
     def labels(logits: np.ndarray) -> np.ndarray:
         return mess_core.label_map(logits[0], size=None if logits.shape[-2:] == size else size)

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import mess
 from mess import runs, verbs
 from mess.runtime import Watch
-from mess.runtime.pixels import resized
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benches.machine import facts  # noqa: E402
+from benches.pictures import resized  # noqa: E402
 
 Picture = npt.NDArray[np.uint8]
 

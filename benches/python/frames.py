@@ -27,11 +27,12 @@ from mess.deployment.export import _quiet
 from mess.model.adapter import LogitsModel
 from mess.runtime import Runtime, Stream
 from mess.runtime.backends import BATCH, load
-from mess.runtime.pixels import labels_at, network_input, resized
+from mess.runtime.pixels import labels_at
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benches.machine import facts  # noqa: E402
+from benches.pictures import resized  # noqa: E402
 
 STREAMS: dict[str, dict[str, Any]] = {
     "image by image": {},
@@ -132,7 +133,9 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
     manifest = runtime.manifest
 
     def run_plain(batch: list[np.ndarray]) -> None:
-        pixels = np.stack([network_input(p, manifest.size, manifest.mean, manifest.std) for p in batch])
+        pixels = np.stack(
+            [mess_core.network_input(p, mean=manifest.mean, std=manifest.std, size=manifest.size) for p in batch]
+        )
         for logits in whole.run({"images": pixels}, batch=len(pixels))["logits"]:
             mess_core.confidence_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
 

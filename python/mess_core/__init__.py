@@ -8,6 +8,8 @@ prediction alone.
 *Which exits, heads and thresholds?*  `search(table, ...)` and `evaluate(table, ...)` on a `SearchTable`; with
 `SearchPieces`, many processes share one search.
 
+*What is a network fed?*  `network_input(picture, ...)`: resized and normalised as in training, without torch.
+
 Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes; arrays out
 are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input from another
 thread meanwhile. Kernels exist for several instruction sets, with the same bits; MESS_CORE_ISA (portable, avx2,
@@ -34,6 +36,7 @@ from mess_core._confidence import (
     should_exit,
 )
 from mess_core._mess_core import Workspace, __version__
+from mess_core._picture import network_input
 from mess_core._pieces import Piece, SearchJournal, SearchPieces
 from mess_core._search import (
     Configuration,
@@ -85,6 +88,7 @@ __all__ = [
     "image_confidence_from_map",
     "label_edges",
     "label_map",
+    "network_input",
     "policy_maps",
     "refine_confidence",
     "search",

@@ -29,6 +29,7 @@ __all__ = [
     "is_debug",
     "label_edges",
     "label_map",
+    "network_input",
     "refine_confidence",
     "search",
     "set_instruction_set",
@@ -55,6 +56,12 @@ def confidence_map(
     labels: npt.NDArray[Any],
     workspace: Workspace | None,
     threads: int | None,
+) -> None: ...
+def network_input(
+    image: npt.NDArray[np.uint8],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    out: npt.NDArray[np.float32],
 ) -> None: ...
 def label_map(
     logits: npt.NDArray[Any],

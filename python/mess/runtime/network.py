@@ -14,7 +14,7 @@ import numpy.typing as npt
 import mess_core
 from mess.runtime.backends import BackendName, Session, load
 from mess.runtime.manifest import LARGEST_AREA, LARGEST_SIDE, Manifest, StageFiles
-from mess.runtime.pixels import labels_at, network_input
+from mess.runtime.pixels import labels_at
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB of any size."""
@@ -181,8 +181,10 @@ class Runtime:
         if len(images) == 0:
             raise ValueError("images: expected at least one picture, got none")
         manifest = self.manifest
-        pixels = [network_input(image, self.size, manifest.mean, manifest.std) for image in images]
-        return {"images": np.stack(pixels)}
+        pixels = np.empty((len(images), 3, *self.size), dtype=np.float32)
+        for image, row in zip(images, pixels, strict=True):
+            mess_core.network_input(image, mean=manifest.mean, std=manifest.std, out=row, size=self.size)
+        return {"images": pixels}
 
     def _run_stage(
         self, position: int, state: dict[str, npt.NDArray[Any]], batch: int

@@ -7,6 +7,7 @@ mod confidence;
 mod dlpack;
 mod errors;
 mod isa;
+mod picture;
 mod pieces;
 mod run;
 mod search;
@@ -24,6 +25,7 @@ fn _mess_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     isa::register(module)?;
     module.add_function(wrap_pyfunction!(dlpack::bfloat16_bits, module)?)?;
     confidence::register(module)?;
+    picture::register(module)?;
     search::register(module)?;
     pieces::register(module)
 }

@@ -17,13 +17,16 @@
 //! image confidences; a configuration (exits, pixel and image thresholds) is evaluated exactly by summing them.
 //! `search` enumerates configurations and proves the best one.
 //!
-//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `tile` -> `decide` -> `upsample` -> `edges` -> `mask` ->
-//! `refine` -> `image`, each kernel compiled once per instruction set by [`isa`];
-//! [`search`]: `table` -> `space` -> `evaluate` -> `engine` -> `outcome`. The two do not know each other.
+//! **Picture**: what a network is fed, from a picture of any size.
+//!
+//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `tile` -> `decide` -> `upsample` -> `cells` -> `sums` ->
+//! `band` -> `edges` -> `mask` -> `refine` -> `image`, each kernel compiled once per instruction set by [`isa`];
+//! [`search`]: `table` -> `space` -> `evaluate` -> `engine` -> `outcome`; [`picture`]. None knows another.
 
 pub mod confidence;
 pub mod error;
 pub mod isa;
+pub mod picture;
 pub mod search;
 
 pub use error::{Error, Result};
