@@ -72,6 +72,7 @@ def test_every_public_name_has_a_docstring():
         assert name in TYPES or getattr(mess_core, name).__doc__, name
 
 
+PICTURE = np.random.default_rng(2).integers(0, 256, (64, 48, 3), dtype=np.uint8)
 MAP, LABELS = mess_core.confidence_map(LOGITS)
 MASK = mess_core.boundary_mask(LABELS, output_stride=2)
 IMAGE = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
@@ -84,6 +85,7 @@ CALLS = {
     "image_confidence_from_map": lambda t: mess_core.image_confidence_from_map(
         MAP, LABELS, pixel_threshold=0.5, output_stride=2, threads=t
     ),
+    "network_input": lambda t: mess_core.network_input(PICTURE, mean=(0.5,) * 3, std=(0.2,) * 3, size=(70, 31)),
     "label_map": lambda t: mess_core.label_map(LOGITS, size=(128, 96), threads=t),
     "confidence_map": lambda t: mess_core.confidence_map(LOGITS, size=(128, 96), threads=t),
     "policy_maps": lambda t: mess_core.policy_maps(LOGITS, threads=t),

@@ -1,14 +1,12 @@
-"""What a network is fed: against torchvision's integers, Pillow, and the definition in floating point."""
+"""What a network is fed: against Pillow and the definition in floating point; torchvision is in tests/mess."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import v2
 
 import mess_core
 from mess_core import _mess_core as native
@@ -24,16 +22,6 @@ def picture(size, seed=0, *, extreme=False):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 2, (*size, 3)) * 255 if extreme else rng.integers(0, 256, (*size, 3))
     return values.astype(np.uint8)
-
-
-@given(sizes, sizes, st.integers(0, 9), st.booleans())
-def test_resizing_is_that_of_torchvision_bit_for_bit(old, new, seed, extreme):
-    image = picture(old, seed, extreme=extreme)
-    found = mess_core.network_input(image, size=new, **GREY_LEVELS).transpose(1, 2, 0)
-    expected = v2.functional.resize(torch.from_numpy(image).permute(2, 0, 1), list(new), antialias=True)
-    # it has integers with AVX2, and rounds floats elsewhere
-    most = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
-    assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() <= most
 
 
 @given(sizes, sizes, st.integers(0, 9), st.booleans())

@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 import mess
 import mess_core
@@ -206,13 +209,29 @@ def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
             Stream(runtime, **option)
 
 
+GREY_LEVELS = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
+"""By how many torchvision may differ: it has an integer kernel with AVX2, and rounds floats elsewhere."""
+
+
+@given(
+    st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    st.integers(0, 9),
+    st.booleans(),
+)
+def test_pictures_are_resized_as_torchvision_does_bit_for_bit(old, new, seed, extreme):
+    rng = np.random.default_rng(seed)
+    image = (rng.integers(0, 2, (*old, 3)) * 255 if extreme else rng.integers(0, 256, (*old, 3))).astype(np.uint8)
+    found = mess_core.network_input(image, mean=(0, 0, 0), std=(1 / 255,) * 3, size=new)
+    expected = v2.functional.resize(torch.from_numpy(image).permute(2, 0, 1), list(new), antialias=True)
+    assert np.abs(found - expected.numpy()).max() <= GREY_LEVELS
+
+
 @pytest.mark.parametrize("size", [(48, 64), (20, 31), (100, 70), (1, 1), (48, 200)])
-def test_pixels_are_what_torchvision_makes(size):
+def test_pixels_are_those_of_training(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = mess_core.network_input(image, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=(48, 64))
-    # torchvision has an integer kernel with AVX2, and rounds floats elsewhere: a grey level at most
-    grey_levels = 1e-3 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1.01
-    limit = grey_levels / 255 / min(IMAGENET_STD)
+    limit = (GREY_LEVELS + 1e-3) / 255 / min(IMAGENET_STD)
     assert np.abs(found - image_tensor(image, (48, 64))[0].numpy()).max() <= limit
     labels = np.random.default_rng(1).integers(0, 9, (48, 64), dtype=np.uint8)
     nearest = torch.nn.functional.interpolate(torch.from_numpy(labels)[None, None], size=size, mode="nearest-exact")

@@ -72,6 +72,7 @@ class Runtime:
         root = Path(folder)
         self.manifest = Manifest.load(root)
         self.deadline_ms = deadline_ms
+        self._workspace = mess_core.Workspace()
         self._last_ms = [0.0] * len(self.manifest.exits)
         self.size = self.manifest.size if size is None else _checked_size(size, self.manifest)
         self._stages: list[Session] = []
@@ -213,6 +214,7 @@ class Runtime:
             pixel_threshold=entry.pixel_threshold,
             output_stride=entry.output_stride,
             size=self._upsampling(logits),
+            workspace=self._workspace,
             **self.manifest.policy,
         )
         assert isinstance(values, np.ndarray)
@@ -234,7 +236,7 @@ class Runtime:
         confidences: Sequence[float],
         times: Sequence[float],
     ) -> Result:
-        labels = mess_core.label_map(logits, size=self._upsampling(logits))
+        labels = mess_core.label_map(logits, size=self._upsampling(logits), workspace=self._workspace)
         whole = labels if labels.shape == image.shape[:2] else labels_at(labels, image.shape[:2])
         return Result(whole, entry.name, tuple(confidences), tuple(times))
 

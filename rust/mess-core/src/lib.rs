@@ -19,7 +19,7 @@
 //!
 //! **Picture**: what a network is fed, from a picture of any size.
 //!
-//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `tile` -> `decide` -> `upsample` -> `cells` -> `sums` ->
+//! Reading order: [`confidence`] (the formula) -> `logits` -> `pixel` -> `tile` -> `decide` -> `upsample` -> `cells` -> `blocks` ->
 //! `band` -> `edges` -> `mask` -> `refine` -> `image`, each kernel compiled once per instruction set by [`isa`];
 //! [`search`]: `table` -> `space` -> `evaluate` -> `engine` -> `outcome`; [`picture`]. None knows another.
 

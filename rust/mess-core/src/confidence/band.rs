@@ -6,16 +6,16 @@
 //! - A row is computed phase by phase - the first pixel of every cell, then the second - so that consecutive cells are
 //!   consecutive in memory and no load is scattered. Same arithmetic, another order of pixels.
 //! - Of most cells a decision needs no pixel: see [`super::cells`]. Of the others it needs the label, from the few classes
-//!   that can be one, and whether each pixel passes, from [`super::sums`]; the few pixels that these leave open are
-//!   computed by the very code of [`super::pixel`].
+//!   that can be one, and whether each pixel passes, block by block: see [`super::blocks`]. The few pixels that these leave open
+//!   are computed by the very code of [`super::pixel`].
 
 use std::ops::Range;
 
-use super::cells::{CellBounds, IMPOSSIBLE, Known, Limits, NO_CLASS};
+use super::blocks::{BLOCKS, Corners, LANES, OPEN, Place, Weights, blend, decide, label};
+use super::cells::{CellBounds, Known, Limits};
 use super::logits::{Planes, Source, TILE};
 use super::pixel::{LabelOut, Measure, MeasureTile, Measured};
 use super::scratch::{Scratch, room};
-use super::sums::{BLOCKS, LANES, OPEN, Weights, decide};
 use super::tile::Tile;
 use super::upsample::{Cell, Tap, Upsampled, Upsampling};
 use crate::isa::{Isa, Kernel};
@@ -72,12 +72,10 @@ pub(crate) struct BandBuffers {
     known: Vec<Known>,
     /// Classes that may be labels, of the cells that have several; (cells, C).
     lists: Vec<u32>,
-    /// Cells that are computed together, and from which classes.
-    cells: Vec<u32>,
-    classes: Vec<u32>,
-    gaps: Vec<[f32; 4]>,
-    lower: Vec<[f32; LANES]>,
+    lower: Vec<Weights>,
+    corners: Vec<Corners>,
     spots: Vec<Spot>,
+    cells: Vec<u32>,
     tiles: TileBuffers,
 }
 
@@ -90,39 +88,6 @@ struct TileBuffers {
     step: Vec<f32>,
     weights: Vec<f32>,
     cell_of: Vec<u16>,
-}
-
-/// Cells that are computed together, and from which classes: lists of equal length, one a cell, or all.
-#[derive(Clone, Copy)]
-struct Together<'p> {
-    cells: &'p [u32],
-    classes: Option<&'p [u32]>,
-}
-
-impl<'p> Together<'p> {
-    /// Classes of each cell.
-    #[inline(always)]
-    fn places(&self, num_classes: usize) -> usize {
-        self.classes.map_or(num_classes, |classes| classes.len() / self.cells.len())
-    }
-
-    /// Cells `start..start + count`, or as many as there are.
-    #[inline(always)]
-    fn part(&self, start: usize, count: usize) -> Self {
-        let end = (start + count).min(self.cells.len());
-        let places = self.places(0);
-        Self {
-            cells: &self.cells[start..end],
-            classes: self.classes.map(|classes| &classes[start * places..end * places]),
-        }
-    }
-}
-
-/// What is wanted of a tile of cells.
-#[derive(Clone, Copy)]
-enum Task<'p> {
-    Measure(&'p Measure),
-    Label,
 }
 
 /// Rows between the same two rows of nodes, and their maps.
@@ -143,35 +108,22 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         let BandBuffers { cells, tiles, .. } = buffers;
         cells.clear();
         cells.extend(0..self.plan.cells.len() as u32);
-        self.compute(Together { cells, classes: None }, Task::Measure(measure), tiles);
+        self.measure_cells(cells, measure, tiles);
     }
 
     /// Decide and label every pixel.
     #[inline(always)]
     fn decide(&mut self, limits: &Limits, measure: &Measure, buffers: &mut BandBuffers) {
-        let num_classes = self.plan.shape.0;
         let open = self.survey(limits, buffers);
-        let BandBuffers { known, lists, cells, classes, tiles, .. } = &mut *buffers;
-        for length in (0..u32::BITS).filter(|length| open.lengths >> length & 1 == 1) {
-            let places = num_classes.min(1 << length);
-            cells.clear();
-            classes.clear();
-            for (index, known) in known.iter().enumerate() {
-                if matches!(known, Known::Among { bits, .. } if *bits == length) {
-                    cells.push(index as u32);
-                    classes.extend_from_slice(&lists[num_classes * index..num_classes * index + places]);
-                }
-            }
-            self.compute(Together { cells, classes: Some(classes) }, Task::Label, tiles);
-        }
-        if open.all {
+        if open.whole {
+            let BandBuffers { known, cells, tiles, .. } = &mut *buffers;
             cells.clear();
             let all = known.iter().enumerate().filter(|(_, known)| **known == Known::Nothing);
             cells.extend(all.map(|(index, _)| index as u32));
-            self.compute(Together { cells, classes: None }, Task::Measure(measure), tiles);
+            self.measure_cells(cells, measure, tiles);
         }
-        if open.sums {
-            self.decide_by_sums(limits, buffers);
+        if open.some {
+            self.decide_cells(limits, buffers);
         }
         if let Measure::Top1AtLeast(threshold) = measure {
             self.decide_spots(*threshold, &mut buffers.spots);
@@ -217,13 +169,10 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
             match found {
                 Known::Class { class, decided } => {
                     self.fill_labels(labelled.then(columns, class));
-                    open.sums |= !decided;
+                    open.some |= !decided;
                 }
-                Known::Among { bits, decided } => {
-                    open.lengths |= 1 << bits;
-                    open.sums |= !decided;
-                }
-                Known::Nothing => open.all = true,
+                Known::Among { .. } => open.some = true,
+                Known::Nothing => open.whole = true,
             }
         }
         self.fill_values(decided.take());
@@ -247,74 +196,126 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         }
     }
 
-    /// Decide the cells that are open; what sums leave open is added to the spots.
+    /// Label and decide the cells of which something is known; what sums leave open is added to the spots.
     #[inline(always)]
-    fn decide_by_sums(&mut self, limits: &Limits, buffers: &mut BandBuffers) {
-        let (plan, row) = (self.plan, self.rows[0]);
-        let BandBuffers { bounds, known, gaps, lower, spots, .. } = buffers;
+    fn decide_cells(&mut self, limits: &Limits, buffers: &mut BandBuffers) {
+        let plan = self.plan;
+        let num_classes = plan.shape.0;
+        let BandBuffers { bounds, known, lists, lower, corners, spots, .. } = buffers;
         let columns = plan.num_phases.next_power_of_two().min(LANES);
         let rows = LANES / columns;
         lower.clear();
-        for rows in self.rows.chunks(BLOCKS * rows) {
+        for rows in self.rows.chunks(rows) {
             let mut weights = [0.0; LANES];
             for (lane, weight) in weights.iter_mut().enumerate() {
                 *weight = rows[(lane / columns).min(rows.len() - 1)].weight;
             }
             lower.push(weights);
         }
-        let blocks = Blocks { columns, rows, lower };
-        for (index, (known, cell)) in known.iter().zip(&plan.cells).enumerate() {
-            let several = match known {
-                Known::Class { decided: false, .. } => false,
-                Known::Among { decided: false, .. } => true,
-                _ => continue,
+        let layout = Layout { columns, rows, lower };
+        for (index, known) in known.iter().enumerate() {
+            let (count, decided) = match *known {
+                Known::Class { decided, .. } => (1, decided),
+                Known::Among { count, decided } => (count as usize, decided),
+                Known::Nothing => continue,
             };
-            bounds.gaps(bounds.at(cell.low), &plan.nodes, plan.shape, (row.low, row.high), limits.left_out, gaps);
-            self.decide_cell(index, gaps, several, &blocks, limits, spots);
+            let nodes = self.nodes_of(index);
+            if count > 1 {
+                let classes = &lists[num_classes * index..num_classes * index + count];
+                corners.clear();
+                corners.extend(classes.iter().map(|class| nodes.of(plan, *class as usize)));
+                self.label_cell(index, classes, corners, &layout);
+            }
+            if !decided {
+                let bound = bounds.at(plan.cells[index].low);
+                let lead = nodes.of(plan, bounds.leader(bound));
+                corners.clear();
+                bounds.for_each_kept(bound, num_classes, limits.left_out, |class| {
+                    let [a, b, c, d] = nodes.of(plan, class);
+                    corners.push([a - lead[0], b - lead[1], c - lead[2], d - lead[3]]);
+                });
+                self.sum_cell(index, corners, count > 1, &layout, limits, spots);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn nodes_of(&self, index: usize) -> Nodes {
+        Nodes::new(self.plan, self.rows[0], self.plan.cells[index])
+    }
+
+    /// Weights of the right nodes at a cell's pixels from column `first` of the picture on, and these columns.
+    #[inline(always)]
+    fn columns_of(&self, index: usize, first: usize, layout: &Layout<'_>) -> (Weights, Range<usize>) {
+        let (plan, cell) = (self.plan, self.plan.cells[index]);
+        let mut right = [0.0; LANES];
+        for (lane, right) in right.iter_mut().enumerate().take(layout.columns) {
+            let phase = (first - cell.start as usize + lane).min(plan.num_phases - 1);
+            *right = plan.weights[phase * plan.cells.len() + index];
+        }
+        for lane in layout.columns..LANES {
+            right[lane] = right[lane - layout.columns];
+        }
+        (right, first..(first + layout.columns).min(cell.end as usize))
+    }
+
+    /// Label the pixels of a cell from the logits of `classes` at its nodes.
+    #[inline(always)]
+    fn label_cell(&mut self, index: usize, classes: &[u32], corners: &[Corners], layout: &Layout<'_>) {
+        let cell = self.plan.cells[index];
+        for first in (cell.start as usize..cell.end as usize).step_by(layout.columns) {
+            let (right, columns) = self.columns_of(index, first, layout);
+            for (block, lower) in layout.lower.iter().enumerate() {
+                let labels = label(classes, corners, lower, &right);
+                for row in block * layout.rows..self.rows.len().min((block + 1) * layout.rows) {
+                    let at = row * self.width;
+                    let of_row = &labels[(row - block * layout.rows) * layout.columns..][..layout.columns];
+                    write(&mut self.labels[at + columns.start..at + columns.end], of_row, L::from_class);
+                }
+            }
         }
     }
 
     /// Decide the pixels of a cell from how far classes lie above its leader at its nodes.
     #[inline(always)]
-    fn decide_cell(
+    fn sum_cell(
         &mut self,
         index: usize,
-        gaps: &[[f32; 4]],
+        gaps: &[Corners],
         several: bool,
-        blocks: &Blocks<'_>,
+        layout: &Layout<'_>,
         limits: &Limits,
         spots: &mut Vec<Spot>,
     ) {
-        let (plan, num_rows) = (self.plan, blocks.rows * BLOCKS);
+        let (plan, num_rows) = (self.plan, layout.rows * BLOCKS);
         let cell = plan.cells[index];
-        let weight = |phase: usize| plan.weights[phase.min(plan.num_phases - 1) * plan.cells.len() + index];
-        // a cell beyond the last node lies on the edge of its neighbour, whose nodes these are
-        let edge = f32::from(cell.low > 0 && cell.low as usize == plan.shape.2 - 1);
-        let mut weights = Weights { pace: plan.pace.0 * blocks.rows as f32, ..Weights::default() };
-        for first in (cell.start as usize..cell.end as usize).step_by(blocks.columns) {
-            for lane in 0..LANES {
-                let phase = first - cell.start as usize + lane % blocks.columns;
-                weights.right[lane] =
-                    if lane < blocks.columns { edge + weight(phase) } else { weights.right[lane - blocks.columns] };
-            }
-            let columns = first..(first + blocks.columns).min(cell.end as usize);
-            for (part, lower) in blocks.lower.iter().enumerate() {
+        for first in (cell.start as usize..cell.end as usize).step_by(layout.columns) {
+            let (right, columns) = self.columns_of(index, first, layout);
+            for (part, lower) in layout.lower.iter().step_by(BLOCKS).enumerate() {
                 let rows = part * num_rows..self.rows.len().min((part + 1) * num_rows);
-                weights.lower = *lower;
-                let passes = decide(gaps, &weights, several, rows.len().div_ceil(blocks.rows), limits);
+                let place = Place { lower, right: &right, pace: plan.pace.0 * layout.rows as f32 };
+                let passes = decide(gaps, &place, several, rows.len().div_ceil(layout.rows), limits);
                 let passes = passes.as_flattened();
-                let of_row = |row: usize| &passes[(row - rows.start) * blocks.columns..][..blocks.columns];
+                let of_row = |row: usize| &passes[(row - rows.start) * layout.columns..][..layout.columns];
                 for row in rows.clone() {
                     let at = row * self.width;
-                    write_passes(&mut self.values[at + columns.start..at + columns.end], of_row(row));
+                    // what is open counts as passed until it is decided
+                    let value = |pass: u8| if pass == 0 { V::FAIL } else { V::PASS };
+                    write(&mut self.values[at + columns.start..at + columns.end], of_row(row), value);
                 }
                 if passes.iter().fold(0, |any, pass| any | pass) < OPEN {
                     continue;
                 }
                 for row in rows.clone() {
                     for (column, _) in columns.clone().zip(of_row(row)).filter(|(_, pass)| **pass == OPEN) {
-                        let weight = weight(column - cell.start as usize);
-                        spots.push(Spot::new(plan, self.rows[row], cell, weight, row * self.width + column));
+                        let right = right[column - first];
+                        let nodes = self.nodes_of(index);
+                        spots.push(Spot {
+                            nodes,
+                            lower: self.rows[row].weight,
+                            right,
+                            pixel: row * self.width + column,
+                        });
                     }
                 }
             }
@@ -334,20 +335,17 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         spots.clear();
     }
 
-    /// Compute all pixels of some cells: their values and labels, or labels alone.
+    /// Measure and label all pixels of some cells.
     #[inline(always)]
-    fn compute(&mut self, all: Together<'_>, task: Task<'_>, buffers: &mut TileBuffers) {
-        let (plan, num_phases) = (self.plan, self.plan.num_phases);
-        let num_classes = all.places(plan.shape.0);
+    fn measure_cells(&mut self, all: &[u32], measure: &Measure, buffers: &mut TileBuffers) {
+        let (plan, num_phases, num_classes) = (self.plan, self.plan.num_phases, self.plan.shape.0);
         let TileBuffers { corners, left, step, weights, cell_of } = buffers;
         let cells_a_tile = TILE / num_phases;
-        for start in (0..all.cells.len()).step_by(cells_a_tile) {
-            let together = all.part(start, cells_a_tile);
-            let cells = together.cells;
+        for cells in all.chunks(cells_a_tile) {
             let count = cells.len();
             let [top_left, top_right, fall_left, fall_right] =
                 corners.each_mut().map(|corner| room(corner, num_classes * count));
-            gather_nodes(plan, self.rows[0], together, [top_left, top_right, fall_left, fall_right]);
+            gather_nodes(plan, self.rows[0], cells, [top_left, top_right, fall_left, fall_right]);
             fall_left.iter_mut().zip(&*top_left).for_each(|(fall, top)| *fall -= top);
             fall_right.iter_mut().zip(&*top_right).for_each(|(fall, top)| *fall -= top);
             // as many rows together as fit into a tile: where few cells are left, one row has too little to do in step
@@ -377,67 +375,56 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                     }
                 }
                 let source = CellTile { left, step, weights, cell_of, len, num_classes };
-                measure_cells(&source, len * num_phases, task, self.tile, self.isa);
-                self.write(together, group * rows_a_tile, len, task);
+                measure_tile(&source, len * num_phases, measure, self.tile, self.isa);
+                self.write_tile(cells, group * rows_a_tile, len);
             }
         }
     }
 
     /// Write a tile's pixels into the maps: `len` cells, those of one row after those of another, phase by phase.
     #[inline(always)]
-    fn write(&mut self, together: Together<'_>, first_row: usize, len: usize, task: Task<'_>) {
-        let (plan, count) = (self.plan, together.cells.len());
+    fn write_tile(&mut self, cells: &[u32], first_row: usize, len: usize) {
+        let (plan, count) = (self.plan, cells.len());
         let measured = V::of_tile(self.tile, len * plan.num_phases);
         for entry in 0..len {
-            let cell = plan.cells[together.cells[entry % count] as usize];
+            let cell = plan.cells[cells[entry % count] as usize];
             let row = (first_row + entry / count) * self.width;
-            let columns = row + cell.start as usize..row + cell.end as usize;
-            if let Task::Measure(_) = task {
-                for (phase, value) in self.values[columns.clone()].iter_mut().enumerate() {
-                    *value = measured[phase * len + entry];
-                }
-            }
-            let places = together.places(0);
-            let list = together.classes.map(|classes| &classes[places * (entry % count)..][..places]);
-            for (phase, to) in self.labels[columns].iter_mut().enumerate() {
-                let label = self.tile.label[phase * len + entry];
-                *to = L::from_class(list.map_or(label, |list| list[label as usize] as i32));
+            let (values, labels) = (&mut self.values[row..row + self.width], &mut self.labels[row..row + self.width]);
+            for (phase, column) in (cell.start as usize..cell.end as usize).enumerate() {
+                values[column] = measured[phase * len + entry];
+                labels[column] = L::from_class(self.tile.label[phase * len + entry]);
             }
         }
     }
 }
 
-/// How a cell's pixels are laid out in blocks: some columns of some rows, and [`BLOCKS`] blocks below each other.
-struct Blocks<'p> {
+/// How a cell's pixels are laid out: blocks of some columns of some rows.
+struct Layout<'p> {
     columns: usize,
     rows: usize,
-    /// Weights of the lower nodes at the first block's pixels, for each [`BLOCKS`].
-    lower: &'p [[f32; LANES]],
+    /// Weights of the lower nodes at each block's pixels.
+    lower: &'p [Weights],
 }
 
-/// Write what is decided; what is open counts as passed until it is.
+/// Write the first of some results; most cells are as long as two of the lengths.
 #[inline(always)]
-fn write_passes<V: Measured>(values: &mut [V], passes: &[u8]) {
-    let value = |pass: u8| if pass == 0 { V::FAIL } else { V::PASS };
-    // most cells are as long as one of these
-    if let (Ok(values), Some(passes)) = (<&mut [V; 8]>::try_from(&mut *values), passes.first_chunk::<8>()) {
-        *values = passes.map(value);
-    } else if let (Ok(values), Some(passes)) = (<&mut [V; 16]>::try_from(&mut *values), passes.first_chunk::<16>()) {
-        *values = passes.map(value);
+fn write<T: Copy, U>(to: &mut [U], results: &[T], value: impl Fn(T) -> U) {
+    if let (Ok(to), Some(results)) = (<&mut [U; 8]>::try_from(&mut *to), results.first_chunk::<8>()) {
+        *to = results.map(value);
+    } else if let (Ok(to), Some(results)) = (<&mut [U; 16]>::try_from(&mut *to), results.first_chunk::<16>()) {
+        *to = results.map(value);
     } else {
-        values.iter_mut().zip(passes).for_each(|(to, pass)| *to = value(*pass));
+        to.iter_mut().zip(results).for_each(|(to, result)| *to = value(*result));
     }
 }
 
 /// What is left to compute.
 #[derive(Default)]
 struct Open {
-    /// Labels, from lists of 2^i classes at most: bit i.
-    lengths: u32,
-    /// Decisions.
-    sums: bool,
-    /// Everything of some cells.
-    all: bool,
+    /// Labels or decisions of cells of which something is known.
+    some: bool,
+    /// Cells of which nothing is.
+    whole: bool,
 }
 
 /// Consecutive columns that get the same.
@@ -469,19 +456,10 @@ impl<T: PartialEq> Run<T> {
     }
 }
 
-/// a + w (b - a), the difference given.
-#[inline(always)]
-fn blend(a: f32, difference: f32, weight: f32) -> f32 {
-    a + weight * difference
-}
-
 /// Measure and label the `len` pixels of some cells. Compiled once, see [`super::pixel`].
 #[inline(never)]
-fn measure_cells(source: &CellTile<'_>, len: usize, task: Task<'_>, tile: &mut Tile, isa: Isa) {
-    match task {
-        Task::Measure(measure) => isa.run(MeasureTile { source, len, measure, tile }),
-        Task::Label => isa.run(LabelTile { source, len, tile }),
-    }
+fn measure_tile(source: &CellTile<'_>, len: usize, measure: &Measure, tile: &mut Tile, isa: Isa) {
+    isa.run(MeasureTile { source, len, measure, tile });
 }
 
 /// Confidences of single pixels. Compiled once.
@@ -491,66 +469,34 @@ fn measure_spots(source: &Spots<'_>, tile: &mut Tile, isa: Isa) {
     isa.run(MeasureTile { source, len: source.spots.len(), measure, tile });
 }
 
-struct LabelTile<'p, S> {
-    source: &'p S,
-    len: usize,
-    tile: &'p mut Tile,
-}
-
-impl<S: Source> Kernel for LabelTile<'_, S> {
-    type Output = ();
-    #[inline(always)]
-    fn run(self) {
-        self.tile.label(self.source, self.len);
-    }
-}
-
 /// Nodes around cells between two rows of nodes, (C, cells) each: upper left, upper right, lower left, lower right.
 #[inline(always)]
-fn gather_nodes(plan: &Upsampled, row: Tap, together: Together<'_>, corners: [&mut [f32]; 4]) {
-    let (num_classes, h, w) = plan.shape;
-    let (count, places) = (together.cells.len(), together.places(num_classes));
+fn gather_nodes(plan: &Upsampled, row: Tap, cells: &[u32], corners: [&mut [f32]; 4]) {
+    let ((num_classes, h, w), count) = (plan.shape, cells.len());
     let [top_left, top_right, bottom_left, bottom_right] = corners;
-    let row_of = |class: u32, row: u32| &plan.nodes[(class as usize * h + row as usize) * w..][..w];
-    let Some(lists) = together.classes else {
-        // most cells of a whole row lie between neighbours: they are copied at once
-        let whole = together.cells.last().map_or(0, |last| (last - together.cells[0]) as usize + 1) == count;
-        let first = together.cells[0] as usize;
-        let even = if whole { plan.even.start.max(first)..plan.even.end.min(first + count) } else { 0..0 };
-        let even = if even.is_empty() { 0..0 } else { even.start - first..even.end - first };
-        for class in 0..num_classes {
-            let (top, bottom) = (row_of(class as u32, row.low), row_of(class as u32, row.high));
-            let at = class * count..(class + 1) * count;
-            let (top_left, top_right) = (&mut top_left[at.clone()], &mut top_right[at.clone()]);
-            let (bottom_left, bottom_right) = (&mut bottom_left[at.clone()], &mut bottom_right[at]);
-            if !even.is_empty() {
-                let low = plan.cells[first + even.start].low as usize;
-                let (left, right) = (low..low + even.len(), low + 1..low + 1 + even.len());
-                top_left[even.clone()].copy_from_slice(&top[left.clone()]);
-                bottom_left[even.clone()].copy_from_slice(&bottom[left]);
-                top_right[even.clone()].copy_from_slice(&top[right.clone()]);
-                bottom_right[even.clone()].copy_from_slice(&bottom[right]);
-            }
-            for i in (0..even.start).chain(even.end..count) {
-                let Cell { low, high, .. } = plan.cells[together.cells[i] as usize];
-                (top_left[i], bottom_left[i]) = (top[low as usize], bottom[low as usize]);
-                (top_right[i], bottom_right[i]) = (top[high as usize], bottom[high as usize]);
-            }
+    let row_of = |class: usize, row: u32| &plan.nodes[(class * h + row as usize) * w..][..w];
+    // most cells of a whole row lie between neighbours: they are copied at once
+    let first = cells[0] as usize;
+    let whole = cells.last().map_or(0, |last| (last - cells[0]) as usize + 1) == count;
+    let even = plan.even.start.max(first)..plan.even.end.min(first + count);
+    let even = if whole && !even.is_empty() { even.start - first..even.end - first } else { 0..0 };
+    for class in 0..num_classes {
+        let (top, bottom) = (row_of(class, row.low), row_of(class, row.high));
+        let at = class * count..(class + 1) * count;
+        let (top_left, top_right) = (&mut top_left[at.clone()], &mut top_right[at.clone()]);
+        let (bottom_left, bottom_right) = (&mut bottom_left[at.clone()], &mut bottom_right[at]);
+        if !even.is_empty() {
+            let low = plan.cells[first + even.start].low as usize;
+            let (left, right) = (low..low + even.len(), low + 1..low + 1 + even.len());
+            top_left[even.clone()].copy_from_slice(&top[left.clone()]);
+            bottom_left[even.clone()].copy_from_slice(&bottom[left]);
+            top_right[even.clone()].copy_from_slice(&top[right.clone()]);
+            bottom_right[even.clone()].copy_from_slice(&bottom[right]);
         }
-        return;
-    };
-    for (i, (cell, list)) in together.cells.iter().zip(lists.chunks_exact(places)).enumerate() {
-        let Cell { low, high, .. } = plan.cells[*cell as usize];
-        for (place, class) in list.iter().enumerate() {
-            let at = place * count + i;
-            if *class == NO_CLASS {
-                (top_left[at], top_right[at]) = (IMPOSSIBLE, IMPOSSIBLE);
-                (bottom_left[at], bottom_right[at]) = (IMPOSSIBLE, IMPOSSIBLE);
-                continue;
-            }
-            let (top, bottom) = (row_of(*class, row.low), row_of(*class, row.high));
-            (top_left[at], top_right[at]) = (top[low as usize], top[high as usize]);
-            (bottom_left[at], bottom_right[at]) = (bottom[low as usize], bottom[high as usize]);
+        for i in (0..even.start).chain(even.end..count) {
+            let Cell { low, high, .. } = plan.cells[cells[i] as usize];
+            (top_left[i], bottom_left[i]) = (top[low as usize], bottom[low as usize]);
+            (top_right[i], bottom_right[i]) = (top[high as usize], bottom[high as usize]);
         }
     }
 }
@@ -612,30 +558,34 @@ impl Source for CellTile<'_> {
     }
 }
 
-/// A pixel on its own: its nodes in a plane, its weights, and its place in the band.
+/// The four nodes around a cell, as places in a class's plane.
+#[derive(Clone, Copy)]
+struct Nodes([usize; 4]);
+
+impl Nodes {
+    #[inline(always)]
+    fn new(plan: &Upsampled, row: Tap, cell: Cell) -> Self {
+        let (top, bottom) = (row.low as usize * plan.shape.2, row.high as usize * plan.shape.2);
+        let (left, right) = (cell.low as usize, cell.high as usize);
+        Self([top + left, top + right, bottom + left, bottom + right])
+    }
+
+    /// Logits of a class.
+    #[inline(always)]
+    fn of(self, plan: &Upsampled, class: usize) -> Corners {
+        let (_, h, w) = plan.shape;
+        let plane = &plan.nodes[class * h * w..(class + 1) * h * w];
+        let Self([a, b, c, d]) = self;
+        [plane[a], plane[b], plane[c], plane[d]]
+    }
+}
+
+/// A pixel on its own: the nodes around it, its weights, and its place in the band.
 struct Spot {
-    nodes: [usize; 4],
+    nodes: Nodes,
     lower: f32,
     right: f32,
     pixel: usize,
-}
-
-impl Spot {
-    #[inline(always)]
-    fn new(plan: &Upsampled, row: Tap, cell: Cell, weight: f32, pixel: usize) -> Self {
-        let node = |row: u32, column: u32| row as usize * plan.shape.2 + column as usize;
-        Self {
-            nodes: [
-                node(row.low, cell.low),
-                node(row.low, cell.high),
-                node(row.high, cell.low),
-                node(row.high, cell.high),
-            ],
-            lower: row.weight,
-            right: weight,
-            pixel,
-        }
-    }
 }
 
 /// Single pixels side by side, by the same arithmetic.
@@ -652,11 +602,9 @@ impl Source for Spots<'_> {
 
     #[inline(always)]
     fn group<'s, const N: usize>(&'s self, first: usize, room: &'s mut Planes) -> [&'s [f32]; N] {
-        let (_, h, w) = self.plan.shape;
         for (k, values) in room.iter_mut().enumerate().take(N) {
-            let plane = &self.plan.nodes[(first + k) * h * w..(first + k + 1) * h * w];
             for (value, spot) in values.iter_mut().zip(self.spots) {
-                let [top_left, top_right, bottom_left, bottom_right] = spot.nodes.map(|node| plane[node]);
+                let [top_left, top_right, bottom_left, bottom_right] = spot.nodes.of(self.plan, first + k);
                 let left = blend(top_left, bottom_left - top_left, spot.lower);
                 let step = blend(top_right, bottom_right - top_right, spot.lower) - left;
                 *value = blend(left, step, spot.right);

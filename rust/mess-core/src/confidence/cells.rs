@@ -16,11 +16,11 @@
 //!
 //! "Surely" leaves room for all float32 roundings of the pixels.
 
+use super::blocks::{LANES, lanes, slack};
 use super::decide::Bounds;
 use super::exp::{ROUGH_HIGH, rough_exp};
 use super::logits::{Dense, F32, TILE};
 use super::scratch::Scratch;
-use super::sums::slack;
 use crate::isa::Kernel;
 
 /// Stands for -infinity.
@@ -28,9 +28,6 @@ pub(crate) const IMPOSSIBLE: f32 = -1e37;
 
 /// No class passes surely at a node.
 pub(crate) const UNSURE: i32 = -1;
-
-/// No class: a place in a list of classes that is longer than a cell needs.
-pub(crate) const NO_CLASS: u32 = u32::MAX;
 
 /// Share of 1/t - 1 that the classes left out of a decision may add up to.
 const LEFT_OUT: f32 = 0.003;
@@ -122,9 +119,9 @@ pub(crate) enum Known {
         /// Whether it is known which pixels pass; unless the nodes do, none.
         decided: bool,
     },
-    /// The listed classes, 2^bits at most, have the pixels among them.
+    /// As many listed classes have the pixels among them.
     Among {
-        bits: u32,
+        count: u32,
         /// Whether it is known which pixels pass; unless the nodes do, none.
         decided: bool,
     },
@@ -139,9 +136,6 @@ impl Known {
         matches!(self, Self::Class { decided: true, .. } | Self::Among { decided: true, .. })
     }
 }
-
-/// Cells bounded in step.
-const LANES: usize = 16;
 
 /// Values that may be read beyond the last node.
 pub(crate) const PADDING: usize = LANES;
@@ -191,37 +185,32 @@ impl CellBounds {
         self.bounds.clear();
         self.highest.clear();
         for start in (0..self.count).step_by(LANES) {
-            let (mut leader, mut lead, mut centre) = ([0; LANES], corners.of(0, start), [0f32; LANES]);
+            let (mut leader, mut lead, mut centre) = ([0; LANES], corners.of(0, start), [f32::NAN; LANES]);
             for class in 0..num_classes {
                 let [a, b, c, d] = corners.of(class, start);
-                for i in 0..LANES {
-                    let here = (a[i] + b[i]) + (c[i] + d[i]);
-                    let higher = (here > centre[i]) | (class == 0);
-                    centre[i] = if higher { here } else { centre[i] };
-                    leader[i] = if higher { class as i32 } else { leader[i] };
-                    lead[0][i] = if higher { a[i] } else { lead[0][i] };
-                    lead[1][i] = if higher { b[i] } else { lead[1][i] };
-                    lead[2][i] = if higher { c[i] } else { lead[2][i] };
-                    lead[3][i] = if higher { d[i] } else { lead[3][i] };
+                let here: [f32; LANES] = lanes(|i| (a[i] + b[i]) + (c[i] + d[i]));
+                // class 0 leads whatever it is
+                let higher: [bool; LANES] = lanes(|i| (here[i] > centre[i]) | (class == 0));
+                centre = lanes(|i| if higher[i] { here[i] } else { centre[i] });
+                leader = lanes(|i| if higher[i] { class as i32 } else { leader[i] });
+                for (lead, corner) in lead.iter_mut().zip([a, b, c, d]) {
+                    *lead = lanes(|i| if higher[i] { corner[i] } else { lead[i] });
                 }
             }
             let (mut sum, mut probe, mut least_kept) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
             let mut top = [f32::NEG_INFINITY; LANES];
             for class in 0..num_classes {
-                let [a, b, c, d] = corners.of(class, start);
-                let mut highest = [0f32; LANES];
-                for i in 0..LANES {
-                    let (a, b, c, d) = (a[i] - lead[0][i], b[i] - lead[1][i], c[i] - lead[2][i], d[i] - lead[3][i]);
-                    let most = larger(larger(a, b), larger(c, d));
-                    let least = smaller(smaller(a, b), smaller(c, d));
-                    probe[i] += (a + b) + (c + d);
-                    sum[i] += rough_exp(least);
-                    highest[i] = most;
-                    let kept = if most >= left_out { least } else { 0.0 };
-                    least_kept[i] = smaller(kept, least_kept[i]);
-                    top[i] = if leader[i] == class as i32 { top[i] } else { larger(top[i], most) };
+                let [mut a, mut b, mut c, mut d] = corners.of(class, start);
+                for (corner, lead) in [&mut a, &mut b, &mut c, &mut d].into_iter().zip(&lead) {
+                    *corner = lanes(|i| corner[i] - lead[i]);
                 }
-                self.highest.push(highest);
+                let most: [f32; LANES] = lanes(|i| larger(larger(a[i], b[i]), larger(c[i], d[i])));
+                let least: [f32; LANES] = lanes(|i| smaller(smaller(a[i], b[i]), smaller(c[i], d[i])));
+                probe = lanes(|i| probe[i] + ((a[i] + b[i]) + (c[i] + d[i])));
+                sum = lanes(|i| sum[i] + rough_exp(least[i]));
+                least_kept = lanes(|i| smaller(if most[i] >= left_out { least[i] } else { 0.0 }, least_kept[i]));
+                top = lanes(|i| if leader[i] == class as i32 { top[i] } else { larger(top[i], most[i]) });
+                self.highest.push(most);
             }
             self.bounds.push(Bound { leader, lead, sum, top, least: least_kept, probe });
         }
@@ -238,33 +227,20 @@ impl CellBounds {
         self.highest[i / LANES * num_classes + class][i % LANES]
     }
 
-    /// How far the classes that cannot be left out lie above the leader, at the four nodes of the cell at `i`.
+    /// The classes of the cell at `i` that cannot be left out of its sums, and the leader not among them: `take` each.
     #[inline(always)]
-    pub fn gaps(
-        &self,
-        i: usize,
-        nodes: &[f32],
-        (num_classes, h, w): (usize, usize, usize),
-        (low, high): (u32, u32),
-        left_out: f32,
-        gaps: &mut Vec<[f32; 4]>,
-    ) {
-        let (bound, lane) = (&self.bounds[i / LANES], i % LANES);
-        let lead = [bound.lead[0][lane], bound.lead[1][lane], bound.lead[2][lane], bound.lead[3][lane]];
-        let right = usize::from(w > 1);
-        gaps.clear();
-        for class in 0..num_classes {
-            if self.highest(class, i, num_classes) < left_out || bound.leader[lane] == class as i32 {
-                continue;
+    pub fn for_each_kept(&self, i: usize, num_classes: usize, left_out: f32, mut take: impl FnMut(usize)) {
+        for class in (0..num_classes).filter(|class| *class != self.leader(i)) {
+            if self.highest(class, i, num_classes) >= left_out {
+                take(class);
             }
-            let (top, bottom) = ((class * h + low as usize) * w + i, (class * h + high as usize) * w + i);
-            gaps.push([
-                nodes[top] - lead[0],
-                nodes[top + right] - lead[1],
-                nodes[bottom] - lead[2],
-                nodes[bottom + right] - lead[3],
-            ]);
         }
+    }
+
+    /// The class that leads at the centre of the cell at `i`.
+    #[inline(always)]
+    pub fn leader(&self, i: usize) -> usize {
+        self.bounds[i / LANES].leader[i % LANES] as usize
     }
 
     /// What is known of the cell at `i`; the classes that may be labels are put into `list`, which has a place for each.
@@ -293,10 +269,7 @@ impl CellBounds {
             list[found] = class as u32;
             found += usize::from(self.highest(class, i, num_classes) >= -limits.gap);
         }
-        let bits = found.max(2).next_power_of_two().trailing_zeros();
-        let places = num_classes.min(1 << bits);
-        list[found..places].fill(NO_CLASS);
-        Known::Among { bits, decided: fails }
+        Known::Among { count: found as u32, decided: fails }
     }
 }
 
@@ -320,9 +293,8 @@ impl Corners<'_> {
 
     #[inline(always)]
     fn lanes(&self, start: usize) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(&self.nodes[start..start + LANES]);
-        lanes
+        let values = &self.nodes[start..start + LANES];
+        lanes(|i| values[i])
     }
 }
 

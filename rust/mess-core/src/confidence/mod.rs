@@ -7,6 +7,7 @@
 //! pool's threads. The result is the same.
 
 mod band;
+mod blocks;
 mod cells;
 mod decide;
 pub mod edges;
@@ -18,7 +19,6 @@ pub mod pixel;
 pub mod refine;
 mod rows;
 mod scratch;
-mod sums;
 mod tile;
 pub mod upsample;
 
