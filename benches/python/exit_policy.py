@@ -25,7 +25,9 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
+from torchvision.transforms import v2
 
 import mess_core
 from mess_core import _mess_core as native
@@ -235,26 +237,91 @@ def policy_rows(rounds: int) -> Iterator[list[str]]:
 
 def low_resolution_rows(rounds: int) -> Iterator[list[str]]:
     """From an exit head's own output, 1/8 of the size."""
-    yield ["case", "torch interpolate + OpenCV", "mess_core decision", "should_exit at 0.97", "maps", "times torch"]
+    yield [
+        "case",
+        "maps",
+        "torch interpolate + OpenCV",
+        "mess_core decision",
+        "should_exit at 0.97",
+        "maps",
+        "times torch",
+        "labels: torch interpolate + argmax",
+        "label_map",
+        "times torch",
+    ]
     for name, shape in SIZES.items():
-        logits, size = coarse_logits(*shape), shape[1:]
-        a, ours = TorchAndOpenCV(logits, 8, 33), Ours(logits, 8, 33, size)
+        size = shape[1:]
+        noise = np.random.default_rng(1).normal(0, 2, coarse_logits(*shape).shape).astype(np.float32)
+        for kind, logits in (("realistic", coarse_logits(*shape)), ("noise at every node", noise)):
+            a, ours = TorchAndOpenCV(logits, 8, 33), Ours(logits, 8, 33, size)
+            labels = np.empty(size, np.uint8)
+            found = timed(
+                {
+                    "torch": lambda a=a, size=size: a.upsample_and_decide(size),
+                    "decision": ours.decide,
+                    "leave": ours.leave,
+                    "maps": ours.maps,
+                    "argmax": lambda y=a.logits, size=size: torch.nn.functional.interpolate(
+                        y[None], size, mode="bilinear"
+                    ).argmax(1),
+                    "labels": lambda y=logits, ours=ours, out=labels: mess_core.label_map(y, out=out, **ours.options),
+                },
+                rounds,
+            )
+            yield [
+                f"{name} {'x'.join(map(str, logits.shape))} -> {size[0]}x{size[1]}",
+                kind,
+                f"{found['torch']:.1f}",
+                f"{found['decision']:.2f}",
+                f"{found['leave']:.2f}",
+                f"{found['maps']:.2f}",
+                f"{found['torch'] / found['decision']:.1f}",
+                f"{found['argmax']:.1f}",
+                f"{found['labels']:.2f}",
+                f"{found['argmax'] / found['labels']:.1f}",
+            ]
+
+
+def picture_rows(rounds: int) -> Iterator[list[str]]:
+    """From a picture to what a network is fed, 256 x 320: resized with antialiasing, normalised, channels first."""
+    yield [
+        "picture",
+        "torchvision",
+        "Pillow + NumPy",
+        "OpenCV (area) + NumPy",
+        "mess_core",
+        "times torchvision, Pillow",
+    ]
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    size = (256, 320)
+    transform = v2.Compose(
+        [
+            v2.Resize(size, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean.tolist(), std.tolist()),
+        ]
+    )
+
+    def normalised(resized: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(((resized / np.float32(255) - mean) / std).transpose(2, 0, 1))
+
+    for shape in ((256, 320), (360, 480), (720, 1280), (1080, 1920)):
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
         found = timed(
             {
-                "torch": lambda a=a, size=size: a.upsample_and_decide(size),
-                "decision": ours.decide,
-                "leave": ours.leave,
-                "maps": ours.maps,
+                "torchvision": lambda y=image: transform(torch.from_numpy(y).permute(2, 0, 1)),
+                "pillow": lambda y=image: normalised(
+                    np.asarray(Image.fromarray(y).resize(size[::-1], Image.Resampling.BILINEAR))
+                ),
+                "opencv": lambda y=image: normalised(cv2.resize(y, size[::-1], interpolation=cv2.INTER_AREA)),
+                "ours": lambda y=image: mess_core.network_input(y, mean=mean, std=std, size=size),
             },
-            rounds,
+            3 * rounds,
         )
         yield [
-            f"{name} {'x'.join(map(str, logits.shape))} -> {size[0]}x{size[1]}",
-            f"{found['torch']:.1f}",
-            f"{found['decision']:.2f}",
-            f"{found['leave']:.2f}",
-            f"{found['maps']:.2f}",
-            f"{found['torch'] / found['decision']:.1f}",
+            f"{shape[0]} x {shape[1]}",
+            *(f"{found[name]:.2f}" for name in ("torchvision", "pillow", "opencv", "ours")),
+            f"{found['torchvision'] / found['ours']:.1f}, {found['pillow'] / found['ours']:.1f}",
         ]
 
 
@@ -375,7 +442,7 @@ def real_rows(rounds: int, run: Path) -> Iterator[list[str]]:
     network = runs.trained_network(run).eval()
     settings = runs.RunSettings.load(run)
     images = [runs.loader(settings, split="val").example(index)[0] for index in (0, 40)]
-    exits = network.plain_exits[:3]
+    exits = network.plain_exits
     yield ["exit", "logits", "image confidence, ours", "torch + OpenCV", "levels agree", "ours ms", "torch ms"]
     for exit_id in exits:
         stride = network.points[exit_id.point].output_stride
@@ -434,7 +501,7 @@ def main() -> None:
     lines = [
         "# Exit policy, one thread",
         "",
-        f"`python benches/python/exit_policy.py --rounds {rounds}`: medians of {rounds} rounds in milliseconds, "
+        f"`python benches/python/exit_policy.py {' '.join(sys.argv[1:])}`: medians of {rounds} rounds in milliseconds, "
         "contenders interleaved (NumPy + SciPy: 2 rounds). Pixel threshold 0.9. Who is who: the script's first lines.",
         "",
         *(f"- {key}: {value}" for key, value in known.items()),
@@ -445,6 +512,9 @@ def main() -> None:
         "## From the head's own output, a eighth of the size; output stride 8",
         "",
         *table(low_resolution_rows(rounds)),
+        "## From a picture to a network's input, 256 x 320",
+        "",
+        *table(picture_rows(rounds)),
         "## Single steps, 520 x 520",
         "",
         *table(kernel_rows(rounds)),

@@ -145,16 +145,16 @@ impl Kernel for Narrow<'_> {
             return;
         }
         let triangles = Triangles::new(old, width);
-        let mut columns = vec![[0i32; LANES]; CHANNELS * old];
+        let pitch = (CHANNELS * old).next_multiple_of(SIDE);
+        let (mut lines, mut columns) = (vec![0; LANES * pitch], vec![[0; LANES]; pitch]);
         for (block, planes) in narrow.chunks_mut(LANES * CHANNELS * width).enumerate() {
             let first = block * LANES;
             let num_rows = planes.len() / (CHANNELS * width);
-            for lane in 0..num_rows {
-                let row = picture.slice(s![first + lane, .., ..]);
-                for (column, value) in columns.iter_mut().zip(in_order(&row, &mut copy)) {
-                    column[lane] = i32::from(*value);
-                }
+            for (row, line) in (first..first + num_rows).zip(lines.chunks_exact_mut(pitch)) {
+                let row = picture.slice(s![row, .., ..]);
+                line[..CHANNELS * old].copy_from_slice(in_order(&row, &mut copy));
             }
+            transpose(&lines, &mut columns);
             for (x, start) in triangles.starts.iter().enumerate() {
                 let weights = &triangles.weights[x * triangles.taps..(x + 1) * triangles.taps];
                 for channel in 0..CHANNELS {
@@ -162,13 +162,44 @@ impl Kernel for Narrow<'_> {
                     let columns = columns[CHANNELS * start + channel..].iter().step_by(CHANNELS);
                     for (weight, column) in weights.iter().zip(columns) {
                         for lane in 0..LANES {
-                            sums[lane] += weight * column[lane];
+                            sums[lane] += weight * i32::from(column[lane]);
                         }
                     }
                     for (lane, sum) in sums.iter().enumerate().take(num_rows) {
                         planes[(CHANNELS * lane + channel) * width + x] = rounded(*sum, triangles.places);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Side of the squares that are transposed as eight integers.
+const SIDE: usize = 8;
+
+/// (16, width) -> (width, 16).
+#[inline(always)]
+fn transpose(lines: &[u8], columns: &mut [[u8; LANES]]) {
+    let pitch = columns.len();
+    for half in (0..LANES).step_by(SIDE) {
+        for (start, columns) in (0..pitch).step_by(SIDE).zip(columns.chunks_exact_mut(SIDE)) {
+            let mut square = [0u64; SIDE];
+            for (row, values) in square.iter_mut().enumerate() {
+                let mut bytes = [0; SIDE];
+                bytes.copy_from_slice(&lines[(half + row) * pitch + start..][..SIDE]);
+                *values = u64::from_le_bytes(bytes);
+            }
+            // halves, quarters and eighths of the square change places
+            for (step, mask) in [(4, 0x0000_0000_ffff_ffff), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ffu64)]
+            {
+                for row in (0..SIDE).filter(|row| row & step == 0) {
+                    let change = ((square[row] >> (8 * step)) ^ square[row + step]) & mask;
+                    square[row + step] ^= change;
+                    square[row] ^= change << (8 * step);
+                }
+            }
+            for (column, values) in columns.iter_mut().zip(square) {
+                column[half..half + SIDE].copy_from_slice(&values.to_le_bytes());
             }
         }
     }
