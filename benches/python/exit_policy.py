@@ -437,7 +437,6 @@ def other_rows(rounds: int) -> Iterator[list[str]]:
 def real_rows(rounds: int, run: Path) -> Iterator[list[str]]:
     """Logits of a trained network's exits on real images."""
     from mess import runs
-    from mess.model.split import captured_features
 
     network = runs.trained_network(run).eval()
     settings = runs.RunSettings.load(run)
@@ -448,8 +447,7 @@ def real_rows(rounds: int, run: Path) -> Iterator[list[str]]:
         stride = network.points[exit_id.point].output_stride
         with torch.inference_mode():
             for image in images:
-                with captured_features(network.net, network.points) as features:
-                    network.net(image[None])
+                _, features = network.features(image[None])
                 logits = np.ascontiguousarray(network.head(exit_id)(features[exit_id.point])[0].numpy())
                 size = tuple(image.shape[-2:])
                 theirs = TorchAndOpenCV(logits, stride, 4 * stride + 1)
