@@ -6,8 +6,8 @@
 //! - A row is computed phase by phase - the first pixel of every cell, then the second - so that consecutive cells are
 //!   consecutive in memory and no load is scattered. Same arithmetic, another order of pixels.
 //! - Of most cells a decision needs no pixel: see [`super::cells`]. Of the others it needs the label, from the few classes
-//!   that can be one, and whether each pixel passes, block by block: see [`super::blocks`]. The few pixels that these leave open
-//!   are computed by the very code of [`super::pixel`].
+//!   that can be one, and whether each pixel passes, block by block: see [`super::blocks`]. The few pixels that these leave
+//!   open are computed by the very code of [`super::pixel`].
 
 use std::ops::Range;
 
@@ -79,7 +79,7 @@ pub(crate) struct BandBuffers {
     tiles: TileBuffers,
 }
 
-/// Upper nodes around the cells that are computed, how the lower ones differ, and blends for one row or several; (C, cells)
+/// Upper nodes around the cells that are measured, how the lower ones differ, and blends for one row or several; (C, cells)
 /// each.
 #[derive(Default)]
 struct TileBuffers {
@@ -588,7 +588,18 @@ struct Spot {
     pixel: usize,
 }
 
-/// Single pixels side by side, by the same arithmetic.
+impl Spot {
+    /// Its logit of a class, by the same arithmetic as all pixels'.
+    #[inline(always)]
+    fn value(&self, plan: &Upsampled, class: usize) -> f32 {
+        let [top_left, top_right, bottom_left, bottom_right] = self.nodes.of(plan, class);
+        let left = blend(top_left, bottom_left - top_left, self.lower);
+        let step = blend(top_right, bottom_right - top_right, self.lower) - left;
+        blend(left, step, self.right)
+    }
+}
+
+/// Single pixels side by side.
 struct Spots<'p> {
     plan: &'p Upsampled,
     spots: &'p [Spot],
@@ -603,17 +614,16 @@ impl Source for Spots<'_> {
     #[inline(always)]
     fn group<'s, const N: usize>(&'s self, first: usize, room: &'s mut Planes) -> [&'s [f32]; N] {
         for (k, values) in room.iter_mut().enumerate().take(N) {
-            for (value, spot) in values.iter_mut().zip(self.spots) {
-                let [top_left, top_right, bottom_left, bottom_right] = spot.nodes.of(self.plan, first + k);
-                let left = blend(top_left, bottom_left - top_left, spot.lower);
-                let step = blend(top_right, bottom_right - top_right, spot.lower) - left;
-                *value = blend(left, step, spot.right);
-            }
+            values.iter_mut().zip(self.spots).for_each(|(value, spot)| *value = spot.value(self.plan, first + k));
         }
         let room = &*room;
         std::array::from_fn(|k| &room[k][..self.spots.len()])
     }
 
     #[inline(always)]
-    fn pick(&self, _: usize, _: &[u16], _: &mut [f32]) {}
+    fn pick(&self, class: usize, picks: &[u16], values: &mut [f32]) {
+        for (value, pick) in values.iter_mut().zip(picks) {
+            *value = self.spots[usize::from(*pick)].value(self.plan, class);
+        }
+    }
 }

@@ -24,10 +24,11 @@ pub(crate) const OPEN: u8 = 2;
 /// How far a sum may be off, relatively, in a picture with `h` rows of nodes; `range` is how far a class's g changes within
 /// a cell.
 ///
-/// An exponential is off by 6e-6 at most (see [`exp_of_gap`]), and the factor's error counts three times. Rows are evenly
-/// apart but for the rounding of their positions, 4e-7 of the largest.
+/// An exponential is off by 6e-6 at most (see [`exp_of_gap`]), its argument by three roundings of numbers below 200, 4e-5; of
+/// a factor, a quarter of that, and it counts three times. Rows are evenly apart but for the rounding of their positions,
+/// 4e-7 of the largest.
 pub(crate) fn slack(h: usize, range: f32) -> f32 {
-    3e-5 + 4e-7 * h as f32 * range
+    1e-4 + 4e-7 * h as f32 * range
 }
 
 /// Weights of the lower nodes, or of the right ones, at a block's pixels: some columns of a cell in one row or several.

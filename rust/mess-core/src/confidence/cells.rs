@@ -57,7 +57,8 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// For decisions at 1/t - 1 = `odds`, of pixels between (h, w) nodes whose logits are off by `error` or less; none if that is too much to say anything.
+    /// For decisions at 1/t - 1 = `odds`, of pixels between (C, h, w) nodes whose logits are off by `error` or less; none if
+    /// that is too much to say anything.
     pub fn new(odds: f32, (num_classes, h, _): (usize, usize, usize), error: f32) -> Option<Self> {
         if error.is_nan() || error > 0.05 {
             return None;
@@ -181,7 +182,7 @@ impl CellBounds {
         left_out: f32,
     ) {
         self.count = w.saturating_sub(1).max(1);
-        let corners = Corners { nodes, shape: (num_classes, h, w), low: low as usize, high: high as usize };
+        let corners = NodeRows { nodes, shape: (num_classes, h, w), low: low as usize, high: high as usize };
         self.bounds.clear();
         self.highest.clear();
         for start in (0..self.count).step_by(LANES) {
@@ -274,14 +275,14 @@ impl CellBounds {
 }
 
 /// Two rows of nodes, class by class.
-struct Corners<'p> {
+struct NodeRows<'p> {
     nodes: &'p [f32],
     shape: (usize, usize, usize),
     low: usize,
     high: usize,
 }
 
-impl Corners<'_> {
+impl NodeRows<'_> {
     /// Logits of a class at the four nodes of the cells from `start` on.
     #[inline(always)]
     fn of(&self, class: usize, start: usize) -> [[f32; LANES]; 4] {
