@@ -114,7 +114,7 @@ def image_confidence(
     -----
     Memory of one image on one thread, beside the logits: 4 bytes a pixel (7 with more than 256 classes), 4 more with
     several thresholds or another confidence than "top1"; with `size`, 4 bytes for each number of the logits given, and
-    8 x W x (C + 20) bytes; 384 KB. With a `workspace` it is kept, and a second image of the size allocates nothing.
+    12 x W x (C + 20) bytes; 384 KB. With a `workspace` it is kept, and a second image of the size allocates nothing.
 
     Examples
     --------

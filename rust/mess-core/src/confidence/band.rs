@@ -26,6 +26,9 @@ const MIN_CELL_PIXELS: usize = 8;
 /// Nor are cells of fewer pixels worth an exponential.
 const MIN_SUMMED_PIXELS: usize = 32;
 
+/// As many single pixels are worth computing side by side.
+const SPOTS: usize = 256;
+
 /// Consecutive rows of upsampled logits.
 pub(crate) struct UpsampledPixels<'p, V, L> {
     pub plan: &'p Upsampled,
@@ -123,10 +126,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
             self.measure_cells(cells, measure, tiles);
         }
         if open.some {
-            self.decide_cells(limits, buffers);
-        }
-        if let Measure::Top1AtLeast(threshold) = measure {
-            self.decide_spots(*threshold, &mut buffers.spots);
+            self.decide_cells(limits, measure, buffers);
         }
     }
 
@@ -196,9 +196,9 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         }
     }
 
-    /// Label and decide the cells of which something is known; what sums leave open is added to the spots.
+    /// Label and decide the cells of which something is known.
     #[inline(always)]
-    fn decide_cells(&mut self, limits: &Limits, buffers: &mut BandBuffers) {
+    fn decide_cells(&mut self, limits: &Limits, measure: &Measure, buffers: &mut BandBuffers) {
         let plan = self.plan;
         let num_classes = plan.shape.0;
         let BandBuffers { bounds, known, lists, lower, corners, spots, .. } = buffers;
@@ -236,7 +236,11 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                 });
                 self.sum_cell(index, corners, count > 1, &layout, limits, spots);
             }
+            if spots.len() >= SPOTS {
+                self.decide_spots(measure, spots);
+            }
         }
+        self.decide_spots(measure, spots);
     }
 
     #[inline(always)]
@@ -276,7 +280,8 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         }
     }
 
-    /// Decide the pixels of a cell from how far classes lie above its leader at its nodes.
+    /// Decide the pixels of a cell from how far classes lie above its leader at its nodes; those that stay open are added to
+    /// the spots.
     #[inline(always)]
     fn sum_cell(
         &mut self,
@@ -324,7 +329,8 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
 
     /// Decide single pixels by their confidences.
     #[inline(always)]
-    fn decide_spots(&mut self, threshold: f32, spots: &mut Vec<Spot>) {
+    fn decide_spots(&mut self, measure: &Measure, spots: &mut Vec<Spot>) {
+        let Measure::Top1AtLeast(threshold) = *measure else { return };
         for spots in spots.chunks(TILE) {
             let source = Spots { plan: self.plan, spots };
             measure_spots(&source, self.tile, self.isa);

@@ -207,18 +207,19 @@ impl<F: Format> Kernel for CopyNodes<'_, '_, F> {
     fn run(self) -> f32 {
         let (num_classes, h, w) = self.dense.dim();
         let len = num_classes * h * w;
-        self.dense.copy_to(room(self.nodes, len));
-        // zeros for whole lanes, of which some are the padding
-        self.nodes.truncate(len);
-        self.nodes.resize(len + PADDING, 0.0);
+        let nodes = room(self.nodes, len + PADDING);
+        self.dense.copy_to(&mut nodes[..len]);
+        nodes[len..].fill(0.0);
         let mut most = [0f32; PADDING];
-        for lanes in self.nodes.as_chunks_mut::<PADDING>().0 {
+        // the last lanes are partly padding
+        for lanes in nodes.as_chunks_mut::<PADDING>().0 {
             for (y, most) in lanes.iter_mut().zip(&mut most) {
                 *y = if *y < IMPOSSIBLE { IMPOSSIBLE } else { *y };
                 let size = if *y > IMPOSSIBLE { y.abs() } else { 0.0 };
                 *most = if size > *most { size } else { *most };
             }
         }
+        self.nodes.truncate(len + PADDING);
         most.into_iter().fold(0.0, f32::max)
     }
 }
