@@ -75,6 +75,20 @@ def test_stage_2_moves_heads_only():
     assert untouched == []
 
 
+@pytest.mark.parametrize("stage", [pretrain, train_exits])
+def test_mixed_precision_trains_what_single_precision_does(stage):
+    def trained(precision):
+        network, batches = fresh()
+        losses = stage(network, batches, settings=mess.TrainSettings(epochs=2, precision=precision))
+        assert {value.dtype for value in network.parameters()} == {torch.float32}
+        return state(network), losses
+
+    (single, losses), (mixed, mixed_losses) = trained("float32"), trained("bfloat16")
+    assert any(not torch.equal(single[name], value) for name, value in mixed.items())
+    for epoch, mixed_epoch in zip(losses, mixed_losses, strict=True):
+        assert mixed_epoch == pytest.approx(epoch, rel=0.02)
+
+
 @pytest.mark.parametrize("loss", ["pfd", "kd", "ce"])
 def test_every_loss_lowers_itself(loss):
     network, batches = fresh()

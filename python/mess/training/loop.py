@@ -129,11 +129,11 @@ def pretrain(
     dtype = parameters[0].dtype
 
     def step(images: Tensor, target: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
-        active = [plain[i] for i in active_exits(settings.schedule, number, len(plain))]
+        active = active_exits(settings.schedule, number, len(plain))
         size = (target.shape[1], target.shape[2])
         every = [upsampled(logits.to(dtype), size) for logits in whole(images, active)]
         loss = ExitLoss("ce", every[0], target)
-        names = [FINAL_EXIT, *(exit_id.name for exit_id in active)]
+        names = [FINAL_EXIT, *(plain[i].name for i in active)]
         yield {name: loss(logits) for name, logits in zip(names, every, strict=True)}
 
     stage = _Stage(
@@ -153,18 +153,20 @@ def pretrain(
 class _WithExits(nn.Module):
     """Stage 1 as one forward pass, which is what data parallelism wraps: the final logits, then those of `active`.
 
-    Its modules are those that stage 1 trains: candidate heads beside the plain ones are not sent around.
+    Its modules are those that stage 1 trains: candidate heads beside the plain ones are not sent around. `active` are
+    numbers in `plain`: in mixed precision Fabric looks for tensors in all arguments, and refuses an `ExitId`.
     """
 
     def __init__(self, network: MultiExitNetwork, plain: Sequence[ExitId]) -> None:
         super().__init__()
         self.net = network.net
         self.heads = nn.ModuleList(network.head(exit_id) for exit_id in plain)
+        self._plain = plain
         self._whole = [network]  # in a list, so that it is no module of this one
 
-    def forward(self, images: Tensor, active: Sequence[ExitId]) -> list[Tensor]:
+    def forward(self, images: Tensor, active: Sequence[int]) -> list[Tensor]:
         final, features = self._whole[0].features(images)
-        return [final, *self._whole[0].exit_logits(features, active).values()]
+        return [final, *self._whole[0].exit_logits(features, [self._plain[i] for i in active]).values()]
 
 
 def train_exits(
