@@ -22,7 +22,10 @@ def logits_of(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.n
 
 
 for path in sys.argv[3:]:
-    picture = cv2.imread(path)[..., ::-1]  # OpenCV gives BGR
+    read = cv2.imread(path)
+    if read is None:
+        sys.exit(f"{path}: no picture")
+    picture = read[..., ::-1]  # OpenCV gives BGR
     pixels = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], dtype=np.float32) / 255
     logits = logits_of(small, pixels)
     policy = {"pixel_threshold": 0.8, "output_stride": 8, "size": picture.shape[:2], "workspace": workspace}

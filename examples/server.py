@@ -7,8 +7,9 @@ import io
 import os
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
-from PIL import Image
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image, UnidentifiedImageError
 
 from mess import Runtime
 
@@ -18,8 +19,11 @@ runtime = Runtime(os.environ["MESS_NET"])
 
 @app.post("/segment")
 async def segment(request: Request) -> Response:
-    picture = Image.open(io.BytesIO(await request.body())).convert("RGB")
-    result = runtime.predict(np.asarray(picture))
+    try:
+        picture = Image.open(io.BytesIO(await request.body())).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise HTTPException(422, "expected a picture") from error
+    result = await run_in_threadpool(runtime.predict, np.asarray(picture))
     file = io.BytesIO()
     Image.fromarray(result.labels.astype(np.uint8)).save(file, format="PNG")
     return Response(file.getvalue(), media_type="image/png", headers={"X-Exit": result.exit})

@@ -6,7 +6,6 @@ Imports of torch happen inside the verbs, so that `--help` is quick.
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 import tomllib
 import traceback
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
 import typer
+
+from mess.files import json_text
 
 app = typer.Typer(
     name="mess",
@@ -141,7 +142,7 @@ def profile(
     )
     if as_json:
         total = {"total": network.workload.total, "unit": network.workload.unit}
-        typer.echo(json.dumps({**total, "points": [asdict(point) for point in network.points]}))
+        typer.echo(json_text({**total, "points": [asdict(point) for point in network.points]}))
         return
     from mess.reporting.charts import workload_figure
     from mess.reporting.tables import layers_table, points_table
@@ -248,7 +249,7 @@ def train(
     )
     if as_json and IS_FIRST_PROCESS:
         points = [asdict(point) for point in network.points]
-        typer.echo(json.dumps({"run": str(out), "points": points, "exits": [e.name for e in network.exits]}))
+        typer.echo(json_text({"run": str(out), "points": points, "exits": [e.name for e in network.exits]}))
 
 
 @app.command()
@@ -288,7 +289,7 @@ def calibrate(
     )
     if as_json:
         accuracy = {name: table.mean_iou(i) for i, name in enumerate(table.exits)}
-        typer.echo(json.dumps({"images": len(table.images), "mean_iou": accuracy, "facts": table.facts}))
+        typer.echo(json_text({"images": len(table.images), "mean_iou": accuracy, "facts": table.facts}))
         return
     final = len(table.exits) - 1
     best = max(range(final), key=table.mean_iou)
@@ -333,7 +334,7 @@ def search(
     ] = "mean-iou",
     max_exits: Annotated[int, typer.Option(help="exits of a configuration, the last one included")] = 3,
     image_thresholds: Annotated[
-        int, typer.Option(help="image thresholds tried at each gate; 0 tries all observed")
+        int, typer.Option(min=0, help="image thresholds tried at each gate; 0 tries all observed")
     ] = 0,
     require: Annotated[list[str] | None, typer.Option(help="exit that must be used; may be repeated")] = None,
     forbid: Annotated[list[str] | None, typer.Option(help="exit that must not be used; may be repeated")] = None,
@@ -419,7 +420,7 @@ def search(
             said = {
                 name: {"error": f} if isinstance(f, str) else tables.search_json(f, None) for name, f in swept.items()
             }
-            typer.echo(json.dumps(said))
+            typer.echo(json_text(said))
         else:
             for name, found in swept.items():
                 text = f"{name}: error: {found}" if isinstance(found, str) else tables.search_text(name, found, {})
@@ -433,7 +434,7 @@ def search(
             raise ValueError("--guarantee: expected no other target and no --journal beside it")
         promised = search_verb.guarantee_run(run, guarantee, split=split, held_out=held_out, settings=settings)
         if as_json:
-            typer.echo(json.dumps(tables.guaranteed_json(promised)))
+            typer.echo(json_text(tables.guaranteed_json(promised)))
         else:
             console.print(tables.guaranteed_text(promised), highlight=False, soft_wrap=True)
         if promised.configuration is None:
@@ -446,7 +447,7 @@ def search(
     )
     smaller = search_verb.search_smaller(run, split=split, results=results, settings=settings)
     if as_json:
-        typer.echo(json.dumps({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
+        typer.echo(json_text({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
     else:
         for name, result in results.items():
             console.print(tables.search_text(name, result, smaller), highlight=False, soft_wrap=True)
@@ -462,7 +463,7 @@ def search(
 def evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="split to report on; not the one that was searched")] = "test",
-    clock_images: Annotated[int, typer.Option(help="images to time, one at a time")] = 40,
+    clock_images: Annotated[int, typer.Option(min=0, help="images to time, one at a time")] = 40,
     rounds: Annotated[int, typer.Option(help="timing rounds")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -471,7 +472,7 @@ def evaluate(
 
     result = verbs.evaluate_run(run, split=split, clock_images=clock_images, rounds=rounds)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
 
 
 @app.command()
@@ -501,7 +502,7 @@ def run(
         confidences = ", ".join(f"{int(c * 1000 + 1e-9) / 1000:.3f}" for c in result.image_confidence)
         if as_json:
             fields = {"image": path, "exit": result.exit, "image_confidence": result.image_confidence}
-            typer.echo(json.dumps({**fields, "milliseconds": result.milliseconds}))
+            typer.echo(json_text({**fields, "milliseconds": result.milliseconds}))
         else:
             console.print(
                 f"{path}: left at {result.exit} after {result.milliseconds:.1f} ms "
@@ -526,7 +527,7 @@ def export(
 
     manifest = verbs.export_run(run, configuration=configuration, out=out, any_size=any_size)
     if as_json:
-        typer.echo(json.dumps(manifest.to_json()))
+        typer.echo(json_text(manifest.to_json()))
         return
     size = sum(facts["bytes"] for facts in manifest.files.values())
     exits = ", ".join(entry.name for entry in manifest.exits)
@@ -551,7 +552,7 @@ def share(
 
     shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
     if as_json:
-        typer.echo(json.dumps(shared.to_json()))
+        typer.echo(json_text(shared.to_json()))
         return
     console.print(f"{out}: configurations {', '.join(shared.configurations)}", highlight=False)
 
@@ -561,7 +562,7 @@ def picture(
     run: RunArgument,
     configuration: ConfigurationOption = None,
     split: Annotated[str, typer.Option(help="split to draw; evaluate or calibrate it before")] = "test",
-    num_images: Annotated[int, typer.Option(help="images, from easy to hard")] = 4,
+    num_images: Annotated[int, typer.Option(min=1, help="images, from easy to hard")] = 4,
     as_json: JsonOption = False,
 ) -> None:
     """Draw predictions at consecutive exits and confidence before and after refinement to RUN/pictures."""
@@ -569,7 +570,7 @@ def picture(
 
     written = verbs.picture_run(run, configuration=configuration, split=split, num_images=num_images)
     if as_json:
-        typer.echo(json.dumps({"pictures": [str(path) for path in written]}))
+        typer.echo(json_text({"pictures": [str(path) for path in written]}))
 
 
 @app.command()
@@ -577,7 +578,7 @@ def report(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
     cost: Annotated[str, typer.Option(help="macs or latency", autocompletion=words("macs", "latency"))] = "macs",
-    num_samples: Annotated[int, typer.Option(help="images of each kind: easiest, hardest, wrongly left early")] = 1,
+    num_samples: Annotated[int, typer.Option(min=1, help="images of each kind: easiest, hardest, wrongly left early")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file: work, trade-off, thresholds to play with, sample images. It opens offline."""
@@ -587,7 +588,7 @@ def report(
     column = {"latency": "latency_ms"}.get(cost, cost)
     path = verbs.report_run(run, out, cost=column, num_samples=num_samples)
     if as_json:
-        typer.echo(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
+        typer.echo(json_text({"report": str(path), "bytes": path.stat().st_size}))
         return
     console.print(f"report: {path}, {path.stat().st_size / 1e6:.1f} MB", highlight=False)
 
@@ -603,7 +604,7 @@ def demo(
 
     result = verbs.demo(out, seed=seed)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
 
 
 @app.command()

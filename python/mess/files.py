@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -125,9 +126,22 @@ def write_safetensors(path: Path, tensors: Mapping[str, Any], header: Any) -> No
     write_whole(path, save)
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON, null where a number is not finite, which JSON cannot say."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=1) + "\n"
+    """`value` as indented JSON (`json_text`), whole or not at all."""
+    text = json_text(value, indent=1) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text))
 
 

@@ -11,6 +11,7 @@ pictures/               figures
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -126,7 +127,12 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
 def trained_network(folder: Path) -> MultiExitNetwork:
     """The network of a run with the weights that `mess train` left, in eval mode."""
     network = new_network(RunSettings.load(folder))
-    load_checkpoint(folder / EXITS_FILE, network)
+    done = load_checkpoint(folder / EXITS_FILE, network)
+    wanted = done.settings.get("epochs", 0)
+    if isinstance(wanted, int) and done.epoch < wanted:
+        warnings.warn(
+            f"run: {folder / EXITS_FILE} holds {done.epoch} of {wanted} epochs; `mess train` goes on", stacklevel=2
+        )
     return network.eval()
 
 

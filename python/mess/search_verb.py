@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mess.calibration.table import CalibrationTable
 from mess.cluster import connection
 from mess.deployment.configuration import Configuration
-from mess.files import expect_run, write_json
+from mess.files import expect_run, file_sha256, write_json
 from mess.progress import progress
 from mess.reporting import charts
 from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
 from mess.searching.sweep import sweep, wishes, write_parquet
+
+
+WEIGHTS = "weights_sha256"
+"""Among a table's facts: of the run's `exits.safetensors`."""
 
 
 def search_run(
@@ -29,7 +34,8 @@ def search_run(
 ) -> dict[str, SearchResult]:
     """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
 
-    Names carry setting and cost when those are not `input-dependent` and `macs`: `drop-1pp-budgeted-latency_ms`.
+    Names carry setting, cost and metric when those are not `input-dependent`, `macs` and `mean-iou`:
+    `drop-1pp-budgeted-latency_ms`.
 
     Args:
         source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
@@ -43,8 +49,9 @@ def search_run(
     table = table_of(source, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
-    told_apart = (chosen.setting != "input-dependent" and chosen.setting, chosen.cost != "macs" and chosen.cost)
-    suffix = "".join(f"-{part}" for part in told_apart if part)
+    usual = SearchSettings()
+    told_apart = [(getattr(chosen, name), getattr(usual, name)) for name in ("setting", "cost", "metric")]
+    suffix = "".join(f"-{part}" for part, default in told_apart if part != default)
     is_on_ray = chosen.engine == "ray"
     with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
         for name, wish in wanted.items():
@@ -62,7 +69,9 @@ def search_run(
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
         path = folder / "pictures" / f"tradeoff{suffix}.png"
-        charts.tradeoff_figure(table, results["front"], named, path, cost=chosen.cost)
+        charts.tradeoff_figure(
+            table, results["front"], named, path, cost=chosen.cost, metric=chosen.metric, setting=chosen.setting
+        )
     return results
 
 
@@ -112,6 +121,8 @@ def guarantee_run(
             "--guarantee: expected the input-dependent setting and no --min-share, --cost-limit or --class-drop beside "
             "it (promise a miss rate of the class)"
         )
+    if settings.metric != SearchSettings().metric:
+        raise ValueError("--metric: expected none beside --guarantee, which promises losses of images")
     if settings.engine != "local":
         raise ValueError("--engine: expected local beside --guarantee, whose searches are short")
     table = table_of(source, split)
@@ -149,7 +160,14 @@ def search_baselines(
     def one(**other: Any) -> SearchResult:
         return here.search(table, target, **other)
 
-    return baselines(table, one, max_exits=settings.max_exits, minimises_cost=target.minimises_cost)
+    return baselines(
+        table,
+        one,
+        max_exits=settings.max_exits,
+        minimises_cost=target.minimises_cost,
+        required=settings.required_exits,
+        forbidden=settings.forbidden_exits,
+    )
 
 
 def search_smaller(
@@ -174,4 +192,16 @@ def table_of(source: Path, split: str) -> CalibrationTable:
     path = source / f"table-{split}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
-    return CalibrationTable.load(path)
+    table = CalibrationTable.load(path)
+    weights = source / "exits.safetensors"
+    if WEIGHTS in table.facts and weights.is_file() and _sha256(weights, weights.stat().st_mtime_ns) != table.facts[WEIGHTS]:
+        raise ValueError(
+            f"table: {path} is of other weights than {weights} has now; run `mess calibrate {source} --split {split}` "
+            "again"
+        )
+    return table
+
+
+@cache
+def _sha256(path: Path, changed: int) -> str:
+    return file_sha256(path)

@@ -36,11 +36,11 @@ from mess.reporting import charts, figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
 from mess.runtime import Manifest
-from mess.search_verb import search_run, table_of
+from mess.search_verb import WEIGHTS, search_run, table_of
 from mess.searching import evaluate, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine
 from mess.training.board import tensorboard
-from mess.training.loop import train
+from mess.training.loop import EXITS_FILE, train
 from mess.training.settings import TrainSettings
 
 
@@ -68,6 +68,7 @@ def train_run(
         settings = replace(settings, weights=file_sha256(weights))
     settings = settings.described()
     _check_data(settings)
+    batches = runs.loader(settings, split="train", train=True, workers=workers)
     network = runs.new_network(settings, weights=weights)
     settings.save(folder)
     if IS_FIRST_PROCESS:
@@ -78,7 +79,6 @@ def train_run(
             console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
         charts.workload_figure(network, folder / "pictures" / "workload.png")
     network.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    batches = runs.loader(settings, split="train", train=True, workers=workers)
     with tensorboard(folder / "tensorboard") if with_tensorboard and IS_FIRST_PROCESS else nullcontext() as log:
         train(network, batches, pretraining=first, exits=second, out=folder, cache_views=cache_views, log=log)
     return network
@@ -116,7 +116,7 @@ def calibrate_run(
         image_names=[data.identity(i) for i in range(len(data))],
         policy=policy,
         latency_rounds=latency_rounds,
-        facts={"split": split, "data": data.name},
+        facts={"split": split, "data": data.name, WEIGHTS: file_sha256(folder / EXITS_FILE)},
         partial=partial,
         spread=spread,
     )
@@ -153,7 +153,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     }
     rows, answers = [], []
     plain_ms: float | None = None
-    for name, configuration in found.items():
+    for name, configuration in _of_policy(found, table.policy).items():
         report = evaluate(configuration, table)
         smaller = smaller_network(table, max_cost=report.cost)
         clock = measure_deployed(network, deploy(network, configuration), images, rounds=rounds)
@@ -177,6 +177,18 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)
     return result
+
+
+def _of_policy(found: Mapping[str, Configuration], policy: PolicySettings) -> dict[str, Configuration]:
+    """Those whose image confidences are computed so, or that need none; ValueError when there is none."""
+    fitting = {n: c for n, c in found.items() if c.setting != "input-dependent" or c.policy == policy}
+    others = sorted(set(found) - set(fitting))
+    why = f"searched with other confidences than {policy}; calibrate both splits alike and search again"
+    if others and fitting:
+        console.print(f"warning: left out: {', '.join(others)}: {why}", highlight=False, soft_wrap=True)
+    if not fitting:
+        raise ValueError(f"configuration: expected one for these confidences, got {', '.join(others)}: {why}")
+    return fitting
 
 
 def run_images(
@@ -348,6 +360,7 @@ def _is_in(configuration: Configuration, splits: Mapping[str, CalibrationTable])
         configuration.model == table.model
         and {chosen.exit for chosen in configuration.exits} <= set(table.exits)
         and {chosen.pixel_threshold for chosen in configuration.exits} <= {None, *table.pixel_thresholds}
+        and (configuration.setting != "input-dependent" or configuration.policy == table.policy)
         for table in splits.values()
     )
 

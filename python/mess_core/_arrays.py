@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from mess_core import _mess_core as native
 
+#: of a size or a count, in a native integer
+LARGEST = (1 << 31) - 1
+
 #: dtype characters of the floats that are read where they lie
 _FLOATS = frozenset("fd")
 
@@ -132,6 +135,8 @@ def as_size(argument: str, value: tuple[int, int] | None) -> tuple[int, int] | N
         raise TypeError(f"{argument}: expected (height, width), integers, got {value!r}") from None
     if height < 1 or width < 1:
         raise ValueError(f"{argument}: expected at least one pixel, got ({height}, {width})")
+    if height > LARGEST or width > LARGEST:
+        raise ValueError(f"{argument}: expected at most {LARGEST} pixels a side, got ({height}, {width})")
     return height, width
 
 
@@ -139,11 +144,27 @@ def as_count(argument: str, value: int, *, least: int = 1) -> int:
     """An integer >= `least`; floats are refused rather than cut off."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{argument}: expected an integer, got {type(value).__name__} {value!r}")
-    if not least <= int(value) < 1 << 31:
+    if int(value) < least:
         raise ValueError(f"{argument}: expected at least {least}, got {value}")
+    if int(value) > LARGEST:
+        raise ValueError(f"{argument}: expected at most {LARGEST}, got {value}")
     return int(value)
 
 
 def as_threads(value: int | None) -> int | None:
     """A thread count, or None for the default."""
     return None if value is None else as_count("threads", value)
+
+
+def as_word(argument: str, value: str) -> str:
+    """The name of one of some ways, which the native module knows."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a string, got {type(value).__name__} {value!r}")
+    return value
+
+
+def as_workspace(value: native.Workspace | None) -> native.Workspace | None:
+    """Buffers, or None."""
+    if value is not None and not isinstance(value, native.Workspace):
+        raise TypeError(f"workspace: expected a Workspace, got {type(value).__name__}")
+    return value

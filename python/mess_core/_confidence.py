@@ -12,7 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_count, as_float32, as_labels, as_logits, as_mask, as_output, as_size, as_threads
+from mess_core._arrays import (
+    as_count,
+    as_float32,
+    as_labels,
+    as_logits,
+    as_mask,
+    as_output,
+    as_size,
+    as_threads,
+    as_word,
+    as_workspace,
+)
 from mess_core._mess_core import Workspace
 
 ConfidenceKind = Literal["top1", "margin", "entropy"]
@@ -71,7 +82,8 @@ def image_confidence(
     logits : (C, H, W) or (B, C, H, W), any real dtype
         One image or a batch: a NumPy array, a DLPack producer on the CPU (a torch tensor), or anything that
         `numpy.asarray` takes. float32, float64, float16 and bfloat16 of any strides, channels last among them, are read
-        where they lie; other dtypes are converted. -inf marks a class that cannot be. A pixel with a NaN or +inf has no
+        where they lie; other dtypes are converted. All computing is in float32, to which each number is rounded first,
+        so wider ones that differ by less are equal, and beyond 3.4e38 infinite. -inf marks a class that cannot be. A pixel with a NaN or +inf has no
         confidence: it is below every threshold.
     pixel_threshold : float in [0, 1], or several
         Compared inclusively, in float32. With several (T of them) the result has a last axis of length T, and the work
@@ -135,11 +147,11 @@ def image_confidence(
         is_single,
         as_count("output_stride", output_stride),
         bool(refine),
-        edges,
-        confidence,
+        as_word("edges", edges),
+        as_word("confidence", confidence),
         as_size("size", size),
         bool(align_corners),
-        workspace,
+        as_workspace(workspace),
         as_threads(threads),
     )
     return values
@@ -197,14 +209,14 @@ def should_exit(
         array,
         is_bfloat16,
         thresholds[0],
-        float(image_threshold),
+        _image_threshold(image_threshold),
         as_count("output_stride", output_stride),
         bool(refine),
-        edges,
-        confidence,
+        as_word("edges", edges),
+        as_word("confidence", confidence),
         as_size("size", size),
         bool(align_corners),
-        workspace,
+        as_workspace(workspace),
         as_threads(threads),
     )
     return leaves
@@ -258,8 +270,8 @@ def image_confidence_from_map(
                 thresholds,
                 as_count("output_stride", output_stride),
                 bool(refine),
-                edges,
-                workspace,
+                as_word("edges", edges),
+                as_workspace(workspace),
                 as_threads(threads),
             )
             for image, image_labels in zip(
@@ -312,11 +324,15 @@ def confidence_map(
         raise ValueError(f"kind: expected 'top1', 'margin' or 'entropy', got {kind!r}")
     size = as_size("size", size)
     shape = array.shape[1:] if size is None else size
+    if out is not None and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"out: expected (confidence, labels), two arrays, got {type(out).__name__}")
     given = (None, None) if out is None else out
     confidence = _fresh("out[0]", given[0], shape, array, np.float32)
     labels = _fresh("out[1]", given[1], shape, array, *_label_types(array))
+    if np.may_share_memory(confidence, labels):
+        raise ValueError("out[1]: expected memory of its own, got an array that overlaps out[0]")
     native.confidence_map(
-        array, is_bfloat16, kind, size, bool(align_corners), confidence, labels, workspace, as_threads(threads)
+        array, is_bfloat16, kind, size, bool(align_corners), confidence, labels, as_workspace(workspace), as_threads(threads)
     )
     return confidence, labels
 
@@ -353,7 +369,9 @@ def label_map(
     array, is_bfloat16 = _one_image(logits)
     size = as_size("size", size)
     labels = _fresh("out", out, array.shape[1:] if size is None else size, array, *_label_types(array))
-    native.label_map(array, is_bfloat16, size, bool(align_corners), labels, workspace, as_threads(threads))
+    native.label_map(
+        array, is_bfloat16, size, bool(align_corners), labels, as_workspace(workspace), as_threads(threads)
+    )
     return labels
 
 
@@ -402,6 +420,8 @@ def policy_maps(
     ValueError, TypeError
         As in `confidence_map` and `boundary_mask`.
     """
+    if out is not None and not isinstance(out, PolicyMaps):
+        raise TypeError(f"out: expected PolicyMaps, got {type(out).__name__}")
     pair = None if out is None else (out.confidence, out.labels)
     values, labels = confidence_map(
         logits,
@@ -492,7 +512,7 @@ def label_edges(
     """
     array = as_labels("labels", labels)
     found = _fresh("out", out, array.shape, array, np.bool_)
-    native.label_edges(array, edges, found.view(np.uint8))
+    native.label_edges(array, as_word("edges", edges), found.view(np.uint8))
     return found
 
 
@@ -567,7 +587,7 @@ def boundary_mask(
     """
     array = as_labels("labels", labels)
     mask = _fresh("out", out, array.shape, array, np.bool_)
-    native.boundary_mask(array, as_count("output_stride", output_stride), edges, mask.view(np.uint8))
+    native.boundary_mask(array, as_count("output_stride", output_stride), as_word("edges", edges), mask.view(np.uint8))
     return mask
 
 
@@ -660,6 +680,13 @@ def _thresholds(value: float | Sequence[float] | npt.NDArray[np.floating]) -> tu
     if array.ndim == 1 and np.size(wrong):
         raise ValueError(f"pixel_threshold: expected numbers in [0, 1], got {wrong.tolist()}")
     return array.reshape(-1).tolist(), array.ndim == 0
+
+
+def _image_threshold(value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"image_threshold: expected a number, got {value!r}") from None
 
 
 def _shaped(

@@ -44,7 +44,8 @@ def network_input(
     TypeError
         No array; a size of other than two integers; numbers that are none.
     ValueError
-        Another shape or dtype; an empty image or size; a `std` that is not above 0; an `out` that does not fit.
+        Another shape or dtype; an empty image or size; a `mean` outside -1e6..1e6, a `std` outside
+        1e-6..1e6; an `out` that does not fit.
     """
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image: expected a NumPy array (H, W, 3) uint8 RGB, got {type(image).__name__}")
@@ -58,6 +59,8 @@ def network_input(
 
 def _three(argument: str, value: Sequence[float]) -> tuple[float, float, float]:
     try:
+        if isinstance(value, str):
+            raise TypeError
         first, second, third = (float(number) for number in value)
     except (TypeError, ValueError):
         raise TypeError(f"{argument}: expected three numbers, got {value!r}") from None

@@ -343,12 +343,12 @@ def search(
         objective = ("maximize-accuracy", float(max_cost))
     else:
         objective = ("front", float(resolution))
-    index, count = part
+    index, count = (as_count("part", number, least=0) for number in part)
     if not 0 <= index < count:
         raise ValueError(f"part: expected (i, m) with 0 <= i < m, got {part}")
     thresholds = None if image_thresholds is None else as_count("image_thresholds", image_thresholds)
     required, forbidden = [
-        [as_count(name, exit_index, least=0) for exit_index in exits]
+        list(dict.fromkeys(as_count(name, exit_index, least=0) for exit_index in exits))
         for name, exits in (("required_exits", required_exits), ("forbidden_exits", forbidden_exits))
     ]
     floors = [(as_count("min_class_iou", c, least=0), float(floor)) for c, floor in (min_class_iou or {}).items()]
@@ -374,7 +374,7 @@ def search(
         _arrays(table),
         *problem.query,
         [_parts(configuration) for configuration in known],
-        (int(index), int(count)),
+        (index, count),
         problem.journal,
         problem.time_limit,
         problem.threads,
@@ -428,8 +428,10 @@ def _scoring(
 
 
 def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, float]]]:
-    gates = [(gate.pixel_threshold, float(gate.image_threshold)) for gate in configuration.gates]
-    return list(configuration.exits), gates
+    gates = [
+        (as_count("gates", gate.pixel_threshold, least=0), float(gate.image_threshold)) for gate in configuration.gates
+    ]
+    return [as_count("exits", exit_index, least=0) for exit_index in configuration.exits], gates
 
 
 def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
@@ -437,7 +439,7 @@ def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
     if name in ("mean", "total"):
         return column, name, 0.0, float(limit.at_most)
     digits = "100" if name == "max" else name.removeprefix("p")
-    if not digits.isdigit() or not 0 < int(digits) <= 100 or (name != "max" and not name.startswith("p")):
+    if not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 100 or (name != "max" and not name.startswith("p")):
         raise ValueError(f"cost_limits: expected the statistic 'mean', 'total', 'max' or 'p1' to 'p100', got {name!r}")
     return column, "quantile", int(digits) / 100, float(limit.at_most)
 

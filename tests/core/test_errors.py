@@ -32,6 +32,7 @@ def leaves(**options):
 def from_map(confidence=MAP, labels=LABELS, **options):
     return mess_core.image_confidence_from_map(confidence, labels, **{"pixel_threshold": 0.5, **options})
 
+BOTH = np.zeros((4, 5), np.float32)
 
 CASES = [
     (lambda: confident(logits=LOGITS[0]), ValueError, r"logits: expected shape .*, got \(4, 5\)"),
@@ -56,6 +57,21 @@ CASES = [
     (lambda: confident(output_stride=2.5), TypeError, r"output_stride: expected an integer, got float 2.5"),
     (lambda: confident(edges="sobel"), ValueError, r"edges: expected 'canny' or 'labels', got 'sobel'"),
     (lambda: confident(confidence="max"), ValueError, r"confidence: expected 'top1', .*got 'max'"),
+    (lambda: confident(output_stride=10**30), ValueError, r"output_stride: expected at most 2147483647, got 10"),
+    (lambda: confident(edges=None), TypeError, r"edges: expected a string, got NoneType None"),
+    (lambda: confident(confidence=3), TypeError, r"confidence: expected a string, got int 3"),
+    (lambda: confident(workspace=3), TypeError, r"workspace: expected a Workspace, got int"),
+    (lambda: confident(size=(10**30, 1)), ValueError, r"size: expected at most 2147483647 pixels a side"),
+    (lambda: leaves(image_threshold=10**400), TypeError, r"image_threshold: expected a number, got 10"),
+    (lambda: mess_core.confidence_map(LOGITS, out=5), TypeError, r"out: expected \(confidence, labels\), two arrays"),
+    (lambda: mess_core.policy_maps(LOGITS, out=(1, 2, 3, 4)), TypeError, r"out: expected PolicyMaps, got tuple"),
+    (
+        lambda: mess_core.confidence_map(
+            np.zeros((300, 4, 5), np.float32), out=(BOTH, BOTH.view(np.int32))
+        ),
+        ValueError,
+        r"out\[1\]: expected memory of its own, got an array that overlaps out\[0\]",
+    ),
     (lambda: confident(size=(0, 3)), ValueError, r"size: expected at least one pixel"),
     (lambda: confident(size=7), TypeError, r"size: expected \(height, width\), integers"),
     (lambda: confident(size=(10**7, 10**8)), ValueError, r"size: expected a picture that fits into memory"),
@@ -90,7 +106,7 @@ CASES = [
     (lambda: mess_core.dilate(MAP, 3), TypeError, r"mask: expected bool.*got dtype float32"),
     (lambda: mess_core.erode(MASK[0], 3), ValueError, r"mask: expected shape \(H, W\), got \(5,\)"),
     (lambda: mess_core.erode(MASK, 0), ValueError, r"size: expected at least 1, got 0"),
-    (lambda: mess_core.erode(MASK, 2**31), ValueError, r"size: expected at least 1, got 2147483648"),
+    (lambda: mess_core.erode(MASK, 2**31), ValueError, r"size: expected at most 2147483647, got 2147483648"),
     (lambda: mess_core.dilate(MASK, 40000), ValueError, r"size: expected 1..=32768 pixels, got 40000"),
     (lambda: mess_core.boundary_mask(LABELS, output_stride=300), ValueError, r"output_stride: expected 1..=256"),
     (lambda: mess_core.refine_confidence(MAP, MASK, window=4), ValueError, r"window: expected an odd number.*got 4"),

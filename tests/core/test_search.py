@@ -348,7 +348,7 @@ def worst_cost(table, configuration, share, column):
     """The least cost that at least `share` of the weighted images does not exceed."""
     paid, w = np.array(oracle.costs_paid(table, configuration, column)), oracle.weights(table)
     order = np.argsort(paid, kind="stable")
-    reached = np.cumsum(w[order]) >= share * w.sum()
+    reached = np.cumsum(w[order]) / w.sum() >= share
     return paid[order][reached.argmax()]
 
 
@@ -425,7 +425,7 @@ def test_a_coarse_front_has_the_best_for_every_multiple_of_the_resolution(table,
     resolution = share * exact[-1].cost
     expected = []
     for step in range(int(1 / share) + 2):
-        affordable = [f for f in exact if np.ceil(f.cost / resolution) <= step]
+        affordable = [f for f in exact if f.cost <= step * resolution]
         if affordable and affordable[-1] not in expected:
             expected.append(affordable[-1])
     assert mess_core.search(table, resolution=resolution).found == tuple(expected)
@@ -538,6 +538,81 @@ def test_a_full_disk_is_told(tmp_path):
     assert "ValueError: journal: expected a file that can be written, got File too large" in errors
 
 
+@pytest.mark.parametrize("text", ['{"precious": 1}', "line one\nline two", "mess-search-journal 1 0000\ndone", "m\n"])
+def test_a_file_that_is_no_journal_of_this_search_is_left_alone(tmp_path, text):
+    path = tmp_path / "notes"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="journal: expected one of this table and search"):
+        mess_core.search(random_table(3), max_cost=15.0, journal=path)
+    assert path.read_text() == text
+
+
+def test_a_journal_whose_first_line_is_torn_begins_again(tmp_path):
+    path = tmp_path / "journal"
+    whole = mess_core.search(random_table(3), max_cost=15.0, journal=path)
+    lines = path.read_text()
+    for length in (0, 5, 30, len(lines.splitlines()[0])):
+        path.write_text(lines[:length])
+        assert mess_core.search(random_table(3), max_cost=15.0, journal=path).found == whole.found
+        assert path.read_text().splitlines()[0] == lines.splitlines()[0]
+
+
+def two_exits(stopping: int, images: int) -> SearchTable:
+    """So many images are right at the first exit and sure of it; the others need the second one."""
+    sure = np.arange(images) < stopping
+    right = np.stack([sure, np.ones(images, bool)]).astype(np.int64)[:, :, None]
+    return SearchTable(
+        intersection=right,
+        predicted=np.ones_like(right),
+        ground_truth=np.ones((images, 1), np.int64),
+        image_confidence=np.stack([sure, ~sure]).astype(float)[:, None],
+        points=np.array([0, 1]),
+        backbone_cost=np.array([1.0, 10.0]),
+        head_cost=np.zeros(2),
+        policy_cost=np.zeros(2),
+    )
+
+
+@pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 57, 95])
+def test_shares_are_met_exactly(percent):
+    """0.07 * 100 is above 7 in float64."""
+    table = two_exits(percent, 100)
+    expected = (percent + 10.0 * (100 - percent)) / 100
+    assert mess_core.search(table, min_accuracy=1.0, min_share=min(percent, 100 - percent) / 100).best.cost == expected
+    limit = mess_core.CostLimit(1.0, f"p{percent}")
+    assert mess_core.search(table, min_accuracy=1.0, cost_limits=[limit]).best.cost == expected
+    limit = mess_core.CostLimit(1.0, f"p{percent + 1}")
+    assert mess_core.search(table, min_accuracy=1.0, cost_limits=[limit]).status == "infeasible"
+
+
+def test_a_cost_on_a_step_of_the_front_is_within_it():
+    """0.07 / 0.01 is above 7 in float64."""
+    right = np.array([50, 60])[:, None, None]
+    for k in range(1, 200):
+        table = SearchTable(
+            intersection=right,
+            predicted=right,
+            ground_truth=np.array([[100]]),
+            image_confidence=np.zeros((2, 1, 1)),
+            points=np.arange(2),
+            backbone_cost=np.array([k * 0.01, k * 0.01 + 0.005]),
+            head_cost=np.zeros(2),
+            policy_cost=np.zeros(2),
+        )
+        found = mess_core.search(table, setting="budgeted", resolution=0.01).found
+        assert [f.cost for f in found] == [k * 0.01, k * 0.01 + 0.005]
+
+
+def test_exits_that_are_required_twice_count_once():
+    table = random_table(3)
+    once = mess_core.search(table, max_cost=15.0, max_exits=2, required_exits=[1, 6])
+    assert mess_core.search(table, max_cost=15.0, max_exits=2, required_exits=[1, 6, 1, 6]).found == once.found
+
+
+def test_a_time_limit_that_never_comes_is_none():
+    assert mess_core.search(random_table(3), max_cost=15.0, time_limit=1e30).status == "optimal"
+
+
 @pytest.mark.parametrize("path", ["/dev/full", "/no/where/journal"])
 def test_a_journal_is_a_file(path):
     with pytest.raises(ValueError, match="journal: expected a file that can be written, got"):
@@ -600,6 +675,7 @@ BAD = [
     ({"head_cost": TABLE.head_cost + 1e101}, ValueError, r"head_cost: expected costs from 0 to 1e100"),
     ({"head_cost": -TABLE.head_cost - 1}, ValueError, r"head_cost: expected costs from 0 to 1e100"),
     ({"backbone_cost": TABLE.backbone_cost[::-1].copy()}, ValueError, r"backbone_cost: expected costs that grow"),
+    ({"ground_truth": -TABLE.ground_truth}, ValueError, r"ground_truth: expected counts of 0 and more, got -"),
     ({"points": TABLE.points[:-1]}, ValueError, r"points: expected shape \[7\], got \[6\]"),
     ({"image_weight": np.zeros(6, int)}, ValueError, r"image_weight: expected integers from 1"),
     ({"image_weight": np.ones(6)}, TypeError, r"image_weight: expected int64, got dtype float64"),
@@ -624,7 +700,10 @@ def test_a_table_that_contradicts_itself_is_refused(case):
         ({"max_exits": 32}, "max_exits: expected at most 31, got 32"),
         ({"image_thresholds": 0}, "image_thresholds: expected at least 1, got 0"),
         ({"min_accuracy": float("nan")}, "min_accuracy: expected a number, got NaN"),
-        ({"time_limit": -1.0}, "time_limit: expected seconds >= 0"),
+        ({"time_limit": -1.0}, "time_limit: expected seconds >= 0, got -1"),
+        ({"time_limit": float("nan")}, "time_limit: expected seconds >= 0, got NaN"),
+        ({"setting": "anytime", "min_final_accuracy": float("nan")}, "min_final_accuracy: expected a number, got NaN"),
+        ({"resolution": 1e-310}, "resolution: expected 0, or .* and more, got"),
         ({"setting": "anytime", "horizon": 0.0}, "horizon: expected a finite cost above 0"),
         ({"metric": "dice"}, "metric: expected 'mean-iou', 'pixel-accuracy', .* got 'dice'"),
         ({"cost_column": 1}, "cost_column: expected an index below 1, got 1"),
@@ -637,8 +716,10 @@ def test_a_table_that_contradicts_itself_is_refused(case):
         ({"min_class_iou": {0: 2.0}}, r"min_class_iou: expected IoU in \[0, 1\]"),
         ({"cost_limits": [mess_core.CostLimit(1.0, "median")]}, "cost_limits: expected the statistic"),
         ({"cost_limits": [mess_core.CostLimit(1.0, "max", 3)]}, "cost_limits: expected columns below 1"),
+        ({"cost_limits": [mess_core.CostLimit(1.0, "p²")]}, "cost_limits: expected the statistic"),
         ({"part": (2, 2)}, "part: expected"),
         ({"known": [Configuration((99,))]}, "exits: expected indices"),
+        ({"known": [Configuration((-1,))]}, "exits: expected at least 0, got -1"),
         ({"setting": "anytime", "min_share": 0.1}, "min_share: expected 0 when anytime"),
     ],
 )
@@ -656,6 +737,8 @@ def test_bad_options_are_refused(options, message):
         Configuration((0, 6), ()),
         Configuration((0, 6), (Gate(9, 0.5),)),
         Configuration((0, 6), (Gate(0, float("nan")),)),
+        Configuration((0, 6), (Gate(-1, 0.5),)),
+        Configuration((-1,)),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(configuration):

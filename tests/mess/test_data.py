@@ -36,6 +36,15 @@ def test_a_folder(folder):
     assert data.check() == []
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_8_bits_are_refused_rather_than_clipped(folder, kind):
+    Image.fromarray(np.full((6, 8), 300, kind)).save(folder / "images/train/y.tiff")
+    (folder / "images/train/y.tiff").rename(folder / "images/train/y.png")
+    problems = FolderDataset(folder, "train").check()
+    assert len(problems) == 1
+    assert "expected 8 bits a channel, got mode" in problems[0]
+
+
 def test_a_split_list_gives_order_and_subset(folder):
     (folder / "splits").mkdir()
     (folder / "splits" / "train.txt").write_text("z\nx\n")

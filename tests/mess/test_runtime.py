@@ -123,6 +123,44 @@ def test_anytime_gives_every_exit(network, folder, pictures, configuration):
         assert (step.labels == other.labels[0].numpy()).mean() > 0.999
 
 
+def test_an_anytime_deployment_predicts_at_the_last_exit(network, table, tmp_path, pictures):
+    names = ("0:fcn-r1-b0", "2:fcn-r4-b0", "final")
+    chosen = Configuration(setting="anytime", model=table.model, exits=tuple(ChosenExit(exit=name) for name in names))
+    deployed = mess.deploy(network, chosen)
+    mess.export(deployed, tmp_path / "net", class_names="abcdef")
+    picture = resized(pictures[0], SETTINGS.size)
+    whole = mess.run(deployed, picture)
+    for options in ({}, {"deadline_ms": 1e6}):
+        runtime = mess.Runtime(tmp_path / "net", **options)
+        for result in (runtime.predict(picture), *runtime.predict_batch([picture, picture])):
+            assert (result.exit, len(result.stage_ms)) == (whole.exit, 3) == ("final", 3)
+            assert (result.labels == whole.labels).mean() > 0.999
+    assert mess.Runtime(tmp_path / "net", deadline_ms=0).predict(picture).exit == names[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: expected an integer in 1..1024, got 0"),
+        ({"threads": 20000}, "threads: expected an integer in 1..1024, got 20000"),
+        ({"threads": 1.5}, "threads: expected an integer in 1..1024, got 1.5"),
+        ({"threads": "2"}, "threads: expected an integer"),
+        ({"size": 48}, r"size: expected \(height, width\) in 1..65536, got 48"),
+        ({"size": (True, True)}, "size: expected"),
+        ({"size": (48,)}, "size: expected"),
+        ({"size": (48.0, 64.0)}, "size: expected"),
+    ],
+)
+def test_bad_options_of_a_runtime(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        mess.Runtime(folder, **options)
+
+
+def test_a_size_of_numpy_integers(folder):
+    height, width = SETTINGS.size
+    assert mess.Runtime(folder, size=(np.int64(height), np.int64(width)), threads=np.int64(1)).size == SETTINGS.size
+
+
 def test_a_budgeted_export_holds_what_its_exit_needs(network, table, folder, tmp_path, pictures):
     name = "0:fcn-r1-b0"
     chosen = Configuration(setting="budgeted", model=table.model, exits=(ChosenExit(exit=name),), policy=table.policy)
@@ -148,9 +186,47 @@ def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictur
     assert runtime.predict(pictures[0]).exit == exits[1]
     runtime.deadline_ms = 3
     assert runtime.predict(pictures[0]).exit == exits[0]
-    for bad in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="deadline_ms: expected 0 or more"):
+    for bad in (-1.0, float("nan"), "5"):
+        with pytest.raises(ValueError, match="deadline_ms: expected a number of milliseconds, 0 or more"):
             mess.Runtime(tmp_path / "net", deadline_ms=bad)
+
+
+def test_a_stage_that_was_slow_is_not_given_up_for_ever(network, table, tmp_path, pictures, monkeypatch):
+    """A deadline of 6 looks at the clock is enough for two exits, as above; stages may be made to take longer."""
+    mess.export(mess.deploy(network, gated(table, 1.5)), tmp_path / "net", class_names="abcdef")
+    exits = ["0:fcn-r1-b0", "2:fcn-r4-b0", "final"]
+    now, slow = [0], [0]
+
+    def look():
+        now[0] += 1
+        return now[0] / 1000
+
+    monkeypatch.setattr("mess.runtime.network.time.perf_counter", look)
+    monkeypatch.setattr("mess.runtime.network.RETRY_AFTER", 3)
+    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    run = runtime._stages[1].run
+
+    def delayed(*args, **options):
+        now[0] += slow[0]
+        return run(*args, **options)
+
+    runtime._stages[1].run = delayed
+    predict = lambda: runtime.predict(pictures[0]).exit
+    assert [predict() for _ in range(3)] == [exits[1]] * 3
+    slow[0] = 50
+    assert predict() == exits[1]  # late: nobody knew
+    slow[0] = 0
+    assert [predict() for _ in range(4)] == [exits[1]] * 4  # one slow run of five is not what to expect
+    slow[0] = 50
+    assert [predict() for _ in range(3)] == [exits[1]] * 3  # three are
+    slow[0] = 0
+    assert [predict() for _ in range(3)] == [exits[0]] * 3
+    assert predict() == exits[1]  # tried again after three calls without it: fast once, which is not yet enough
+    runtime.deadline_ms = 0
+    assert [predict() for _ in range(9)] == [exits[0]] * 9  # when there is no time left nothing is tried
+    other = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    other.predict_batch(pictures[:8])
+    assert other.predict(pictures[0]).exit == exits[1]  # what a batch takes says nothing of one picture
 
 
 class Scripted:
@@ -159,13 +235,16 @@ class Scripted:
     def __init__(self, confidences):
         entries = [SimpleNamespace(name=n, image_threshold=t) for n, t in (("a", 0.9), ("b", 0.8), ("last", None))]
         self.manifest = SimpleNamespace(setting="input-dependent", exits=entries)
-        self.confidences, self.asked = iter(confidences), []
+        self.confidences, self.asked, self.cut_off = iter(confidences), [], False
 
     def predict(self, frame, *, image_thresholds):
         self.asked.append(tuple(image_thresholds))
         a, b = next(self.confidences)
         leaves = [a >= image_thresholds[0], b >= image_thresholds[1], True]
-        return SimpleNamespace(exit=self.manifest.exits[leaves.index(True)].name)
+        if self.cut_off:
+            leaves = [True, *leaves[1:]]
+        at = leaves.index(True)
+        return SimpleNamespace(exit=self.manifest.exits[at].name, image_confidence=(a, b)[: at + 1])
 
 
 def test_a_stream_stops_asking_an_exit_that_refuses():
@@ -188,6 +267,14 @@ def test_a_stream_with_hysteresis_does_not_flicker():
     assert [sticky.predict(None).exit for _ in frames] == ["a", "a", "a", "b", "b"]
 
 
+def test_a_frame_that_a_deadline_cut_off_was_refused():
+    runtime = Scripted([(0.5, 0)] * 4)
+    runtime.cut_off = True  # at its first exit
+    stream = Stream(runtime, skip_after=3, retry_every=10, hysteresis=0.1)
+    assert [stream.predict(None).exit for _ in range(4)] == ["a"] * 4
+    assert [thresholds[0] for thresholds in runtime.asked] == [0.9, 0.9, 0.9, np.inf]
+
+
 def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
     runtime = mess.Runtime(folder)
     plain = [runtime.predict(picture) for picture in pictures]
@@ -198,13 +285,17 @@ def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
     assert (last.exit, last.image_confidence, len(last.stage_ms)) == ("final", (), 3)
     with pytest.raises(ValueError, match="image_thresholds: expected one an exit"):
         runtime.predict(pictures[0], image_thresholds=[0.5])
+    for bad in ([np.nan, 1, None], ["a", 1, None], [True, 1, None]):
+        with pytest.raises(ValueError, match="image_thresholds: expected numbers, got"):
+            runtime.predict(pictures[0], image_thresholds=bad)
     chosen = Configuration(
         setting="budgeted", model=table.model, exits=(ChosenExit(exit="final"),), policy=table.policy
     )
     mess.export(mess.deploy(network, chosen), tmp_path / "net", class_names="abcdef")
     with pytest.raises(ValueError, match="runtime: expected an 'input-dependent' deployment"):
         Stream(mess.Runtime(tmp_path / "net"))
-    for option in ({"skip_after": 0}, {"retry_every": 0}, {"hysteresis": -0.1}):
+    bad_options = [{"skip_after": bad} for bad in (0, 1.5, True, "3")] + [{"retry_every": bad} for bad in (0, 2.5, None)]
+    for option in (*bad_options, {"hysteresis": -0.1}, {"hysteresis": "a"}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
             Stream(runtime, **option)
 
@@ -352,7 +443,7 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
     assert mess.Runtime(tmp_path / "new").manifest.classes == tuple("uvwxyz")
     with pytest.raises(ValueError, match="backend: expected one of"):
         mess.Runtime(folder, backend="tensorrt")
-    with pytest.raises(ValueError, match="threads: expected at least 1"):
+    with pytest.raises(ValueError, match="threads: expected an integer in 1..1024, got 0"):
         mess.Runtime(folder, threads=0)
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from benches.python.guarantee import as_calibration_table
 from benches.python.search_table import synthetic_table
 
+import mess
 from mess import Configuration
+from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit
+from mess.policy import PolicySettings
+from mess.reporting import charts
 from mess.reporting.tables import smaller_text
-from mess.searching import smaller_network
+from mess.searching import baselines, smaller_network
+from mess.searching.solve import exit_accuracy
 
 
 def test_the_smaller_network_is_the_best_single_exit_at_the_cost(table):
@@ -40,7 +48,9 @@ def test_whether_a_smaller_network_is_better_is_said():
     assert "YES: cut off at 0:x, it reaches 51.00% at 30.0% of the cost, 1.00 pp more" in smaller_text(
         0.5, cut(0.51), 100.0
     )
-    assert smaller_text(0.5, cut(0.5), 100.0).endswith("the same")
+    for same in (0.5, 0.50004):
+        assert " No: cut off at 0:x" in smaller_text(0.5, cut(same), 100.0)
+        assert smaller_text(0.5, cut(same), 100.0).endswith("the same")
     assert "There is none" in smaller_text(0.5, None, 100.0)
 
 
@@ -79,3 +89,148 @@ def test_a_verb_that_needs_torch_says_what_to_install(tmp_path):
     assert "torch" in found.stderr
     assert "mess doctor" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def right_everywhere(right, cost, images=10, confidence=None) -> CalibrationTable:
+    """Exits `0:h`, `1:h`, ..., `final` that get so many of 100 pixels right in every image, all of one class."""
+    num = len(right)
+    counts = np.repeat(np.array(right, np.int64)[:, None, None], images, axis=1)
+    return CalibrationTable(
+        exits=(*(f"{i}:h" for i in range(num - 1)), "final"),
+        points=np.arange(num),
+        images=tuple(map(str, range(images))),
+        class_names=("c",),
+        pixel_thresholds=(0.5,),
+        intersection=counts,
+        predicted=counts.copy(),
+        ground_truth=np.full((images, 1), 100),
+        disagreement=np.zeros((num, images), np.int64),
+        image_confidence=np.zeros((num, 1, images)) if confidence is None else confidence,
+        costs={"macs": {"backbone": np.array(cost, float), "head": np.zeros(num), "policy": np.zeros(num)}},
+        policy=PolicySettings(),
+        input_size=(10, 10),
+        model=tuple(f"m.{i}" for i in range(num - 1)),
+    )
+
+
+def test_what_is_exactly_at_a_relative_limit_is_within_it():
+    """0.8 - 0.1 is above 0.7 in float64, and 0.7 * 3 / 3 below."""
+    assert mess.search(right_everywhere([70, 80], [1.0, 10.0]), setting="budgeted", max_drop=0.1).best.promise["cost"] == 1
+    table = right_everywhere([50, 80], [0.1, 0.7], 3)
+    for options in (
+        {"setting": "budgeted", "max_drop": 0.0, "cost_limits": {"max": 1.0}},
+        {"max_drop": 0.0, "cost_limits": {"p95": 1.0}, "max_exits": 2},
+        {"setting": "anytime", "max_cost_ratio": 1.0, "required_exits": ["final"], "max_exits": 1},
+        {"setting": "budgeted", "max_drop": 0.0, "max_class_drop": {"c": 0.0}},
+    ):
+        result = mess.search(table, **options)
+        assert (result.status, [chosen.exit for chosen in result.best.exits]) == ("optimal", ["final"])
+    with pytest.raises(ValueError, match="max_class_drop: expected a number for 'c', got nan"):
+        mess.search(table, max_drop=0.0, max_class_drop={"c": float("nan")})
+    with pytest.raises(ValueError, match="resolution: expected a share of the final exit's cost, 0 or more, got -1"):
+        mess.search(table, resolution=-1.0)
+
+
+def test_a_class_without_ground_truth_has_no_drop(table):
+    empty = replace(table, ground_truth=table.ground_truth * 0 + [1, *[0] * 5], intersection=table.intersection * 0)
+    with pytest.raises(ValueError, match=f"max_class_drop: .* ground truth in the table, got '{table.class_names[3]}'"):
+        mess.search(empty, max_drop=0.5, max_class_drop={table.class_names[3]: 0.1})
+
+
+def run_search(*arguments):
+    command = [sys.executable, "-m", "mess", "search", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def table_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("search") / "table.safetensors"
+    as_calibration_table(synthetic_table(images=40, classes=4, points=3, heads=3, pixels=3), "val").save(path)
+    return path
+
+
+def test_simpler_ways_keep_to_what_is_required_and_forbidden(table_file):
+    table = CalibrationTable.load(table_file)
+    names = [name for name in table.exits if name != "final"]
+    for flags in (["--forbid", names[0]], ["--forbid", "final"], ["--require", names[0], "--require", names[4]]):
+        found = run_search(table_file, "--accuracy-drop", 20, *flags)
+        assert found.returncode == 0, found.stderr
+        assert "simpler ways" in found.stdout
+    one = functools.partial(mess.search, table, max_drop=0.2)
+    required = [names[0], names[4]]
+    simple = baselines(
+        table, functools.partial(one, required_exits=required), max_exits=3, minimises_cost=True, required=required
+    )
+    assert simple["single exit"] is None
+    assert simple["uniform"] is None  # other heads at its exits
+    assert set(required) <= {chosen.exit for chosen in simple["greedy"].exits}
+    simple = baselines(
+        table,
+        functools.partial(one, forbidden_exits=names[:3]),
+        max_exits=3,
+        minimises_cost=True,
+        forbidden=names[:3],
+    )
+    exact = one(forbidden_exits=names[:3]).best
+    for configuration in simple.values():
+        if configuration is not None:
+            assert not {chosen.exit for chosen in configuration.exits} & set(names[:3])
+            assert configuration.promise["cost"] >= exact.promise["cost"]
+
+
+def test_greedy_begins_with_what_is_required():
+    """The required exit alone is not accurate enough; with the final one behind it, it is."""
+    confidence = np.stack([np.linspace(0, 1, 10), np.ones(10)])[:, None]
+    table = right_everywhere([50, 80], [1.0, 10.0], confidence=confidence)
+    one = functools.partial(mess.search, table, max_drop=0.1, required_exits=["0:h"])
+    simple = baselines(table, one, max_exits=2, minimises_cost=True, required=["0:h"])
+    assert simple["single exit"] is None
+    assert [chosen.exit for chosen in simple["greedy"].exits] == ["0:h", "final"]
+    assert simple["greedy"].promise["cost"] == one(max_exits=2).best.promise["cost"]
+
+
+def test_a_search_that_ran_out_of_time_does_not_say_that_nothing_is_there(table_file):
+    names = CalibrationTable.load(table_file).exits
+    found = run_search(table_file, "--accuracy-drop", 1, "--require", names[0], "--time-limit", 0)
+    assert found.returncode == 1
+    assert "nothing was found in time" in found.stdout
+    assert "nothing satisfies" not in found.stdout
+
+
+def test_json_has_null_where_there_is_no_number(table_file):
+    found = run_search(table_file, "--min-accuracy", 99.99, "--json")
+    said = json.loads(found.stdout, parse_constant=pytest.fail)
+    assert said["miou-99.99"]["status"] == "infeasible"
+    assert said["miou-99.99"]["bound"] is None
+
+
+def test_another_metric_is_told_apart(table_file):
+    table = CalibrationTable.load(table_file)
+    final = table.exits.index("final")
+    accuracy = table.intersection[final].sum() / table.ground_truth.sum()
+    assert exit_accuracy(table, final, "pixel-accuracy") == pytest.approx(accuracy)
+    result = mess.search(table, setting="anytime", max_drop=0.0, metric="pixel-accuracy")
+    assert result.best.promise["last_accuracy"] == pytest.approx(accuracy)
+    assert result.best.promise["metric"] == "pixel-accuracy"
+    assert run_search(table_file, "--accuracy-drop", 7, "--metric", "pixel-accuracy").returncode == 0
+    assert run_search(table_file, "--accuracy-drop", 7).returncode == 0
+    folder = table_file.parent / "configurations"
+    assert {"drop-7pp.json", "drop-7pp-pixel-accuracy.json"} <= {path.name for path in folder.iterdir()}
+    refused = run_search(table_file, "--guarantee", "disagreement <= 0.4 with 90 %", "--metric", "pixel-accuracy")
+    assert refused.returncode == 2
+    assert "--metric: expected none beside --guarantee" in refused.stderr
+
+
+def test_the_picture_of_the_trade_off_is_of_its_metric(table_file, monkeypatch, tmp_path):
+    table = CalibrationTable.load(table_file)
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    for metric, setting in (("mean-iou", "input-dependent"), ("pixel-accuracy", "budgeted"), ("mean-iou", "anytime")):
+        front = mess.search(table, metric=metric, setting=setting, max_exits=2)
+        charts.tradeoff_figure(table, front, {}, tmp_path / "x.png", metric=metric, setting=setting)
+    labels = [figure.axes[0].get_ylabel() for figure in drawn]
+    assert labels == ["mean IoU (%)", "pixel accuracy (%)", "mean IoU (%), mean over cut-offs"]
+    singles = drawn[1].axes[0].collections[0].get_offsets()[:, 1]
+    expected = table.intersection.sum(axis=(1, 2)) / table.ground_truth.sum()
+    np.testing.assert_allclose(singles, 100 * expected)
+    assert not drawn[2].axes[0].collections  # single exits have no mean over cut-offs

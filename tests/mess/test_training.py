@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import mess
-from mess import runs
+from mess import runs, verbs
 from mess.data import SceneDataset, SeededLoader
 from mess.files import read_safetensors
 from mess.training.board import tensorboard
@@ -367,11 +367,50 @@ def test_labels_outside_the_classes_stop_the_run():
         ({"schedule": "random"}, "schedule: expected one of"),
         ({"loss": "mse"}, "loss: expected one of"),
         ({"precision": "int8"}, "precision: expected one of"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected > 0, got inf"),
+        ({"weight_decay": -1.0}, "weight_decay: expected 0 or more, got -1.0"),
+        ({"alpha": 2.0}, r"alpha: expected a number in \[0, 1\], got 2.0"),
+        ({"alpha": float("nan")}, r"alpha: expected a number in \[0, 1\], got nan"),
+        ({"temperature": 0.0}, "temperature: expected > 0, got 0.0"),
+        ({"seed": -1}, r"seed: expected an integer in 0\.\.2\^63, got -1"),
+        ({"seed": 10**30}, "seed: expected an integer"),
     ],
 )
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         mess.TrainSettings(**options)
+
+
+def test_what_is_asked_is_looked_at_before_anything_is_trained(tmp_path):
+    network, batches = fresh()
+    before = state(network)
+    with pytest.raises(ValueError, match=r"cache_views: expected 0 \(none\) or more, got -1"):
+        mess.train(network, batches, out=tmp_path, cache_views=-1)
+    assert not moved(before, network)
+
+
+def test_a_refused_training_leaves_the_folder_to_the_next(tmp_path):
+    one = mess.TrainSettings(epochs=1)
+    with pytest.raises(ValueError, match="batch_size: expected at most the 8 images of the split, got 100"):
+        verbs.train_run(tmp_path, dataclasses.replace(SETTINGS, batch_size=100), one, one)
+    verbs.train_run(tmp_path, SETTINGS, one, one)
+    assert (tmp_path / "exits.safetensors").is_file()
+
+
+def test_a_training_that_was_interrupted_is_told_of(tmp_path):
+    one, two = mess.TrainSettings(epochs=1), mess.TrainSettings(epochs=2)
+    network, batches = fresh()
+    verbs.train_run(tmp_path, SETTINGS, one, one)
+    runs.trained_network(tmp_path)  # no warning, which would be an error here
+    (tmp_path / "exits.safetensors").unlink()
+
+    def stop(stage, step, losses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_exits(network, batches, settings=two, checkpoint=tmp_path / "exits.safetensors", log=stop)
+    with pytest.warns(UserWarning, match="exits.safetensors holds 0 of 2 epochs; `mess train` goes on"):
+        runs.trained_network(tmp_path)
 
 
 def test_no_batches_is_an_error():

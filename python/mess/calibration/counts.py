@@ -54,14 +54,14 @@ class Measure:
                 f"batches: expected labels of the images' size {size}, got {tuple(labels.shape[1:])} for "
                 f"{tuple(images.shape)}"
             )
-        device = next(network.parameters()).device
+        parameter = next(network.parameters())
         classes = network.num_classes
         truths = labels.cpu().numpy()
         valid = truths != IGNORE_INDEX
         for truth, is_valid in zip(truths, valid, strict=True):
             check_labels(truth[is_valid], classes)
         with torch.no_grad():
-            final, features = network.features(images.to(device))
+            final, features = network.features(images.to(parameter.device, parameter.dtype))
             every = [*network.exit_logits(features, network.exits).values(), final]
         strides = [*(network.points[exit_id.point].output_stride for exit_id in network.exits), 1]
         final_labels = [label_map(image, size=size) for image in final]

@@ -58,6 +58,12 @@ def _read_info(path: Path) -> dict[str, Any]:
         entry({"ignore_index": IGNORE_INDEX, **info}, "ignore_index", int, "a label")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    ignored = info.get("ignore_index", IGNORE_INDEX)
+    if not -1 <= ignored <= 255:  # -1: as torch has it for none
+        raise ValueError(f"{path}: ignore_index: expected a label in 0..255, or -1 for none, got {ignored}")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: classes: expected different names, got {twice} more than once")
     if not 1 <= len(classes) <= 255:
         raise ValueError(f"{path}: classes: expected 1 to 255 names, since labels are 8-bit, got {len(classes)}")
     return info

@@ -140,9 +140,12 @@ def _found(unknown: npt.NDArray[np.uint8]) -> str:
 
 
 def decode(path: Path, mode: str | None) -> np.ndarray:
-    """Pixels of an image file, in PIL's `mode` or as they are stored; ValueError where it is none, or is a bomb."""
+    """Pixels of an image file, in PIL's `mode` or as they are stored; ValueError where it is none, has more than 8 bits
+    a channel (Pillow would clip them), or is a bomb."""
     try:
         with Image.open(path) as image:
+            if mode and image.mode[0] in "IF":
+                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}; scale it to 0..255 first")
             return np.asarray(image.convert(mode) if mode else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded as an image ({error})") from None

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -74,8 +75,8 @@ class Configuration:
                 raise ValueError(f"exits: expected {wanted} at {chosen.exit}, got {given}")
             if is_gated and not 0 <= float(given[0] or 0) <= 1:
                 raise ValueError(f"pixel_threshold: expected a number in [0, 1] at {chosen.exit}, got {given[0]}")
-            if is_gated and not float(given[1] or 0) >= 0:
-                raise ValueError(f"image_threshold: expected a number >= 0 at {chosen.exit}, got {given[1]}")
+            if is_gated and not 0 <= float(given[1] or 0) < math.inf:
+                raise ValueError(f"image_threshold: expected a finite number >= 0 at {chosen.exit}, got {given[1]}")
 
     def point_of(self, exit_name: str) -> int:
         """Index of an exit's point; the final exit's is the number of points."""

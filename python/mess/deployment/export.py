@@ -67,6 +67,10 @@ def export(
             f"model: expected stages that are graphs, got {stages.backend}: what torch.export cannot follow has no "
             "ONNX file; deploy says why (backend='graph')"
         )
+    if deployed.in_channels != 3:
+        raise ValueError(
+            f"deployed: expected a network of RGB images, which the runtime reads, got {deployed.in_channels} channels"
+        )
     parameter = next(deployed.parameters())
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")

@@ -112,6 +112,7 @@ class DeployedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
+        self.in_channels = network.in_channels
         modules = tuple(point.name for point in network.points)
         if configuration.model != modules:
             raise ValueError(f"configuration: expected exit points {modules}, got {configuration.model}")

@@ -33,10 +33,13 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
         image: (H, W, 3) uint8 RGB of any size.
 
     Raises:
-        ValueError: `image` is not (H, W, 3) uint8.
+        ValueError: `image` is not (H, W, 3) uint8, or the network takes other images.
     """
+    if network.in_channels != 3:
+        raise ValueError(f"network: expected one of RGB images, got {network.in_channels} channels; call it yourself")
     parameter = next(network.parameters())
-    images = image_tensor(image, network.stages.input_size, network.mean, network.std).to(parameter.device)
+    images = image_tensor(image, network.stages.input_size, network.mean, network.std)
+    images = images.to(parameter.device, parameter.dtype)
     start = milliseconds(images.device)
     prediction = network(images)
     label_map = prediction.labels

@@ -193,10 +193,10 @@ def convert(
     try:
         with evaluating(model):
             num_classes = adapted(images[:1]).shape[1]
-    except RuntimeError as error:
+    except Exception as error:  # whatever the user's code raises
         raise ValueError(
             f"example_input: the model does not run on {tuple(images[:1].shape)} (--size; many models want height and "
-            f"width to be multiples of 8, 16 or 32): {error}"
+            f"width to be multiples of 8, 16 or 32): {type(error).__name__}: {error}"
         ) from error
     if num_classes < 2:
         raise ValueError(

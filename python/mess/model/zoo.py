@@ -188,12 +188,16 @@ def _from_factory(module_name: str, attribute: str, num_classes: int) -> nn.Modu
         factory = getattr(module or importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, OSError) as error:
         raise ValueError(f"model: cannot import {module_name}:{attribute}: {error}") from None
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"model: {module_name} cannot be run: {type(error).__name__}: {error}") from error
     takes = inspect.signature(factory).parameters.values()
     is_told = any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in takes)
     try:
         net = factory(num_classes=num_classes) if is_told else factory()
-    except TypeError as error:
-        raise ValueError(f"model: {module_name}:{attribute} cannot be called: {error}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(
+            f"model: {module_name}:{attribute} cannot be called: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"model: expected {module_name}:{attribute} to return an nn.Module, got {type(net).__name__}")
     return net

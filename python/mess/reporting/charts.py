@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
 from mess.files import write_whole
-from mess.searching.solve import SearchResult
+from mess.searching.solve import SearchResult, exit_accuracy
+from mess_core import Metric, Setting
 
 if TYPE_CHECKING:
     from mess.model.network import MultiExitNetwork
@@ -45,21 +46,41 @@ def workload_figure(network: MultiExitNetwork, path: Path) -> None:
     save(figure, path)
 
 
+METRICS: dict[Metric, str] = {
+    "mean-iou": "mean IoU",
+    "pixel-accuracy": "pixel accuracy",
+    "mean-class-accuracy": "mean class accuracy",
+    "frequency-weighted-iou": "frequency-weighted IoU",
+}
+
+
 def tradeoff_figure(
-    table: CalibrationTable, front: SearchResult, chosen: dict[str, Configuration], path: Path, *, cost: str = "macs"
+    table: CalibrationTable,
+    front: SearchResult,
+    chosen: dict[str, Configuration],
+    path: Path,
+    *,
+    cost: str = "macs",
+    metric: Metric = "mean-iou",
+    setting: Setting = "input-dependent",
 ) -> None:
-    """Accuracy against cost: single exits, the Pareto front of `front`, and named configurations."""
+    """Accuracy against cost: single exits, the Pareto front of `front`, and named configurations.
+
+    In the anytime setting the front is of mean accuracies over cut-offs, so there are no other networks beside it.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     scale, unit = (1e9, "GMACs") if cost == "macs" else (1.0, "ms")
-    singles = range(len(table.exits))
-    axes.scatter(
-        [table.total_cost(i, cost) / scale for i in singles],
-        [100 * table.mean_iou(i) for i in singles],
-        s=14,
-        color=GREY,
-        label="one exit for all images",
-    )
+    is_anytime = setting == "anytime"
+    if not is_anytime:
+        singles = range(len(table.exits))
+        axes.scatter(
+            [table.total_cost(i, cost) / scale for i in singles],
+            [100 * exit_accuracy(table, i, metric) for i in singles],
+            s=14,
+            color=GREY,
+            label="one exit for all images",
+        )
     axes.plot(
         [c.promise["cost"] / scale for c in front.configurations],
         [100 * c.promise["accuracy"] for c in front.configurations],
@@ -68,15 +89,16 @@ def tradeoff_figure(
         label=f"best of {front.outcome.space:.2g} configurations"
         + (" (proven)" if front.outcome.gap == 0 else f" (within {100 * front.outcome.gap:.2g} pp)"),
     )
-    axes.plot(
-        front.baseline_cost / scale, 100 * front.baseline_accuracy, "s", color="black", label="the original network"
-    )
+    if not is_anytime:
+        axes.plot(
+            front.baseline_cost / scale, 100 * front.baseline_accuracy, "s", color="black", label="the original network"
+        )
     for (name, configuration), colour in zip(chosen.items(), (ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False):
         promise = configuration.promise
         axes.plot(promise["cost"] / scale, 100 * promise["accuracy"], "D", color=colour, label=name)
     axes.set(
-        xlabel=f"mean cost of an image ({unit})",
-        ylabel="mean IoU (%)",
+        xlabel=f"cost of running to the end ({unit})" if is_anytime else f"mean cost of an image ({unit})",
+        ylabel=f"{METRICS[metric]} (%)" + (", mean over cut-offs" if is_anytime else ""),
         title=f"Accuracy against cost, {table.facts.get('split', 'calibration')} split",
     )
     axes.legend(fontsize=8, loc="lower right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,8 @@ def search_text(name: str, result: SearchResult, smaller: Mapping[str, Configura
     if not result.configurations:
         near = result.nearest
         nearest = f"; nearest: {describe(near.exits)}, {_values(near, result)}" if near else ""
-        return f"{name}: nothing satisfies the target{nearest}\n  {proof}"
+        said = "nothing was found in time" if outcome.status == "stopped" else "nothing satisfies the target"
+        return f"{name}: {said}{nearest}\n  {proof}"
     best = result.best
     original = f"original {result.baseline_accuracy:.2%}"
     lines = [f"{name}: {describe(best.exits)}", f"{_values(best, result)} ({original})", proof]
@@ -90,7 +92,7 @@ def smaller_text(accuracy: float, smaller: Configuration | None, original_cost: 
     compared = f"{abs(gain):.2f} pp {'more' if gain > 0 else 'less'}" if abs(gain) >= 0.005 else "the same"
     if smaller.exits[-1].exit == FINAL_EXIT:
         return f"{question} At this cost it is the original itself: {reached:.2%}, {compared}"
-    answer = "YES" if gain > 0 else "No"
+    answer = "YES" if gain >= 0.005 else "No"
     return (
         f"{question} {answer}: cut off at {smaller.exits[-1].exit}, it reaches {reached:.2%} at "
         f"{smaller.promise['cost'] / original_cost:.1%} of the cost, {compared}"
@@ -134,9 +136,9 @@ def guaranteed_text(result: Guaranteed) -> str:
             )
     if best is not None:
         low, high = result.drop_interval
-        lines.append(
-            f"  mean IoU falls by {100 * low:.2f} to {100 * high:.2f} pp (bootstrap interval, 95 %; no guarantee)"
-        )
+        falls = f"falls by {100 * low:.2f} to {100 * high:.2f} pp (bootstrap interval, 95 %; no guarantee)"
+        unknown = "has no interval: some samples of the images have no labelled pixel"
+        lines.append(f"  mean IoU {unknown if math.isnan(low + high) else falls}")
     lines.append(
         f"  {result.searched} images searched, {result.held_out} held out; {result.tested} of {result.path} "
         "configurations passed, from cautious to bold"

@@ -23,7 +23,6 @@ null where the exit is unconditional.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -161,8 +160,8 @@ class Manifest:
         _expect(step is None or area <= LARGEST_AREA, "input.size", f"at most {LARGEST_AREA} pixels", self.size)
         _expect(step is None or not any(side % step for side in self.size), "input.size", f"steps of {step}", self.size)
         _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
-        _expect(all(0 < x < math.inf for x in self.std), "input.std", "numbers above 0", self.std)
-        _expect(all(math.isfinite(x) for x in self.mean), "input.mean", "numbers", self.mean)
+        _expect(all(1e-6 <= x <= 1e6 for x in self.std), "input.std", "numbers in 1e-6..1e6", self.std)
+        _expect(all(abs(x) <= 1e6 for x in self.mean), "input.mean", "numbers in -1e6..1e6", self.mean)
         _expect(set(self.policy) == {"refine", "edges", "confidence"}, "policy", "its three entries", self.policy)
         _expect(self.policy["edges"] in get_args(EdgeKind), "policy.edges", get_args(EdgeKind), self.policy["edges"])
         _expect(isinstance(self.policy["refine"], bool), "policy.refine", "true or false", self.policy["refine"])
@@ -175,6 +174,7 @@ class Manifest:
             for file in (stage.stage, stage.head):
                 _expect(file is None or file in self.files, where, "files that are listed", file)
             _expect(set(stage.inputs) <= set(known), f"{where}.inputs", f"some of {known}", stage.inputs)
+            _expect(stage.feature != "images", f"{where}.feature", "what a stage gives", stage.feature)
             given = {stage.feature, *(name for name, _ in stage.carried)}
             _expect(given <= {*stage.outputs, *known}, f"{where}.outputs", f"{sorted(given)} among them", stage.outputs)
             known = tuple(name for name, _ in stage.carried)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,12 @@ from mess.runtime.pixels import labels_at
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB of any size."""
+
+MOST_THREADS = 1024
+"""That a backend is asked for."""
+
+RETRY_AFTER = 100
+"""Calls in which a deadline kept a stage from beginning, before it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,8 @@ class Runtime:
         size: (height, width) that pictures are resized to and the network is loaded for; by default the one that was
             calibrated. Thresholds, costs and the promise are of that one.
         deadline_ms: give the best prediction there is at this time after the call of `predict`: a stage that would end
-            later, going by its last run, is not begun. The first exit always runs.
+            later, going by the median of its last 5 runs, is not begun. The first exit always runs. One that was not
+            begun in `RETRY_AFTER` calls is tried again, as it may have become faster; that prediction may be late.
 
     Raises:
         FileNotFoundError, ValueError: no deployment, another version, a file that is missing or altered, or a `size`
@@ -65,27 +75,28 @@ class Runtime:
         size: tuple[int, int] | None = None,
         deadline_ms: float | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        if deadline_ms is not None and not deadline_ms >= 0:
-            raise ValueError(f"deadline_ms: expected 0 or more, got {deadline_ms}")
+        if threads is not None and not (_is_integer(threads) and 1 <= threads <= MOST_THREADS):
+            raise ValueError(f"threads: expected an integer in 1..{MOST_THREADS}, got {threads!r}")
+        if deadline_ms is not None and not (_is_number(deadline_ms) and deadline_ms >= 0):
+            raise ValueError(f"deadline_ms: expected a number of milliseconds, 0 or more, got {deadline_ms!r}")
         root = Path(folder)
         self.manifest = Manifest.load(root)
         self.deadline_ms = deadline_ms
         self._workspace = mess_core.Workspace()
-        self._last_ms = [0.0] * len(self.manifest.exits)
+        self._pace = [_Pace() for _ in self.manifest.exits]
         self.size = self.manifest.size if size is None else _checked_size(size, self.manifest)
         self._stages: list[Session] = []
         self._heads: list[Session | None] = []
-        self._load(root, backend, threads)
+        self._load(root, backend, None if threads is None else int(threads))
 
     def predict(self, image: Picture, *, image_thresholds: Sequence[float | None] | None = None) -> Result:
-        """Segment one picture, stopping as early as the thresholds, or the deadline, allow.
+        """Segment one picture, stopping as early as the thresholds, or the deadline, allow; anytime: at the last exit.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             image_thresholds: one an exit instead of the manifest's; None where it has none. An exit whose threshold is
-                above 1 lets nothing leave, so unless there is a deadline its head and its decision are not run.
+                above 1 lets nothing leave, so unless there is a deadline its head and its decision are not run; nor are
+                those of an anytime deployment before its last exit.
 
         Raises:
             TypeError, ValueError: `image` is not (H, W, 3) uint8, or thresholds do not fit the exits.
@@ -97,6 +108,7 @@ class Runtime:
     ) -> list[Result]:
         """Several pictures at once: those that are sure leave, the others go on; results in the order given."""
         thresholds = self._thresholds(image_thresholds)
+        last = len(self.manifest.exits) - 1
         start = time.perf_counter()
         state = self._start(images)
         remaining = np.arange(len(images))
@@ -107,19 +119,21 @@ class Runtime:
             began = time.perf_counter()
             threshold = thresholds[position]
             feature, state = self._run_stage(position, state, len(remaining))
-            if threshold is not None and threshold > 1 and self.deadline_ms is None:
+            passes_all = position < last if threshold is None else threshold > 1
+            if passes_all and self.deadline_ms is None:
                 times.append(1000 * (time.perf_counter() - began))
                 continue
             logits = self._logits(position, feature)
-            leaves = np.ones(len(remaining), dtype=bool)
+            leaves = np.full(len(remaining), fill_value=not passes_all)
             if threshold is not None:
                 values = self._confidence(entry, logits)
                 for image, value in zip(remaining, values, strict=True):
                     confidences[image].append(float(value))
                 leaves = values >= threshold
             times.append(1000 * (time.perf_counter() - began))
-            self._last_ms[position] = times[-1]
-            if not leaves.all() and self._is_late(position + 1, start):
+            self._pace[position].ran(len(remaining), times[-1])
+            num_left = int(np.count_nonzero(~leaves))
+            if num_left and self._is_late(position + 1, num_left, start):
                 leaves[:] = True
             for image, values in zip(remaining[leaves], logits[leaves], strict=True):
                 results[image] = self._result(images[image], values, entry, confidences[image], times)
@@ -172,11 +186,14 @@ class Runtime:
         own = [entry.image_threshold for entry in self.manifest.exits]
         if given is None:
             return own
-        if [value is None for value in given] != [value is None for value in own]:
+        wanted = list(given)
+        if [value is None for value in wanted] != [value is None for value in own]:
             raise ValueError(
                 f"image_thresholds: expected one an exit, None where the manifest has none: {own}, got {given}"
             )
-        return list(given)
+        if not all(value is None or (_is_number(value) and not math.isnan(value)) for value in wanted):
+            raise ValueError(f"image_thresholds: expected numbers, got {given}")
+        return wanted
 
     def _start(self, images: Sequence[Picture]) -> dict[str, npt.NDArray[Any]]:
         if len(images) == 0:
@@ -223,10 +240,10 @@ class Runtime:
     def _upsampling(self, logits: npt.NDArray[np.float32]) -> tuple[int, int] | None:
         return None if logits.shape[-2:] == self.size else self.size
 
-    def _is_late(self, position: int, start: float) -> bool:
-        if self.deadline_ms is None or position == len(self.manifest.exits):
+    def _is_late(self, position: int, images: int, start: float) -> bool:
+        if self.deadline_ms is None:
             return False
-        return 1000 * (time.perf_counter() - start) + self._last_ms[position] > self.deadline_ms
+        return not self._pace[position].may_begin(images, self.deadline_ms - 1000 * (time.perf_counter() - start))
 
     def _result(
         self,
@@ -241,14 +258,48 @@ class Runtime:
         return Result(whole, entry.name, tuple(confidences), tuple(times))
 
 
+class _Pace:
+    """How long a stage with its head and its decision takes, going by its last runs; one image and several apart."""
+
+    def __init__(self) -> None:
+        self._ms_an_image: tuple[deque[float], deque[float]] = deque(maxlen=5), deque(maxlen=5)
+        self._put_off = 0
+
+    def ran(self, images: int, ms: float) -> None:
+        self._ms_an_image[images > 1].append(ms / images)
+        self._put_off = 0
+
+    def may_begin(self, images: int, ms_left: float) -> bool:
+        """Whether it is likely to end in this time, or was put off so often that it is due."""
+        known = self._ms_an_image[images > 1]
+        expected = images * statistics.median(known) if known else 0.0
+        if ms_left >= expected or (ms_left > 0 and self._put_off >= RETRY_AFTER):
+            return True
+        self._put_off += 1
+        return False
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _checked_size(size: tuple[int, int], manifest: Manifest) -> tuple[int, int]:
     step = manifest.size_step
-    if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+    try:
+        sides = [side for side in size if _is_integer(side) and 1 <= side <= LARGEST_SIDE]
+    except TypeError:
+        sides = []
+    if len(sides) != 2 or len(size) != 2:
         raise ValueError(f"size: expected (height, width) in 1..{LARGEST_SIDE}, got {size!r}")
+    size = (int(sides[0]), int(sides[1]))
     if size[0] * size[1] > LARGEST_AREA:
         raise ValueError(f"size: expected at most {LARGEST_AREA} pixels, got {size!r}")
-    if step is None and tuple(size) != manifest.size:
+    if step is None and size != manifest.size:
         raise ValueError(f"size: expected {manifest.size}, which alone this deployment takes, got {size!r}")
     if step is not None and any(side % step for side in size):
         raise ValueError(f"size: expected a height and width that are multiples of {step}, got {size!r}")
-    return size[0], size[1]
+    return size

@@ -17,7 +17,8 @@ class Stream:
         runtime: of an input-dependent deployment.
         skip_after: an exit that refused this many frames in a row is not asked any more, which saves its head and its
             decision (None: always asked). An image that would have left there goes on, and gets
-            the later exit's prediction.
+            the later exit's prediction. With the runtime's `deadline_ms` it saves nothing: heads are run then, as
+            their predictions may be the best there is in time.
         retry_every: every so many frames all exits are asked again.
         hysteresis: the exit that the last frame took asks this much less image confidence (0..1) of the next one, so
             that a stream does not flicker between two exits. Images leave that the search would have sent on.
@@ -33,12 +34,12 @@ class Stream:
             raise ValueError(
                 f"runtime: expected an 'input-dependent' deployment, got one that is {runtime.manifest.setting!r}"
             )
-        if skip_after is not None and skip_after < 1:
-            raise ValueError(f"skip_after: expected at least 1, got {skip_after}")
-        if retry_every < 1:
-            raise ValueError(f"retry_every: expected at least 1, got {retry_every}")
-        if not 0 <= hysteresis <= 1:
-            raise ValueError(f"hysteresis: expected 0..1, got {hysteresis}")
+        for name, value in (("skip_after", skip_after), ("retry_every", retry_every)):
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not is_count and not (name == "skip_after" and value is None):
+                raise ValueError(f"{name}: expected an integer, at least 1, got {value!r}")
+        if not (isinstance(hysteresis, int | float) and 0 <= hysteresis <= 1):
+            raise ValueError(f"hysteresis: expected a number in 0..1, got {hysteresis!r}")
         self.runtime = runtime
         self.skip_after, self.retry_every, self.hysteresis = skip_after, retry_every, hysteresis
         self._names = [entry.name for entry in runtime.manifest.exits]
@@ -55,9 +56,12 @@ class Stream:
         """Segment the next frame (H, W, 3) uint8 RGB."""
         thresholds = self._now()
         result = self.runtime.predict(frame, image_thresholds=thresholds)
-        self._last = self._names.index(result.exit)
+        ended = self._names.index(result.exit)
+        asked = thresholds[ended]
+        is_taken = asked is None or result.image_confidence[-1] >= asked  # else the deadline ended it there
+        self._last = ended if is_taken else None
         self._frames += 1
-        for position, threshold in enumerate(thresholds[: self._last + 1]):
+        for position, threshold in enumerate(thresholds[: ended + 1]):
             if threshold is not None and threshold != math.inf:  # it was asked
                 self._refused[position] = 0 if position == self._last else self._refused[position] + 1
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
@@ -18,7 +18,8 @@ def smaller_network(
 
     What an input-dependent configuration of that cost must be better than. None where no exit alone costs so little.
     """
-    return _best(search(table, setting="budgeted", max_exits=1, max_cost=max_cost, cost=cost, metric=metric))
+    found = search(table, setting="budgeted", max_exits=1, max_cost=max_cost, cost=cost, metric=metric)
+    return found.best if found.configurations else None
 
 
 Search = Callable[..., SearchResult]
@@ -26,7 +27,13 @@ Search = Callable[..., SearchResult]
 
 
 def baselines(
-    table: CalibrationTable, one: Search, *, max_exits: int, minimises_cost: bool
+    table: CalibrationTable,
+    one: Search,
+    *,
+    max_exits: int,
+    minimises_cost: bool,
+    required: Sequence[str] = (),
+    forbidden: Sequence[str] = (),
 ) -> dict[str, Configuration | None]:
     """The best configuration of three smaller spaces, each searched exactly; None where nothing meets the target.
 
@@ -34,42 +41,58 @@ def baselines(
     uniform: exits at points that divide the backbone evenly, the same head at each, thresholds free; the best head and
         number of exits.
     greedy: the best single exit, then one exit more at a time with all earlier ones kept, thresholds free.
+
+    `required` and `forbidden` exits bind them too; what a time limit stopped before anything was found is left out.
     """
+    found = {
+        "single exit": _single(one, required),
+        "uniform": _uniform(table, one, max_exits, required, forbidden),
+        "greedy": _greedy(one, max_exits, required),
+    }
     return {
-        "single exit": _best(one(setting="budgeted", max_exits=1)),
-        "uniform": _uniform(table, one, max_exits, minimises_cost),
-        "greedy": _greedy(one, max_exits),
+        name: _better(results, minimises_cost)
+        for name, results in found.items()
+        if not results or any(r.configurations or r.status != "stopped" for r in results)
     }
 
 
-def _uniform(table: CalibrationTable, one: Search, max_exits: int, minimises_cost: bool) -> Configuration | None:
+def _single(one: Search, required: Sequence[str]) -> list[SearchResult]:
+    return [one(setting="budgeted", max_exits=1)] if len(required) <= 1 else []
+
+
+def _uniform(
+    table: CalibrationTable, one: Search, max_exits: int, required: Sequence[str], forbidden: Sequence[str]
+) -> list[SearchResult]:
     num_points = len(table.model)
     heads = {name.partition(":")[2] for name in table.exits if name != FINAL_EXIT}
     found = []
     for count in range(2, min(max_exits, num_points + 1) + 1):
         points = [round((i + 1) * (num_points + 1) / count) - 1 for i in range(count - 1)]
         for head in sorted(heads):
-            names = [f"{point}:{head}" for point in points]
-            if len(set(names)) == len(names) and set(names) <= set(table.exits):
-                found.append(one(max_exits=count, required_exits=[*names, FINAL_EXIT]))
-    return _better(found, minimises_cost)
+            names = {*(f"{point}:{head}" for point in points), FINAL_EXIT}
+            if len(names) == count and set(required) <= names <= set(table.exits) - set(forbidden):
+                found.append(one(max_exits=count, required_exits=sorted(names)))
+    return found
 
 
-def _greedy(one: Search, max_exits: int) -> Configuration | None:
-    best = one(setting="budgeted", max_exits=1)
-    for count in range(2, max_exits + 1):
-        if not best.configurations:
+def _greedy(one: Search, max_exits: int, required: Sequence[str]) -> list[SearchResult]:
+    """The last of the growing configurations, or every search when none found anything."""
+    tried, kept = _single(one, required), list(required)
+    best = [result for result in tried if result.configurations]
+    if not best and not required:
+        return tried  # no exit to begin with
+    for count in range(max(2, len(required)), max_exits + 1):
+        if best:
+            kept = _exits(best[-1])
+        tried.append(one(max_exits=count, required_exits=kept))
+        if best and (not tried[-1].configurations or _exits(tried[-1]) == kept):
             break
-        kept = [chosen.exit for chosen in best.best.exits]
-        longer = one(max_exits=count, required_exits=kept)
-        if not longer.configurations or longer.best.exits == best.best.exits:
-            break
-        best = longer
-    return _best(best)
+        best += [result for result in tried[-1:] if result.configurations]
+    return best[-1:] or tried
 
 
-def _best(result: SearchResult) -> Configuration | None:
-    return result.best if result.configurations else None
+def _exits(result: SearchResult) -> list[str]:
+    return [chosen.exit for chosen in result.best.exits]
 
 
 def _better(results: list[SearchResult], minimises_cost: bool) -> Configuration | None:

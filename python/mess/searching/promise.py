@@ -33,6 +33,8 @@ LEARN_SHARE = 0.2
 """Of a table that is divided, the part that is searched. Measured (benches/record/guarantee.md): proving needs images
 more than searching does."""
 
+_SEARCH_OPTIONS = {"image_thresholds", "required_exits", "forbidden_exits", "threads", "progress"}
+
 _SCALE = 1 << 20
 """Losses of the search are integers: steps of a millionth."""
 
@@ -223,6 +225,9 @@ def guarantee(
         known = [np.isfinite(g.losses(part)[-1]).any() for part in (learn, test)]
         if not all(known):
             raise ValueError(f"promises: expected images that say something about {g} in both parts, got none")
+    unknown = set(search_options) - _SEARCH_OPTIONS
+    if unknown:
+        raise ValueError(f"search_options: expected some of {sorted(_SEARCH_OPTIONS)}, got {sorted(unknown)}")
     options = {"cost": cost, "max_exits": max_exits, "time_limit": time_limit, **search_options}
     path = list(_knob(learn, wanted[0], options) if on_average else _front(learn, wanted, options))
     order = rng.permutation(len(test.images))
@@ -245,6 +250,10 @@ def guarantee(
     shown = path[passed - 1] if passed else (path[0] if path else None)
     proofs = tuple(_proof(at, shown, bound) for at in losses) if shown is not None else ()
     chosen = path[passed - 1] if passed else None
+    if chosen is not None:
+        arrays = test.search_table(cost)
+        if mess_core.evaluate(arrays, chosen).found.cost >= _original_cost(test, cost):
+            chosen, proofs = None, ()  # the original network keeps every promise, and costs less
     return _outcome(learn, test, chosen, proofs, cost, len(path), passed, rng)
 
 
@@ -283,12 +292,16 @@ def _divided(
         both = set(held_out.images) & set(table.images)
         if both and table.facts.get("split") == held_out.facts.get("split"):
             raise ValueError(f"held_out: expected other images than those searched, got {sorted(both)[:3]} in both")
+        if len(held_out.images) < 2:
+            raise ValueError(f"held_out: expected at least 2 images, got {len(held_out.images)}")
         return table, held_out
     if not 0 < learn_share < 1:
         raise ValueError(f"learn_share: expected above 0 and below 1, got {learn_share}")
     count = round(learn_share * len(table.images))
-    if count < 1 or count >= len(table.images):
-        raise ValueError(f"table: expected images enough to divide, got {len(table.images)}")
+    if count < 1 or count > len(table.images) - 2:
+        raise ValueError(
+            f"table: expected images enough to divide, at least 1 searched and 2 held out, got {len(table.images)}"
+        )
     order = rng.permutation(len(table.images))
     return table.select(np.sort(order[:count])), table.select(np.sort(order[count:]))
 
@@ -307,7 +320,7 @@ def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) 
 
     The final exit is its last one, so that the most cautious setting is the original network, whose loss is none.
     """
-    required = [*options.get("required_exits", ()), FINAL_EXIT]
+    required = list(dict.fromkeys([*options.get("required_exits", ()), FINAL_EXIT]))
     found = _search(learn, [promise], options | {"required_exits": required}, within=promise.limit).found
     if not found or not found[0].configuration.gates:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.runtime import watch
 from mess_core import Found, Metric, Outcome, Progress, SearchProblem, Setting, Status
+
+
+_SLACK = 1e-12
+"""Of limits that are relative to the final exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ class SearchResult:
     def best(self) -> Configuration:
         """The only or cheapest configuration; LookupError when there is none."""
         if not self.configurations:
-            raise LookupError(f"search: no configuration satisfies the target (status {self.status})")
+            found = "was found" if self.status == "stopped" else "satisfies the target"
+            raise LookupError(f"search: no configuration {found} (status {self.status})")
         return self.configurations[0]
 
 
@@ -79,6 +85,9 @@ def search(
     spread: Callable[[SearchProblem], Outcome] | None = None,
 ) -> SearchResult:
     """Find the best configuration for a target, or the whole trade-off when no target is given. Runs no network.
+
+    Limits that are relative to the final exit (`max_drop`, `max_cost_ratio`, `max_class_drop`, `cost_limits`) are met
+    to within 1e-12, so that what is exactly at the limit is within it however the products are rounded.
 
     Args:
         table: from `mess.calibrate`, of a split that is not the one results are reported on.
@@ -123,21 +132,16 @@ def search(
     single = mess_core.Configuration((final,))
     baseline = mess_core.evaluate(arrays, single, setting="budgeted", metric=metric).found
     baseline_accuracy, baseline_cost = baseline.accuracy, baseline.cost
+    if not resolution >= 0:
+        raise ValueError(f"resolution: expected a share of the final exit's cost, 0 or more, got {resolution}")
     if max_cost_ratio is not None:
-        max_cost = max_cost_ratio * baseline_cost
+        max_cost = max_cost_ratio * baseline_cost * (1 + _SLACK)
     min_final_accuracy = 0.0
     if max_drop is not None:
         if setting == "anytime":
-            min_final_accuracy, max_cost = baseline_accuracy - max_drop, float("inf")
+            min_final_accuracy, max_cost = baseline_accuracy - max_drop - _SLACK, float("inf")
         else:
-            min_accuracy = baseline_accuracy - max_drop
-    class_iou = table.iou(final)
-    floors = {
-        index_of("class_names", table.class_names, name): max(
-            0.0, float(class_iou[table.class_names.index(name)]) - drop
-        )
-        for name, drop in (max_class_drop or {}).items()
-    }
+            min_accuracy = baseline_accuracy - max_drop - _SLACK
     outcome = mess_core.search(
         arrays,
         setting=setting,
@@ -150,9 +154,9 @@ def search(
         required_exits=[index_of("exits", table.exits, name) for name in required_exits],
         forbidden_exits=[index_of("exits", table.exits, name) for name in forbidden_exits],
         min_share=min_share,
-        min_class_iou=floors,
+        min_class_iou=_class_floors(table, final, max_class_drop or {}),
         cost_limits=[
-            mess_core.CostLimit(at_most=ratio * baseline_cost, statistic=name)
+            mess_core.CostLimit(at_most=ratio * baseline_cost * (1 + _SLACK), statistic=name)
             for name, ratio in (cost_limits or {}).items()
         ],
         horizon=baseline_cost,
@@ -165,12 +169,25 @@ def search(
         spread=spread,
     )
     return SearchResult(
-        configurations=tuple(found_configuration(table, found, setting, cost) for found in outcome.found),
+        configurations=tuple(found_configuration(table, found, setting, cost, metric) for found in outcome.found),
         baseline_accuracy=baseline_accuracy,
         baseline_cost=baseline_cost,
-        nearest=None if outcome.nearest is None else found_configuration(table, outcome.nearest, setting, cost),
+        nearest=None if outcome.nearest is None else found_configuration(table, outcome.nearest, setting, cost, metric),
         outcome=outcome,
     )
+
+
+def _class_floors(table: CalibrationTable, final: int, drops: Mapping[str, float]) -> dict[int, float]:
+    """By number of the class, the least IoU."""
+    iou, floors = table.iou(final), {}
+    for name, drop in drops.items():
+        index = index_of("class_names", table.class_names, name)
+        if not math.isfinite(drop):
+            raise ValueError(f"max_class_drop: expected a number for {name!r}, got {drop}")
+        if math.isnan(iou[index]):
+            raise ValueError(f"max_class_drop: expected classes with ground truth in the table, got {name!r}")
+        floors[index] = min(max(0.0, float(iou[index]) - drop - _SLACK), 1.0)
+    return floors
 
 
 def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str = "macs") -> Report:
@@ -214,7 +231,18 @@ def _mixture_iou(table: CalibrationTable, taken: list[int]) -> tuple[float, ...]
     return tuple(float(i / u) if t else float("nan") for i, u, t in zip(intersection, union, truth, strict=True))
 
 
-def found_configuration(table: CalibrationTable, found: Found, setting: Setting, cost: str) -> Configuration:
+def exit_accuracy(table: CalibrationTable, exit_index: int, metric: Metric) -> float:
+    """Accuracy when all images take one exit."""
+    if metric == "mean-iou":
+        return table.mean_iou(exit_index)
+    arrays = table.search_table(next(iter(table.costs)))
+    single = mess_core.Configuration((exit_index,))
+    return mess_core.evaluate(arrays, single, setting="budgeted", metric=metric).found.accuracy
+
+
+def found_configuration(
+    table: CalibrationTable, found: Found, setting: Setting, cost: str, metric: Metric = "mean-iou"
+) -> Configuration:
     """What `mess_core` found, by names, and what it reaches on the table."""
     gates = [*found.configuration.gates, None] if found.configuration.gates else [None] * len(found.configuration.exits)
     chosen = tuple(
@@ -229,6 +257,7 @@ def found_configuration(table: CalibrationTable, found: Found, setting: Setting,
     promise = {
         "split": table.facts.get("split"),
         "accuracy": found.accuracy,
+        "metric": metric,
         "cost": found.cost,
         "cost_column": cost,
         "shares": [count / images for count in found.stopped],
@@ -238,7 +267,7 @@ def found_configuration(table: CalibrationTable, found: Found, setting: Setting,
         confidence = table.image_confidence[found.configuration.exits[0], first.pixel_threshold]
         promise[watch.PROMISE] = watch.histogram(confidence).tolist()
     if setting == "anytime":  # accuracy is the mean over cut-offs then; this is what the last prediction reaches
-        promise["last_accuracy"] = table.mean_iou(found.configuration.exits[-1])
+        promise["last_accuracy"] = exit_accuracy(table, found.configuration.exits[-1], metric)
     return Configuration(setting=setting, model=table.model, exits=chosen, policy=table.policy, promise=promise)
 
 

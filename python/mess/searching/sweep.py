@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.cluster import Workers
 from mess.deployment.configuration import Configuration, describe
-from mess.files import entries, entry, write_whole
+from mess.files import entries, entry, json_text, write_whole
 from mess.searching import request
 from mess.searching.request import SearchSettings, Target
 from mess.searching.solve import SearchResult
@@ -227,7 +226,7 @@ def write_parquet(path: str | Path, asked: Sequence[Wish], results: Mapping[str,
 
 
 def _rows(wish: Wish, result: SearchResult | str) -> Iterator[dict[str, Any]]:
-    asked = json.dumps(dict(wish.asked))
+    asked = json_text(dict(wish.asked))
     about: dict[str, Any] = {"search": wish.name, "asked": asked, "cost_column": wish.settings.cost}
     if isinstance(result, str):
         yield about | {"status": "error", "error": result}
@@ -247,5 +246,5 @@ def _measured(configuration: Configuration, result: SearchResult) -> dict[str, A
         "accuracy": accuracy,
         "drop": result.baseline_accuracy - accuracy,
         "exits": describe(configuration.exits),
-        "configuration": json.dumps(configuration.to_json()),
+        "configuration": json_text(configuration.to_json()),
     }

@@ -82,6 +82,8 @@ def train(
     first = pretraining or TrainSettings()
     second = exits or replace(first, epochs=max(1, first.epochs // 3))
     folder = Path(out) if out is not None else None
+    if cache_views < 0:
+        raise ValueError(f"cache_views: expected 0 (none) or more, got {cache_views}")
     if cache_views and folder is None:
         raise ValueError("out: expected a folder for the features of cache_views, got None")
     pretrain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -47,8 +48,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {self.epochs}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1], got {self.alpha}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: expected > 0, got {self.temperature}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed: expected an integer in 0..2^63, got {self.seed}")
         for name, count in (("accumulate", self.accumulate), ("loss_stride", self.loss_stride)):
             if count < 1:
                 raise ValueError(f"{name}: expected at least 1, got {count}")

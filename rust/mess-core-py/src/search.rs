@@ -213,11 +213,11 @@ pub fn watched<T: Send>(
 /// What watches and stops a search that may take so many seconds.
 pub fn control(time_limit: Option<f64>) -> PyResult<core::Control> {
     let mut control = core::Control::default();
-    control.deadline = match time_limit.map(Duration::try_from_secs_f64) {
-        None => None,
-        Some(Ok(limit)) => Instant::now().checked_add(limit),
-        Some(Err(_)) => return Err(PyValueError::new_err("time_limit: expected seconds >= 0")),
-    };
+    if let Some(seconds) = time_limit.filter(|seconds| !(*seconds >= 0.0)) {
+        return Err(PyValueError::new_err(format!("time_limit: expected seconds >= 0, got {seconds}")));
+    }
+    let limit = time_limit.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()); // none that long ends
+    control.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     Ok(control)
 }
 

@@ -30,8 +30,8 @@ const CHANNELS: usize = 3;
 /// `mean` and `std` are of the channels' values in 0..1.
 ///
 /// # Errors
-/// [`Error::Value`] for an image without pixels or of other channels, a `std` that is not above 0, a `mean` that is no
-/// number, an `out` of other channels, without pixels or not in C order, or sizes that do not fit into memory.
+/// [`Error::Value`] for an image without pixels or of other channels, a `std` outside 1e-6..1e6, a `mean` outside
+/// -1e6..1e6, an `out` of other channels, without pixels or not in C order, or sizes that do not fit into memory.
 pub fn network_input_into(
     image: ArrayView3<'_, u8>,
     mean: [f64; CHANNELS],
@@ -43,11 +43,11 @@ pub fn network_input_into(
     if height == 0 || width == 0 || channels != CHANNELS {
         return Err(Error::value("image", "(H, W, 3) with at least one pixel", format!("{:?}", image.dim())));
     }
-    if mean.iter().any(|value| !value.is_finite()) {
-        return Err(Error::value("mean", "three numbers", format!("{mean:?}")));
+    if mean.iter().any(|value| !(value.abs() <= 1e6)) {
+        return Err(Error::value("mean", "three numbers in -1e6..1e6", format!("{mean:?}")));
     }
-    if std.iter().any(|value| !(value.is_finite() && *value > 0.0)) {
-        return Err(Error::value("std", "three numbers above 0", format!("{std:?}")));
+    if std.iter().any(|value| !(1e-6..=1e6).contains(value)) {
+        return Err(Error::value("std", "three numbers in 1e-6..1e6", format!("{std:?}")));
     }
     let (planes, h, w) = out.dim();
     if planes != CHANNELS || h == 0 || w == 0 {

@@ -302,8 +302,8 @@ impl<'t> Ascent<'_, '_, 't> {
         let chosen: Vec<usize> = self.exits.iter().flatten().copied().collect();
         let mut row_of = vec![usize::MAX; compact.num_exits];
         chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
-        let slopes = [Slopes::of(&plane)];
-        let of_exit = |exit: &usize| self.shared.isa.run(ExitValues { slopes: &slopes, compact, exit: *exit });
+        let slopes = Slopes::of(&plane);
+        let of_exit = |exit: &usize| self.shared.isa.run(ExitValues { slopes: &[&slopes], compact, exit: *exit });
         let values = chosen.iter().flat_map(of_exit).collect();
         let share = |weight: &f64| (self.multiplier * weight / compact.total_weight) as f32;
         let costs = self.shared.table.costs(self.shared.query.scoring.column);

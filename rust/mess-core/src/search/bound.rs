@@ -86,6 +86,26 @@ impl Ranges {
         let zeros = || vec![0.0; padded];
         Self { t_low: zeros(), t_high: zeros(), u_low: zeros(), u_high: zeros() }
     }
+
+    /// Add the ends of other ranges to these.
+    pub fn add(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.t_low, &other.t_low),
+            (&mut self.t_high, &other.t_high),
+            (&mut self.u_low, &other.u_low),
+            (&mut self.u_high, &other.u_high),
+        ];
+        for (ends, others) in pairs {
+            ends.iter_mut().zip(others).for_each(|(end, other)| *end += other);
+        }
+    }
+
+    /// Multiply all ends.
+    pub fn scale(&mut self, factor: f64) {
+        for ends in [&mut self.t_low, &mut self.t_high, &mut self.u_low, &mut self.u_high] {
+            ends.iter_mut().for_each(|end| *end *= factor);
+        }
+    }
 }
 
 impl Plane {

@@ -426,10 +426,10 @@ impl Shared<'_, '_> {
 
     /// Everything that space and limits ask of a mixture.
     fn is_within_limits(&self, exits: &[usize], mixture: &Mixture) -> bool {
-        let share = self.query.space.min_share * self.compact.total_weight;
+        let (share, total) = (self.query.space.min_share, self.compact.total_weight);
         self.is_wanted(exits)
             && mixture.images.iter().all(|images| *images > 0)
-            && mixture.weight.iter().all(|weight| *weight >= share)
+            && mixture.weight.iter().all(|weight| weight / total >= share)
             && self.has_class_floors(&mixture.t, &mixture.f)
             && self.is_within_cost_limits(exits, &mixture.weight)
     }

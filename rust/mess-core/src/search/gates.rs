@@ -25,15 +25,34 @@ pub(crate) struct Left {
     pub second: Runs,
 }
 
-/// What each image is worth at each exit of a chain.
-pub(crate) struct ChainValues {
-    /// Of each exit, (rows, RUNS): the value less that at the last exit.
+/// A plane for chains that are alike but for the last exit, with what each image is worth by it at the others.
+pub(crate) struct Fitted {
+    plane: Plane,
+    slopes: Slopes,
+    /// (padded n,) values at the second exit, which are taken off all others.
+    reference: Vec<f32>,
+    /// Their sum.
+    constant: f64,
+    sums: Magnitudes,
+    /// Of each exit, (rows, RUNS).
     rows: Vec<Vec<f32>>,
+}
+
+/// What each image is worth at each exit of a chain, less what it is at the second.
+pub(crate) struct ChainValues<'f> {
+    /// Of each exit, (rows, RUNS).
+    rows: Vec<&'f [f32]>,
+    last: Vec<f32>,
     /// Lift, and sum of what was taken off.
     pub constant: f64,
-    /// Sums over images and exits of the magnitudes of what was added up: for values, for rows.
-    raw: f64,
-    magnitude: f64,
+    sums: Magnitudes,
+}
+
+/// Sums over images and exits of the magnitudes of what was added up.
+#[derive(Clone, Copy, Default)]
+struct Magnitudes {
+    of_values: f64,
+    of_rows: f64,
 }
 
 impl Left {
@@ -51,68 +70,100 @@ impl Left {
     }
 }
 
-impl ChainValues {
-    /// Of several chains of equal length, each by the secant plane of its box; `images` as in `tails::Task`. What
-    /// neighbours have in common is read once.
-    pub fn all(shared: &Shared<'_, '_>, chains: &[(&[usize], &Ranges)], images: &[u32]) -> impl Iterator<Item = Self> {
-        let compact = shared.compact;
-        let plane = |(_, ranges): &(_, &Ranges)| Plane::secant(shared.query.scoring.metric, compact, ranges);
-        let planes: Vec<Plane> = chains.iter().map(plane).collect();
+impl Fitted {
+    /// The secant plane of each of some boxes, for chains that begin with these exits; `images` as in `tails::Task`.
+    pub fn all<'b>(
+        shared: &Shared<'_, '_>,
+        exits: &[usize],
+        boxes: impl Iterator<Item = &'b Ranges>,
+        images: &[u32],
+    ) -> Vec<Self> {
+        let (compact, isa) = (shared.compact, shared.isa);
+        let planes: Vec<Plane> =
+            boxes.map(|ranges| Plane::secant(shared.query.scoring.metric, compact, ranges)).collect();
         let slopes: Vec<Slopes> = planes.iter().map(Slopes::of).collect();
-        let mut values: Vec<Vec<Vec<f32>>> = vec![Vec::new(); chains.len()];
-        for at in 0..chains.first().map_or(0, |(exits, _)| exits.len()) {
-            let mut from = 0;
-            for same in chains.chunk_by(|(a, _), (b, _)| a[at] == b[at]) {
-                let (exit, until) = (same[0].0[at], from + same.len());
-                let of_exit = shared.isa.run(ExitValues { slopes: &slopes[from..until], compact, exit });
-                values[from..until].iter_mut().zip(of_exit).for_each(|(values, of_exit)| values.push(of_exit));
-                from = until;
-            }
+        let refs: Vec<&Slopes> = slopes.iter().collect();
+        let mut values: Vec<Vec<Vec<f32>>> = vec![Vec::new(); planes.len()];
+        for &exit in exits {
+            let of_exit = isa.run(ExitValues { slopes: &refs, compact, exit });
+            values.iter_mut().zip(of_exit).for_each(|(values, of_exit)| values.push(of_exit));
         }
-        let with_plane = chains.iter().zip(planes.into_iter().zip(values));
-        with_plane.map(move |(chain, (plane, values))| Self::new(shared, *chain, &plane, &values, images))
+        let with_slopes = planes.into_iter().zip(slopes).zip(values);
+        let fitted = |((plane, slopes), mut values): ((Plane, Slopes), Vec<Vec<f32>>)| {
+            let reference = values[1].clone();
+            let constant = reference.iter().map(|value| f64::from(*value)).sum();
+            let mut sums = Magnitudes::default();
+            let rows = values.drain(..).zip(exits).map(|(values, &exit)| {
+                let (row, of_rows) = isa.run(Arranged { values: &values, reference: &reference, images });
+                sums = sums.and(Magnitudes { of_values: magnitude(shared, &plane, exit), of_rows });
+                row
+            });
+            let rows = rows.collect();
+            Self { plane, slopes, reference, constant, sums, rows }
+        };
+        with_slopes.map(fitted).collect()
     }
 
-    /// From the values of each exit.
-    fn new(
+    /// Chains that go on to this exit, each with a plane and its own box.
+    pub fn chains<'f>(
         shared: &Shared<'_, '_>,
-        (exits, ranges): (&[usize], &Ranges),
-        plane: &Plane,
-        values: &[Vec<f32>],
+        last: usize,
+        chains: &[(&'f Self, &Ranges)],
         images: &[u32],
-    ) -> Self {
-        let (compact, isa) = (shared.compact, shared.isa);
-        let reference = &values[values.len() - 1];
-        let mut chain =
-            Self { rows: Vec::with_capacity(exits.len()), constant: plane.lift(ranges), raw: 0.0, magnitude: 0.0 };
-        chain.constant += reference.iter().map(|value| f64::from(*value)).sum::<f64>();
-        for (values, &exit) in values.iter().zip(exits) {
-            let (row, magnitude) = isa.run(Arranged { values, reference, images });
-            chain.rows.push(row);
-            chain.magnitude += magnitude;
-            let sums = shared.steps.alone(exit);
-            let (t, u) = (&sums[..compact.padded()], &sums[2 * compact.padded()..]);
-            for class in 0..compact.classes.len() {
-                chain.raw += t[class] * plane.of_both[class].abs();
-                chain.raw += (u[class] - compact.truth[class]) * plane.of_wrong[class].abs();
+    ) -> impl Iterator<Item = ChainValues<'f>> {
+        let isa = shared.isa;
+        let slopes: Vec<&Slopes> = chains.iter().map(|(fitted, _)| &fitted.slopes).collect();
+        let values = isa.run(ExitValues { slopes: &slopes, compact: shared.compact, exit: last });
+        chains.iter().zip(values).map(move |((fitted, ranges), values)| {
+            let (last_row, of_rows) = isa.run(Arranged { values: &values, reference: &fitted.reference, images });
+            let of_last = Magnitudes { of_values: magnitude(shared, &fitted.plane, last), of_rows };
+            ChainValues {
+                rows: fitted.rows.iter().map(|row| &row[..]).collect(),
+                last: last_row,
+                constant: fitted.constant + fitted.plane.lift(ranges),
+                sums: fitted.sums.and(of_last),
             }
-        }
-        chain
+        })
+    }
+}
+
+/// Sum over images of the magnitudes that are added up for the values of an exit.
+fn magnitude(shared: &Shared<'_, '_>, plane: &Plane, exit: usize) -> f64 {
+    let compact = shared.compact;
+    let sums = shared.steps.alone(exit);
+    let (t, u) = (&sums[..compact.padded()], &sums[2 * compact.padded()..]);
+    let of_class = |class: usize| {
+        t[class] * plane.of_both[class].abs() + (u[class] - compact.truth[class]) * plane.of_wrong[class].abs()
+    };
+    (0..compact.classes.len()).map(of_class).sum()
+}
+
+impl Magnitudes {
+    fn and(self, other: Self) -> Self {
+        Self { of_values: self.of_values + other.of_values, of_rows: self.of_rows + other.of_rows }
+    }
+}
+
+impl ChainValues<'_> {
+    /// (rows, RUNS) of exit number `at`.
+    #[inline(always)]
+    fn row(&self, at: usize) -> &[f32] {
+        self.rows.get(at).copied().unwrap_or(&self.last)
     }
 
     /// Twice what the contract of `tails.rs` says of sums of `num_rows` terms, and of values of 2 P terms, each of two exits.
     /// `largest_cost` is a multiple of the multiplier that no cost exceeds.
     pub fn rounding(&self, num_rows: usize, num_classes: usize, largest_cost: f64) -> f64 {
         let unit = f64::from(f32::EPSILON);
-        unit * ((2 * num_rows + 8) as f64 * (self.magnitude + largest_cost)
-            + (2 * num_classes + 4) as f64 * 2.0 * self.raw)
+        unit * ((2 * num_rows + 8) as f64 * (self.sums.of_rows + largest_cost)
+            + (2 * num_classes + 4) as f64 * 2.0 * self.sums.of_values)
     }
 }
 
 /// What a chain of three exits or more is worth at one multiplier: values less costs, which are worked out where they are
 /// wanted, as that is quicker than to read them from memory.
 pub(crate) struct Worth<'v> {
-    values: &'v ChainValues,
+    values: &'v ChainValues<'v>,
     /// Those of stopping at each exit, times the multiplier.
     costs: Vec<f32>,
     /// The images' parts of the whole.
@@ -132,7 +183,7 @@ pub(crate) struct RunSums {
 }
 
 impl<'v> Worth<'v> {
-    pub fn new(isa: Isa, values: &'v ChainValues, costs: Vec<f32>, shares: &'v [f32]) -> Self {
+    pub fn new(isa: Isa, values: &'v ChainValues<'v>, costs: Vec<f32>, shares: &'v [f32]) -> Self {
         let mut worth = Self { values, costs, shares, sums: RunSums::default() };
         worth.sums = isa.run(&worth);
         worth
@@ -143,7 +194,7 @@ impl<'v> Worth<'v> {
     fn of_row(&self, row: usize) -> [[f32; RUNS]; 3] {
         let shares = &self.shares.as_chunks::<RUNS>().0[row];
         let at_exit = |at: usize| -> [f32; RUNS] {
-            let (values, cost) = (&self.values.rows[at].as_chunks::<RUNS>().0[row], self.costs[at]);
+            let (values, cost) = (&self.values.row(at).as_chunks::<RUNS>().0[row], self.costs[at]);
             std::array::from_fn(|lane| values[lane] - cost * shares[lane])
         };
         let mut behind = at_exit(2);
@@ -258,7 +309,7 @@ impl<'v> Worth<'v> {
         let [from, until] = second_runs;
         for (at, gains) in gains.chunks_exact_mut(RUNS).enumerate() {
             let worth = |exit: usize, lane: usize| {
-                self.values.rows[exit][at * RUNS + lane] - self.costs[exit] * self.shares[at * RUNS + lane]
+                self.values.row(exit)[at * RUNS + lane] - self.costs[exit] * self.shares[at * RUNS + lane]
             };
             let mut sum = 0.0f32;
             for (lane, gain) in gains.iter_mut().enumerate() {
@@ -414,7 +465,7 @@ impl Kernel for OrderOf<'_> {
 /// For each of some planes, (padded n,) value of one exit for each image, times the image's weight: from counts with images
 /// innermost, about P n / 8 vector operations a plane.
 pub(crate) struct ExitValues<'k> {
-    pub slopes: &'k [Slopes],
+    pub slopes: &'k [&'k Slopes],
     pub compact: &'k Compact,
     pub exit: usize,
 }

@@ -136,9 +136,20 @@ impl Incumbents {
     }
 }
 
-/// Where a cost stands on the front: the number of the first multiple of the resolution that is not below it.
+/// Where a cost stands on the front: the number of the first multiple of the resolution, as float64 has it, that is not
+/// below it.
 fn place(cost: f64, resolution: f64) -> f64 {
-    if resolution > 0.0 { (cost / resolution).ceil() } else { cost }
+    if resolution <= 0.0 {
+        return cost;
+    }
+    let near = (cost / resolution).ceil(); // off by one where the quotient is rounded across an integer
+    if (near - 1.0) * resolution >= cost {
+        near - 1.0
+    } else if near * resolution < cost {
+        near + 1.0
+    } else {
+        near
+    }
 }
 
 fn targets(objective: Objective, found: &[Found], ceiling: f64, gap: f64) -> Targets {

@@ -55,16 +55,20 @@ impl Journal {
         }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(fails)?;
-        if text.is_empty() {
-            file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
-        }
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let mut lines = whole.lines();
+        let first = lines.next().unwrap_or(&text);
+        let is_begun = whole.is_empty() && key.starts_with(first); // killed while it wrote its first line
+        if first != key && !is_begun {
+            let first: String = first.chars().take(80).collect();
+            return Err(Error::value("journal", format!("one of this table and search ({key})"), first));
+        }
+        // nothing is cut off but a torn last line of a journal
         if whole.len() < text.len() {
             file.set_len(whole.len() as u64).map_err(fails)?;
         }
-        let mut lines = whole.lines();
-        if let Some(first) = lines.next().filter(|first| *first != key) {
-            return Err(Error::value("journal", format!("one of this table and search ({key})"), first));
+        if whole.is_empty() {
+            file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
         }
         let (mut known, mut done) = (Vec::new(), HashSet::new());
         for line in lines {
@@ -75,10 +79,6 @@ impl Journal {
                 }
                 _ => {}
             }
-        }
-        if text.is_empty() || whole.is_empty() {
-            file.set_len(0).map_err(fails)?;
-            file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
         }
         let state = State { file, written: known.clone(), failed: None };
         Ok(Self { known, done, state: Mutex::new(state) })

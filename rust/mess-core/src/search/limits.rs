@@ -90,7 +90,7 @@ impl Limits {
                     let mut reached = 0.0;
                     let at = weights.iter().position(|weight| {
                         reached += weight;
-                        reached >= share * total
+                        reached / total >= share // not reached >= share * total: 7 of 100 are 0.07
                     });
                     stop_costs()[at.unwrap_or(exits.len() - 1)]
                 }

@@ -94,9 +94,17 @@ impl Scoring {
         {
             return Err(Error::value("horizon", "a finite cost above 0", horizon));
         }
+        if let Setting::Anytime { min_final_accuracy, .. } = self.setting
+            && min_final_accuracy.is_nan()
+        {
+            return Err(Error::value("min_final_accuracy", "a number", min_final_accuracy));
+        }
         Ok(())
     }
 }
+
+/// Least resolution of a front, as a part of the greatest cost of a backbone: so that its steps can be counted.
+const FINEST: f64 = 1e-12;
 
 /// What to optimise. Both bounds are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -181,6 +189,13 @@ impl Query {
         self.objective.validate()?;
         self.space.validate(table)?;
         self.limits.validate(table)?;
+        if let Objective::ParetoFront { resolution } = self.objective {
+            let backbone = table.costs(self.scoring.column).backbone;
+            let least = FINEST * backbone.iter().copied().fold(0.0, f64::max);
+            if resolution > 0.0 && resolution < least {
+                return Err(Error::value("resolution", format!("0, or {least:e} and more"), resolution));
+            }
+        }
         let is_anytime = matches!(self.scoring.setting, Setting::Anytime { .. });
         if is_anytime && self.space.min_share > 0.0 {
             return Err(Error::value("min_share", "0 when anytime, where no image stops early", self.space.min_share));

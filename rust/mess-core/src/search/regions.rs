@@ -304,14 +304,14 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     /// Necessary conditions of space and limits that the bounds do not know.
     fn is_admissible(&self, of: &Region) -> bool {
         let compact = self.shared.compact;
-        let share = self.shared.query.space.min_share * compact.total_weight;
+        let share = self.shared.query.space.min_share;
         for at in 0..self.chain.exits.len() {
             let can = of.free.iter().filter(|free| free.reach >> at & 1 == 1);
             let (images, weight) = can
                 .fold((of.certain.images[at], of.certain.weight[at]), |(images, weight), free| {
                     (images + 1, weight + compact.weight[free.image as usize])
                 });
-            if images == 0 || weight < share {
+            if images == 0 || weight / compact.total_weight < share {
                 return false;
             }
         }
@@ -327,7 +327,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             let certain: f64 = of.certain.weight[..*exits].iter().sum();
             let free = of.free.iter().filter(|free| (free.reach.trailing_zeros() as usize) < *exits);
             let weight: f64 = certain + free.map(|free| compact.weight[free.image as usize]).sum::<f64>();
-            weight >= share * compact.total_weight
+            weight / compact.total_weight >= *share
         };
         self.chain.mean_limits.iter().all(within) && self.chain.quantiles.iter().all(reaches)
     }

@@ -144,6 +144,13 @@ impl<'a> Table<'a> {
                 return Err(Error::value(name, format!("counts up to {most}"), largest));
             }
         }
+        for (name, least) in
+            [("predicted", self.predicted.iter().min()), ("ground_truth", self.ground_truth.iter().min())]
+        {
+            if let Some(least) = least.filter(|least| **least < 0) {
+                return Err(Error::value(name, "counts of 0 and more", least));
+            }
+        }
         for ((exit, image, class), &both) in self.intersection.indexed_iter() {
             let limit = self.predicted[[exit, image, class]].min(self.ground_truth[[image, class]]);
             if both < 0 || both > limit {

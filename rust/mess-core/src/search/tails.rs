@@ -28,16 +28,13 @@ use super::compact::{GROUPS, RUNS};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::field::{Band, Field};
-use super::gates::{ChainValues, Left, Runs, Worth};
+use super::gates::{ChainValues, Fitted, Left, Runs, Worth};
 use super::incumbent::Targets;
 use super::objective::Setting;
 use super::regions::{Chain, GateRange, Regions};
 use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
-
-/// Chains that are bounded together by planes of their own.
-const PENDING: usize = 16;
 
 /// Neighbouring bands of costs in which a chain is left to one search of its regions.
 const BANDS_TOGETHER: usize = 4;
@@ -104,6 +101,7 @@ struct Candidate {
 /// A chain with the first image threshold in one group, to be bounded by a plane of its own.
 struct Pending {
     exits: Vec<usize>,
+    group: usize,
     /// Its box.
     ranges: Ranges,
     /// Bands that may hold something, and in which runs.
@@ -417,11 +415,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             if !alive.is_empty() {
                 let mut ranges = Ranges::new(compact.padded());
                 widen(start.of(group), widths, truth, &mut ranges);
-                self.pending.push(Pending { exits: exits.to_vec(), ranges, alive });
+                self.pending.push(Pending { exits: exits.to_vec(), group, ranges, alive });
             }
-        }
-        if self.pending.len() >= PENDING {
-            self.narrow_pending();
         }
     }
 
@@ -444,28 +439,44 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         2.0 * (self.num_rows + 3 * RUNS + 3) as f64 * f64::from(f32::EPSILON) * magnitude
     }
 
-    /// Bound the pending chains by planes of their own.
+    /// Bound the pending chains by a plane for each group, fitted to the mean of their boxes there.
     fn narrow_pending(&mut self) {
-        if self.second_orders.is_empty()
-            && let Some(chain) = self.pending.first()
-        {
-            let compact = self.shared.compact;
-            let runs = |pixel: usize| arranged(&self.images, &compact.gate(chain.exits[1], pixel).runs);
+        let pending = std::mem::take(&mut self.pending);
+        let Some((_, before)) = pending.first().and_then(|chain| chain.exits.split_last()) else { return };
+        let compact = self.shared.compact;
+        if self.second_orders.is_empty() {
+            let runs = |pixel: usize| arranged(&self.images, &compact.gate(before[1], pixel).runs);
             self.second_orders = (0..compact.num_pixels).map(runs).collect();
         }
-        let pending = std::mem::take(&mut self.pending);
-        let chains: Vec<(&[usize], &Ranges)> = pending.iter().map(|chain| (&chain.exits[..], &chain.ranges)).collect();
-        let values = ChainValues::all(self.shared, &chains, &self.images);
-        let narrowed = pending.iter().zip(values);
-        let found: Vec<Candidate> =
-            narrowed.flat_map(|(chain, values)| self.narrow(&chain.exits, &values, &chain.alive)).collect();
+        let mut boxes: [Option<(f64, Ranges)>; GROUPS] = [const { None }; GROUPS];
+        for chain in &pending {
+            let (number, sums) = boxes[chain.group].get_or_insert_with(|| (0.0, Ranges::new(compact.padded())));
+            *number += 1.0;
+            sums.add(&chain.ranges);
+        }
+        for (number, sums) in boxes.iter_mut().flatten() {
+            sums.scale(1.0 / *number);
+        }
+        let means = boxes.iter().flatten().map(|(_, ranges)| ranges);
+        let mut planes = Fitted::all(self.shared, before, means, &self.images).into_iter();
+        let planes: [Option<Fitted>; GROUPS] = std::array::from_fn(|group| boxes[group].as_ref().and(planes.next()));
+        let mut found = Vec::new();
+        for same in pending.chunk_by(|a, b| a.exits == b.exits) {
+            let boxes = same.iter().filter_map(|chain| Some((planes[chain.group].as_ref()?, &chain.ranges)));
+            let chains: Vec<(&Fitted, &Ranges)> = boxes.collect();
+            let exits = &same[0].exits;
+            let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
+            for (chain, values) in same.iter().zip(values) {
+                found.extend(self.narrow(exits, &values, &chain.alive));
+            }
+        }
         self.candidates.extend(found);
     }
 
     /// What is left of a chain with the first image threshold in one group, in the runs where each band may hold something,
     /// by a plane of its own; bounds over all these runs exclude bands between others. The orders of all pixel thresholds
     /// of the second gate are bounded at once, as they differ little, and one by one where that excludes nothing.
-    fn narrow(&self, exits: &[usize], values: &ChainValues, alive: &[(usize, Runs)]) -> Vec<Candidate> {
+    fn narrow(&self, exits: &[usize], values: &ChainValues<'_>, alive: &[(usize, Runs)]) -> Vec<Candidate> {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
