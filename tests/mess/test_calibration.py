@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import mess
 import mess_core
-from mess import runs
+from mess import runs, search_verb, verbs
 from mess.calibration.collect import mac_costs
 from mess.exit_names import FINAL_EXIT
 from mess.model.cost import count_macs
 from mess.model.network import upsampled
+from mess.model.zoo import small_resnet_fcn
+from mess.policy import PolicySettings
 from tests.mess.conftest import SETTINGS
 
 
@@ -154,6 +160,48 @@ def test_bad_input(network, val_images, batches, options, message):
     images, labels = (t[:1] for t in val_images)
     with pytest.raises(ValueError, match=message):
         mess.calibrate(network, batches(images, labels), **{"latency_rounds": 0, **options})
+
+
+def test_a_table_of_other_weights_is_refused(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    assert search_verb.table_of(folder, "val").facts["split"] == "val"
+    with safe_open(folder / "exits.safetensors", "pt") as file:
+        tensors, header = {name: file.get_tensor(name) + 1 for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, folder / "exits.safetensors", metadata=header)
+    with pytest.raises(ValueError, match="table: .* is of other weights than .*; run `mess calibrate .* --split val`"):
+        search_verb.table_of(folder, "val")
+
+
+def test_another_policy_leaves_earlier_configurations_out(run_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    (folder / "configurations").mkdir()
+    table = search_verb.table_of(folder, "val")
+    gated = mess.search(table, max_cost_ratio=1.0, required_exits=[table.exits[0], "final"]).best
+    gated.save(folder / "configurations" / "old.json")
+    other = PolicySettings(refine=False)
+    replace(gated, policy=other).save(folder / "configurations" / "new.json")
+    verbs.calibrate_run(folder, split="test", policy=other, latency_rounds=0)
+    result = verbs.evaluate_run(folder, split="test", clock_images=1, rounds=1)
+    assert set(result["configurations"]) == {"new"}
+    assert "left out: old: searched with other confidences" in capsys.readouterr().out.replace("\n", " ")
+    (folder / "configurations" / "new.json").unlink()
+    with pytest.raises(ValueError, match="configuration: expected one for these confidences, got old"):
+        verbs.evaluate_run(folder, split="test", clock_images=1, rounds=1)
+
+
+def test_images_are_brought_to_the_networks_precision(val_images):
+    images, labels = val_images
+    model = small_resnet_fcn(num_classes=6)
+    tables = []
+    for net in (model, copy.deepcopy(model).double()):
+        example = images[:1].to(next(net.parameters()).dtype)
+        network = mess.convert(net.eval(), example, num_exits=3, heads="tiny")
+        network.heads.load_state_dict(tables[0][1]) if tables else None
+        tables.append((mess.calibrate(network, [(images[:4], labels[:4])], latency_rounds=0), network.heads.state_dict()))
+    (single, _), (double, _) = tables
+    assert np.abs(single.image_confidence - double.image_confidence).max() < 0.02
 
 
 def test_the_header_is_readable_json(table, tmp_path):

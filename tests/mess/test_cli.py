@@ -229,6 +229,40 @@ def test_mistakes_are_one_line_and_status_2(arguments, message):
     assert len(found.stderr.strip().splitlines()) == 1
 
 
+BROKEN_MODELS = {
+    "syntax": "def make(:",
+    "name": "def make():\n    return undefined",
+    "key": "def make():\n    return {}['nope']",
+    "size": """
+import torch
+class Net(torch.nn.Conv2d):
+    def forward(self, x):
+        assert x.shape[-1] % 32 == 0, "multiple of 32"
+        return super().forward(x)
+def make():
+    return Net(3, 6, 3)
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("syntax", "cannot be run: SyntaxError"),
+        ("name", "make cannot be called: NameError: name 'undefined' is not defined"),
+        ("key", "make cannot be called: KeyError: 'nope'"),
+        ("size", "the model does not run on (1, 3, 40, 40) (--size"),
+    ],
+)
+def test_what_a_model_of_ones_own_raises_is_one_line(tmp_path, broken, message):
+    (tmp_path / "m.py").write_text(BROKEN_MODELS[broken])
+    found = mess("profile", "--model", f"{tmp_path / 'm.py'}:make", "--input", "3x40x40", check=False)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_the_whole_job(tmp_path):
     run = tmp_path / "run"

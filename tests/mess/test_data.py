@@ -111,6 +111,8 @@ def test_names_with_spaces_in_a_split_list(folder):
         ({"classes": [str(i) for i in range(256)]}, "expected 1 to 255 names"),
         ({"classes": ["a", "b"], "palette_rgb": [[1, 2, 3], [3, 4, 256]]}, "of 0..255 for each class, got"),
         ({"classes": ["a", "b"], "ignore_index": "x"}, "ignore_index: expected a label, got 'x'"),
+        ({"classes": ["a", "b"], "ignore_index": 300}, r"ignore_index: expected a label in 0\.\.255, or -1"),
+        ({"classes": ["a", "b", "a"]}, r"classes: expected different names, got \['a'\] more than once"),
     ],
 )
 def test_a_description_that_is_off_is_refused(folder, info, message):

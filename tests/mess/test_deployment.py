@@ -169,6 +169,21 @@ def test_run_takes_pictures_of_any_size(network, table):
         mess.run(deployed, picture[..., 0])
 
 
+def test_pictures_are_for_networks_of_rgb_images(tmp_path):
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 1)
+    )
+    images, labels = torch.rand(2, 1, 16, 24), torch.randint(0, 4, (2, 16, 24))
+    network = mess.convert(model.eval(), images, num_exits=2, heads="tiny")
+    table = mess.calibrate(network, [(images, labels)], latency_rounds=0)
+    deployed = mess.deploy(network, mess.search(table, max_cost_ratio=2.0).best)
+    assert deployed(images).labels.shape == (2, 16, 24)
+    with pytest.raises(ValueError, match="network: expected one of RGB images, got 1 channels"):
+        mess.run(deployed, np.zeros((16, 24, 3), np.uint8))
+    with pytest.raises(ValueError, match="deployed: expected a network of RGB images, .* got 1 channels"):
+        mess.export(deployed, tmp_path / "net", class_names="abcd")
+
+
 def test_a_deployed_network_does_not_depend_on_the_modes_of_its_parts(run_folder, table, val_images):
     network = runs.trained_network(run_folder)
     network.train()

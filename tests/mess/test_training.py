@@ -404,7 +404,7 @@ def test_a_training_that_was_interrupted_is_told_of(tmp_path):
     runs.trained_network(tmp_path)  # no warning, which would be an error here
     (tmp_path / "exits.safetensors").unlink()
 
-    def stop(stage, step, losses):
+    def stop(step, values):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

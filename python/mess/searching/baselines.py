@@ -52,7 +52,7 @@ def baselines(
     return {
         name: _better(results, minimises_cost)
         for name, results in found.items()
-        if not results or any(r.configurations or r.status != "stopped" for r in results)
+        if any(r.configurations for r in results) or not any(r.status == "stopped" for r in results)
     }
 
 
