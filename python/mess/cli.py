@@ -578,7 +578,9 @@ def report(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
     cost: Annotated[str, typer.Option(help="macs or latency", autocompletion=words("macs", "latency"))] = "macs",
-    num_samples: Annotated[int, typer.Option(min=1, help="images of each kind: easiest, hardest, wrongly left early")] = 1,
+    num_samples: Annotated[
+        int, typer.Option(min=1, help="images of each kind: easiest, hardest, wrongly left early")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file: work, trade-off, thresholds to play with, sample images. It opens offline."""

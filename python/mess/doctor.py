@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import importlib
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import mess_core
-from mess.files import json_text
 
 ADDITION = base64.b64decode("CAoSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEBI=")
 """An ONNX file: y = x + x, both (2,) float32."""
@@ -52,7 +52,7 @@ def text(findings: list[Finding]) -> str:
 def main(*, as_json: bool) -> int:
     """Print the findings; the exit status is 1 where something is broken (missing is a choice)."""
     findings = diagnose()
-    print(json_text([asdict(part) for part in findings]) if as_json else text(findings))
+    print(json.dumps([asdict(part) for part in findings]) if as_json else text(findings))
     return int(any(part.state == "broken" for part in findings))
 
 

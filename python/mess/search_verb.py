@@ -19,7 +19,6 @@ from mess.searching import Guaranteed, SearchResult, baselines, guarantee, small
 from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
 from mess.searching.sweep import sweep, wishes, write_parquet
 
-
 WEIGHTS = "weights_sha256"
 """Among a table's facts: of the run's `exits.safetensors`."""
 
@@ -194,7 +193,11 @@ def table_of(source: Path, split: str) -> CalibrationTable:
         raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
     table = CalibrationTable.load(path)
     weights = source / "exits.safetensors"
-    if WEIGHTS in table.facts and weights.is_file() and _sha256(weights, weights.stat().st_mtime_ns) != table.facts[WEIGHTS]:
+    if (
+        WEIGHTS in table.facts
+        and weights.is_file()
+        and _sha256(weights, weights.stat().st_mtime_ns) != table.facts[WEIGHTS]
+    ):
         raise ValueError(
             f"table: {path} is of other weights than {weights} has now; run `mess calibrate {source} --split {split}` "
             "again"

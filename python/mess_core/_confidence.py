@@ -83,8 +83,8 @@ def image_confidence(
         One image or a batch: a NumPy array, a DLPack producer on the CPU (a torch tensor), or anything that
         `numpy.asarray` takes. float32, float64, float16 and bfloat16 of any strides, channels last among them, are read
         where they lie; other dtypes are converted. All computing is in float32, to which each number is rounded first,
-        so wider ones that differ by less are equal, and beyond 3.4e38 infinite. -inf marks a class that cannot be. A pixel with a NaN or +inf has no
-        confidence: it is below every threshold.
+        so wider ones that differ by less are equal, and beyond 3.4e38 infinite. -inf marks a class that cannot be. A
+        pixel with a NaN or +inf has no confidence: it is below every threshold.
     pixel_threshold : float in [0, 1], or several
         Compared inclusively, in float32. With several (T of them) the result has a last axis of length T, and the work
         that does not depend on the threshold is done once.
@@ -332,7 +332,15 @@ def confidence_map(
     if np.may_share_memory(confidence, labels):
         raise ValueError("out[1]: expected memory of its own, got an array that overlaps out[0]")
     native.confidence_map(
-        array, is_bfloat16, kind, size, bool(align_corners), confidence, labels, as_workspace(workspace), as_threads(threads)
+        array,
+        is_bfloat16,
+        kind,
+        size,
+        bool(align_corners),
+        confidence,
+        labels,
+        as_workspace(workspace),
+        as_threads(threads),
     )
     return confidence, labels
 

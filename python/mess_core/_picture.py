@@ -59,9 +59,7 @@ def network_input(
 
 def _three(argument: str, value: Sequence[float]) -> tuple[float, float, float]:
     try:
-        if isinstance(value, str):
-            raise TypeError
-        first, second, third = (float(number) for number in value)
+        first, second, third = (float(number) for number in np.asarray(value, dtype=np.float64).tolist())
     except (TypeError, ValueError):
         raise TypeError(f"{argument}: expected three numbers, got {value!r}") from None
     return first, second, third

@@ -439,7 +439,11 @@ def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
     if name in ("mean", "total"):
         return column, name, 0.0, float(limit.at_most)
     digits = "100" if name == "max" else name.removeprefix("p")
-    if not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 100 or (name != "max" and not name.startswith("p")):
+    if (
+        not (digits.isascii() and digits.isdigit())
+        or not 0 < int(digits) <= 100
+        or (name != "max" and not name.startswith("p"))
+    ):
         raise ValueError(f"cost_limits: expected the statistic 'mean', 'total', 'max' or 'p1' to 'p100', got {name!r}")
     return column, "quantile", int(digits) / 100, float(limit.at_most)
 

@@ -32,6 +32,7 @@ def leaves(**options):
 def from_map(confidence=MAP, labels=LABELS, **options):
     return mess_core.image_confidence_from_map(confidence, labels, **{"pixel_threshold": 0.5, **options})
 
+
 BOTH = np.zeros((4, 5), np.float32)
 
 CASES = [
@@ -66,9 +67,7 @@ CASES = [
     (lambda: mess_core.confidence_map(LOGITS, out=5), TypeError, r"out: expected \(confidence, labels\), two arrays"),
     (lambda: mess_core.policy_maps(LOGITS, out=(1, 2, 3, 4)), TypeError, r"out: expected PolicyMaps, got tuple"),
     (
-        lambda: mess_core.confidence_map(
-            np.zeros((300, 4, 5), np.float32), out=(BOTH, BOTH.view(np.int32))
-        ),
+        lambda: mess_core.confidence_map(np.zeros((300, 4, 5), np.float32), out=(BOTH, BOTH.view(np.int32))),
         ValueError,
         r"out\[1\]: expected memory of its own, got an array that overlaps out\[0\]",
     ),

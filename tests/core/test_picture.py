@@ -97,7 +97,11 @@ IMAGE = picture((4, 5))
         (lambda: mess_core.network_input(IMAGE, mean=0.5, std=STD), TypeError, "mean: expected three numbers"),
         (lambda: mess_core.network_input(IMAGE, mean=("a",) * 3, std=STD), TypeError, "mean: expected three numbers"),
         (lambda: mess_core.network_input(IMAGE, mean=(0, 0, np.nan), std=STD), ValueError, "mean: expected three num"),
-        (lambda: mess_core.network_input(IMAGE, mean="123", std=STD), TypeError, "mean: expected three numbers, got '123'"),
+        (
+            lambda: mess_core.network_input(IMAGE, mean="123", std=STD),
+            TypeError,
+            "mean: expected three numbers, got '123'",
+        ),
         (lambda: mess_core.network_input(IMAGE, mean=(0, 0, 1e300), std=STD), ValueError, "mean: .* in -1e6..1e6"),
         (lambda: mess_core.network_input(IMAGE, mean=MEAN, std=(1e-50, 1, 1)), ValueError, "std: .* in 1e-6..1e6"),
         (

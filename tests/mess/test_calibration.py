@@ -199,7 +199,9 @@ def test_images_are_brought_to_the_networks_precision(val_images):
         example = images[:1].to(next(net.parameters()).dtype)
         network = mess.convert(net.eval(), example, num_exits=3, heads="tiny")
         network.heads.load_state_dict(tables[0][1]) if tables else None
-        tables.append((mess.calibrate(network, [(images[:4], labels[:4])], latency_rounds=0), network.heads.state_dict()))
+        tables.append(
+            (mess.calibrate(network, [(images[:4], labels[:4])], latency_rounds=0), network.heads.state_dict())
+        )
     (single, _), (double, _) = tables
     assert np.abs(single.image_confidence - double.image_confidence).max() < 0.02
 

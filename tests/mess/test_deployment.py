@@ -171,7 +171,10 @@ def test_run_takes_pictures_of_any_size(network, table):
 
 def test_pictures_are_for_networks_of_rgb_images(tmp_path):
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 1)
+        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 3, padding=1),
+        torch.nn.Conv2d(8, 4, 1),
     )
     images, labels = torch.rand(2, 1, 16, 24), torch.randint(0, 4, (2, 16, 24))
     network = mess.convert(model.eval(), images, num_exits=2, heads="tiny")

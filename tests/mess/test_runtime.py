@@ -211,7 +211,10 @@ def test_a_stage_that_was_slow_is_not_given_up_for_ever(network, table, tmp_path
         return run(*args, **options)
 
     runtime._stages[1].run = delayed
-    predict = lambda: runtime.predict(pictures[0]).exit
+
+    def predict():
+        return runtime.predict(pictures[0]).exit
+
     assert [predict() for _ in range(3)] == [exits[1]] * 3
     slow[0] = 50
     assert predict() == exits[1]  # late: nobody knew
@@ -294,7 +297,8 @@ def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
     mess.export(mess.deploy(network, chosen), tmp_path / "net", class_names="abcdef")
     with pytest.raises(ValueError, match="runtime: expected an 'input-dependent' deployment"):
         Stream(mess.Runtime(tmp_path / "net"))
-    bad_options = [{"skip_after": bad} for bad in (0, 1.5, True, "3")] + [{"retry_every": bad} for bad in (0, 2.5, None)]
+    bad_options = [{"skip_after": bad} for bad in (0, 1.5, True, "3")]
+    bad_options += [{"retry_every": bad} for bad in (0, 2.5, None)]
     for option in (*bad_options, {"hysteresis": -0.1}, {"hysteresis": "a"}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
             Stream(runtime, **option)

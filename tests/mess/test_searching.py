@@ -115,7 +115,8 @@ def right_everywhere(right, cost, images=10, confidence=None) -> CalibrationTabl
 
 def test_what_is_exactly_at_a_relative_limit_is_within_it():
     """0.8 - 0.1 is above 0.7 in float64, and 0.7 * 3 / 3 below."""
-    assert mess.search(right_everywhere([70, 80], [1.0, 10.0]), setting="budgeted", max_drop=0.1).best.promise["cost"] == 1
+    table = right_everywhere([70, 80], [1.0, 10.0])
+    assert mess.search(table, setting="budgeted", max_drop=0.1).best.promise["cost"] == 1
     table = right_everywhere([50, 80], [0.1, 0.7], 3)
     for options in (
         {"setting": "budgeted", "max_drop": 0.0, "cost_limits": {"max": 1.0}},

@@ -14,7 +14,6 @@ from mess.exit_names import FINAL_EXIT
 from mess.runtime import watch
 from mess_core import Found, Metric, Outcome, Progress, SearchProblem, Setting, Status
 
-
 _SLACK = 1e-12
 """Of limits that are relative to the final exit."""
 

@@ -213,7 +213,7 @@ pub fn watched<T: Send>(
 /// What watches and stops a search that may take so many seconds.
 pub fn control(time_limit: Option<f64>) -> PyResult<core::Control> {
     let mut control = core::Control::default();
-    if let Some(seconds) = time_limit.filter(|seconds| !(*seconds >= 0.0)) {
+    if let Some(seconds) = time_limit.filter(|seconds| seconds.is_nan() || *seconds < 0.0) {
         return Err(PyValueError::new_err(format!("time_limit: expected seconds >= 0, got {seconds}")));
     }
     let limit = time_limit.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()); // none that long ends

@@ -43,7 +43,7 @@ pub fn network_input_into(
     if height == 0 || width == 0 || channels != CHANNELS {
         return Err(Error::value("image", "(H, W, 3) with at least one pixel", format!("{:?}", image.dim())));
     }
-    if mean.iter().any(|value| !(value.abs() <= 1e6)) {
+    if mean.iter().any(|value| !(-1e6..=1e6).contains(value)) {
         return Err(Error::value("mean", "three numbers in -1e6..1e6", format!("{mean:?}")));
     }
     if std.iter().any(|value| !(1e-6..=1e6).contains(value)) {

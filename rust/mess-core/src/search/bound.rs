@@ -87,24 +87,19 @@ impl Ranges {
         Self { t_low: zeros(), t_high: zeros(), u_low: zeros(), u_high: zeros() }
     }
 
-    /// Add the ends of other ranges to these.
-    pub fn add(&mut self, other: &Self) {
-        let pairs = [
-            (&mut self.t_low, &other.t_low),
-            (&mut self.t_high, &other.t_high),
-            (&mut self.u_low, &other.u_low),
-            (&mut self.u_high, &other.u_high),
-        ];
-        for (ends, others) in pairs {
-            ends.iter_mut().zip(others).for_each(|(end, other)| *end += other);
-        }
-    }
-
-    /// Multiply all ends.
-    pub fn scale(&mut self, factor: f64) {
-        for ends in [&mut self.t_low, &mut self.t_high, &mut self.u_low, &mut self.u_high] {
-            ends.iter_mut().for_each(|end| *end *= factor);
-        }
+    /// The mean of some, end by end; none of none.
+    pub fn mean(of: &[&Self]) -> Option<Self> {
+        let mean = |ends: fn(&Self) -> &Vec<f64>| -> Vec<f64> {
+            let at = |class: usize| of.iter().map(|ranges| ends(ranges)[class]).sum::<f64>() / of.len() as f64;
+            (0..ends(of[0]).len()).map(at).collect()
+        };
+        let all = || Self {
+            t_low: mean(|r| &r.t_low),
+            t_high: mean(|r| &r.t_high),
+            u_low: mean(|r| &r.u_low),
+            u_high: mean(|r| &r.u_high),
+        };
+        (!of.is_empty()).then(all)
     }
 }
 

@@ -1,4 +1,7 @@
-//! Bounds on one chain whose first image threshold is in one group, gate by gate, by the secant plane of its own box.
+//! Bounds on one chain whose first image threshold is in one group, gate by gate, by a plane that it shares with the chains
+//! that are alike but for the last exit: the secant plane of the mean of their boxes. Any plane holds for any box, with the
+//! lift of that box (`bound.rs`), so each chain has a lift of its own, while what images are worth at the exits in common
+//! is worked out once.
 //!
 //! The order of the second gate is cut into runs too: with the two image thresholds in runs (r, s), images that go on from
 //! the first gate stop at the second exit when their run there is before s, go on when it is behind, and do either in s.
@@ -72,36 +75,28 @@ impl Left {
 
 impl Fitted {
     /// The secant plane of each of some boxes, for chains that begin with these exits; `images` as in `tails::Task`.
-    pub fn all<'b>(
-        shared: &Shared<'_, '_>,
-        exits: &[usize],
-        boxes: impl Iterator<Item = &'b Ranges>,
-        images: &[u32],
-    ) -> Vec<Self> {
+    pub fn all(shared: &Shared<'_, '_>, exits: &[usize], boxes: &[&Ranges], images: &[u32]) -> Vec<Self> {
         let (compact, isa) = (shared.compact, shared.isa);
-        let planes: Vec<Plane> =
-            boxes.map(|ranges| Plane::secant(shared.query.scoring.metric, compact, ranges)).collect();
+        let plane = |ranges: &&Ranges| Plane::secant(shared.query.scoring.metric, compact, ranges);
+        let planes: Vec<Plane> = boxes.iter().map(plane).collect();
         let slopes: Vec<Slopes> = planes.iter().map(Slopes::of).collect();
-        let refs: Vec<&Slopes> = slopes.iter().collect();
-        let mut values: Vec<Vec<Vec<f32>>> = vec![Vec::new(); planes.len()];
-        for &exit in exits {
-            let of_exit = isa.run(ExitValues { slopes: &refs, compact, exit });
-            values.iter_mut().zip(of_exit).for_each(|(values, of_exit)| values.push(of_exit));
-        }
-        let with_slopes = planes.into_iter().zip(slopes).zip(values);
-        let fitted = |((plane, slopes), mut values): ((Plane, Slopes), Vec<Vec<f32>>)| {
-            let reference = values[1].clone();
-            let constant = reference.iter().map(|value| f64::from(*value)).sum();
-            let mut sums = Magnitudes::default();
-            let rows = values.drain(..).zip(exits).map(|(values, &exit)| {
-                let (row, of_rows) = isa.run(Arranged { values: &values, reference: &reference, images });
+        let each: Vec<&Slopes> = slopes.iter().collect();
+        // [exit][plane]
+        let mut values: Vec<Vec<Vec<f32>>> =
+            exits.iter().map(|exit| isa.run(ExitValues { slopes: &each, compact, exit: *exit })).collect();
+        let fitted = |(number, (plane, slopes)): (usize, (Plane, Slopes))| {
+            let reference = std::mem::take(&mut values[1][number]);
+            let (mut sums, mut rows) = (Magnitudes::default(), Vec::with_capacity(exits.len()));
+            for (at, &exit) in exits.iter().enumerate() {
+                let values = if at == 1 { &reference } else { &values[at][number] };
+                let (row, of_rows) = isa.run(Arranged { values, reference: &reference, images });
                 sums = sums.and(Magnitudes { of_values: magnitude(shared, &plane, exit), of_rows });
-                row
-            });
-            let rows = rows.collect();
+                rows.push(row);
+            }
+            let constant = reference.iter().map(|value| f64::from(*value)).sum();
             Self { plane, slopes, reference, constant, sums, rows }
         };
-        with_slopes.map(fitted).collect()
+        planes.into_iter().zip(slopes).enumerate().map(fitted).collect()
     }
 
     /// Chains that go on to this exit, each with a plane and its own box.

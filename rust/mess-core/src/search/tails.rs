@@ -12,7 +12,7 @@
 //! that does not exclude it, over that of each group of runs. A front asks for this for each band of costs, with its own
 //! multiplier and targets; but the greatest accuracy less m times the cost is a convex function of m, so bounds at two
 //! multipliers bound it at all between, and most bands are given up without a look (`bands_alive`). What survives is
-//! bounded by a plane of its own (`gates`), what survives that is left to `regions`.
+//! bounded by a plane that suits it better (`gates`), what survives that is left to `regions`.
 //!
 //! # Rounding
 //!
@@ -98,7 +98,7 @@ struct Candidate {
     bands: (usize, usize),
 }
 
-/// A chain with the first image threshold in one group, to be bounded by a plane of its own.
+/// A chain with the first image threshold in one group, to be bounded by a plane that is fitted to it and its like.
 struct Pending {
     exits: Vec<usize>,
     group: usize,
@@ -439,7 +439,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         2.0 * (self.num_rows + 3 * RUNS + 3) as f64 * f64::from(f32::EPSILON) * magnitude
     }
 
-    /// Bound the pending chains by a plane for each group, fitted to the mean of their boxes there.
+    /// Bound the pending chains by a plane for each group, fitted to the mean of their boxes there, as long as that excludes
+    /// most; what survives, by planes of their own.
     fn narrow_pending(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         let Some((_, before)) = pending.first().and_then(|chain| chain.exits.split_last()) else { return };
@@ -448,39 +449,61 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let runs = |pixel: usize| arranged(&self.images, &compact.gate(before[1], pixel).runs);
             self.second_orders = (0..compact.num_pixels).map(runs).collect();
         }
-        let mut boxes: [Option<(f64, Ranges)>; GROUPS] = [const { None }; GROUPS];
-        for chain in &pending {
-            let (number, sums) = boxes[chain.group].get_or_insert_with(|| (0.0, Ranges::new(compact.padded())));
-            *number += 1.0;
-            sums.add(&chain.ranges);
-        }
-        for (number, sums) in boxes.iter_mut().flatten() {
-            sums.scale(1.0 / *number);
-        }
-        let means = boxes.iter().flatten().map(|(_, ranges)| ranges);
-        let mut planes = Fitted::all(self.shared, before, means, &self.images).into_iter();
-        let planes: [Option<Fitted>; GROUPS] = std::array::from_fn(|group| boxes[group].as_ref().and(planes.next()));
+        let common = self.field.planes_in_common.pays().then(|| self.planes_in_common(before, &pending));
         let mut found = Vec::new();
         for same in pending.chunk_by(|a, b| a.exits == b.exits) {
-            let boxes = same.iter().filter_map(|chain| Some((planes[chain.group].as_ref()?, &chain.ranges)));
-            let chains: Vec<(&Fitted, &Ranges)> = boxes.collect();
             let exits = &same[0].exits;
-            let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
-            for (chain, values) in same.iter().zip(values) {
-                found.extend(self.narrow(exits, &values, &chain.alive));
+            let last = exits[exits.len() - 1];
+            let mut left: Vec<(&Ranges, Vec<(usize, Runs)>)> = Vec::with_capacity(same.len());
+            if let Some((planes, of_group)) = &common {
+                let with_plane = |c: &'_ Pending| &planes[of_group[c.group]];
+                let chains: Vec<(&Fitted, &Ranges)> = same.iter().map(|c| (with_plane(c), &c.ranges)).collect();
+                let values = Fitted::chains(self.shared, last, &chains, &self.images);
+                for (chain, values) in same.iter().zip(values) {
+                    let alive = self.alive(exits, &values, &chain.alive).into_iter();
+                    left.push((&chain.ranges, alive.map(|(at, (_, _, left))| (at, left.first)).collect()));
+                }
+                left.retain(|(_, alive)| !alive.is_empty());
+                self.field.planes_in_common.note(same.len(), left.len());
+            } else {
+                left.extend(same.iter().map(|chain| (&chain.ranges, chain.alive.clone())));
+            }
+            let boxes: Vec<&Ranges> = left.iter().map(|(ranges, _)| *ranges).collect();
+            let own = Fitted::all(self.shared, before, &boxes, &self.images);
+            let chains: Vec<(&Fitted, &Ranges)> = own.iter().zip(boxes).collect();
+            let values = Fitted::chains(self.shared, last, &chains, &self.images);
+            for ((_, alive), values) in left.iter().zip(values) {
+                found.extend(self.narrow(exits, &values, alive));
             }
         }
         self.candidates.extend(found);
     }
 
-    /// What is left of a chain with the first image threshold in one group, in the runs where each band may hold something,
-    /// by a plane of its own; bounds over all these runs exclude bands between others. The orders of all pixel thresholds
-    /// of the second gate are bounded at once, as they differ little, and one by one where that excludes nothing.
-    fn narrow(&self, exits: &[usize], values: &ChainValues<'_>, alive: &[(usize, Runs)]) -> Vec<Candidate> {
+    /// Planes for the groups of these chains, which begin with `before`, and which of them each group has.
+    fn planes_in_common(&self, before: &[usize], pending: &[Pending]) -> (Vec<Fitted>, [usize; GROUPS]) {
+        let mut of_group = [0; GROUPS];
+        let mut means: Vec<Ranges> = Vec::new();
+        for (group, plane) in of_group.iter_mut().enumerate() {
+            let here: Vec<&Ranges> = pending.iter().filter(|c| c.group == group).map(|chain| &chain.ranges).collect();
+            *plane = means.len();
+            means.extend(Ranges::mean(&here));
+        }
+        (Fitted::all(self.shared, before, &means.iter().collect::<Vec<_>>(), &self.images), of_group)
+    }
+
+    /// The bands of a chain with the first image threshold in one group that may hold something by `values`, of those and in
+    /// the runs that are given, with what they are worth, what is needed there, and what is left. Bounds over all these runs
+    /// exclude bands between others; the orders of all pixel thresholds of the second gate are bounded at once, as they
+    /// differ little.
+    fn alive<'v>(
+        &'v self,
+        exits: &[usize],
+        values: &'v ChainValues<'v>,
+        alive: &[(usize, Runs)],
+    ) -> Vec<(usize, (Worth<'v>, f64, Left))> {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let at_first = self.at_first();
         let stop_costs = stop_costs(self.costs, Setting::InputDependent, exits);
-        let mut found: Vec<((usize, usize), f64, Left)> = Vec::new();
         let all_runs = alive.iter().fold((RUNS, 0), |(a, b), (_, (c, d))| (a.min(*c), b.max(*d)));
         let [from, until] = &self.second_runs;
         let bound = |at: usize| {
@@ -497,14 +520,21 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             (greatest - needed, left.map(|left| (worth, needed, left)))
         };
         let runs_of = |at: usize| alive.iter().find(|(band, _)| *band == at).map(|(_, runs)| *runs);
-        let bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
-        for (at, found_by) in bands {
-            let Some(((worth, needed, left), (first, last))) = found_by.zip(runs_of(at)) else { continue };
+        let within = |(at, found_by): (usize, Option<(Worth<'v>, f64, Left)>)| {
+            let ((worth, needed, left), (first, last)) = found_by.zip(runs_of(at))?;
             let first = (left.first.0.max(first), left.first.1.min(last));
-            if first.0 > first.1 {
-                continue;
-            }
-            let left = Left { first, ..left };
+            (first.0 <= first.1).then_some((at, (worth, needed, Left { first, ..left })))
+        };
+        let bands = self.bands_alive(|at| runs_of(at).is_some(), bound, false);
+        bands.into_iter().filter_map(within).collect()
+    }
+
+    /// What is left of such a chain when the orders of the second gate, and of the third, are gone through one by one.
+    fn narrow(&self, exits: &[usize], values: &ChainValues<'_>, alive: &[(usize, Runs)]) -> Vec<Candidate> {
+        let (compact, isa) = (self.shared.compact, self.shared.isa);
+        let [from, until] = &self.second_runs;
+        let mut found: Vec<((usize, usize), f64, Left)> = Vec::new();
+        for (at, (worth, needed, left)) in self.alive(exits, values, alive) {
             let Some(left) = worth.in_orders(isa, &self.second_orders, left, needed) else { continue };
             if exits.len() > 3 {
                 let mut third_orders = (0..compact.num_pixels).map(|pixel| compact.gate(exits[2], pixel));
