@@ -628,7 +628,8 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
     for verb, entries in given.items():
         if verb not in verbs or not isinstance(entries, dict):
             raise ValueError(f"--config: {path}: expected tables named after verbs ({', '.join(verbs)}), got {verb!r}")
-        names = {flag.lstrip("-"): parameter.name for parameter in verbs[verb].params for flag in parameter.opts}
+        known = {flag.lstrip("-"): parameter for parameter in verbs[verb].params for flag in parameter.opts}
+        names = {flag: parameter.name for flag, parameter in known.items()}
         unknown = sorted(set(entries) - set(names))
         if unknown:
             near = difflib.get_close_matches(unknown[0], names, n=3) or sorted(names)
@@ -636,8 +637,14 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
                 f"--config: {path}: [{verb}]: expected flags of `mess {verb}` such as {', '.join(near)}, "
                 f"got {unknown[0]!r}"
             )
-        found[verb] = {names[flag]: value for flag, value in entries.items()}
+        found[verb] = {names[flag]: _as_flag(value, known[flag]) for flag, value in entries.items()}
     return found
+
+
+def _as_flag(value: Any, parameter: Any) -> Any:
+    """A list as the names joined by commas that a flag takes, unless the flag may be repeated."""
+    is_list = isinstance(value, list) and not getattr(parameter, "multiple", False)
+    return ",".join(map(str, value)) if is_list else value
 
 
 def main() -> None:

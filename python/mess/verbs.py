@@ -325,7 +325,8 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
     """
     settings = runs.RunSettings.load(folder)
     found = [folder / f"table-{split}.safetensors" for split in ("val", "test")]
-    splits = {path.stem.removeprefix("table-"): CalibrationTable.load(path) for path in found if path.is_file()}
+    names = [path.stem.removeprefix("table-") for path in found if path.is_file()]
+    splits = {name: table_of(folder, name) for name in names}
     if not splits:
         raise FileNotFoundError(f"report: expected {found[0]}; run `mess calibrate {folder}` first")
     named = {n: c for n, c in configurations(folder).items() if c.setting != "anytime" and _is_in(c, splits)}

@@ -111,11 +111,12 @@ def test_doctor_works_where_the_command_line_is_not_installed():
 
 
 def test_a_configuration_file_is_equal_to_flags(tmp_path):
-    flags = ("--model", "small_resnet_fcn", "--input", "3x64x64", "--classes", "5", "--exit-points", "features.3")
+    points = "features.3,features.7"
+    flags = ("--model", "small_resnet_fcn", "--input", "3x64x64", "--classes", "5", "--exit-points", points)
     path = tmp_path / "job.toml"
     path.write_text(
         '[profile]\nmodel = "small_resnet_fcn"\ninput = "3x64x64"\nclasses = 5\n'
-        'exit-points = "features.3"\njson = true\n'
+        'exit-points = ["features.3", "features.7"]\njson = true\n'
     )
     expected = mess("profile", *flags, "--json").stdout
     assert mess("--config", path, "profile").stdout == expected
@@ -218,6 +219,10 @@ def test_profile(tmp_path):
         (("search", "/no/where", "--min-cost"), "--min-cost: expected --accuracy-drop or --min-accuracy beside it"),
         (("search", "/no/where", "--budget", "half"), "--budget: expected a share such as 0.5x, or a cost, got 'half'"),
         (("search", "/no/where", "--class-drop", "car"), "--class-drop: expected CLASS=PERCENTAGE_POINTS, got 'car'"),
+        (
+            ("search", "/no/where", "--cost-limit", "p95=1x", "--cost-limit", "p95=2x"),
+            "--cost-limit: expected each name once, got p95, p95",
+        ),
         (("run", "/no/where", "x.png"), "run: expected a run folder"),
     ],
 )

@@ -132,6 +132,50 @@ def test_what_is_exactly_at_a_relative_limit_is_within_it():
         mess.search(table, resolution=-1.0)
 
 
+def losing_table():
+    """The final exit costs 10; a gate in front of it makes images that go on cost more."""
+    confidence = np.random.default_rng(0).random((3, 1, 40))
+    table = right_everywhere([60, 70, 80], [1.0, 5.0, 10.0], 40, confidence)
+    disagreement = np.full((3, 40), 40)
+    disagreement[2] = 0
+    costs = {"macs": {**table.costs["macs"], "head": np.array([0.5, 0.5, 0.0])}}
+    return replace(table, disagreement=disagreement, costs=costs)
+
+
+def test_what_is_promised_costs_less_than_the_original():
+    table = losing_table()
+    found = [mess.guarantee(table, f"disagreement <= {limit} on average") for limit in (0.06, 0.1, 0.2, 0.3)]
+    kept = [result for result in found if result.configuration is not None]
+    assert 0 < len(kept) < len(found)
+    assert all(result.configuration.promise["cost"] < result.baseline_cost for result in kept)
+
+
+def test_a_promise_with_the_final_exit_required():
+    result = mess.guarantee(
+        losing_table(), "disagreement <= 0.2 on average", required_exits=["0:h", "final"], max_exits=2
+    )
+    assert [chosen.exit for chosen in result.configuration.exits] == ["0:h", "final"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "pixel-accuracy"}, r"search_options: expected some of .* got \['metric'\]"),
+        ({"learn_share": 0.99}, "table: expected images enough to divide, at least 1 searched and 2 held out, got 40"),
+    ],
+)
+def test_bad_options_of_a_promise(options, message):
+    with pytest.raises(ValueError, match=message):
+        mess.guarantee(losing_table(), "disagreement <= 0.2 with 90 %", **options)
+
+
+def test_one_held_out_image_is_too_few():
+    table = losing_table()
+    one = replace(table.select(np.array([0])), images=("z",))
+    with pytest.raises(ValueError, match="held_out: expected at least 2 images, got 1"):
+        mess.guarantee(table, "disagreement <= 0.2 with 90 %", held_out=one)
+
+
 def test_a_class_without_ground_truth_has_no_drop(table):
     empty = replace(table, ground_truth=table.ground_truth * 0 + [1, *[0] * 5], intersection=table.intersection * 0)
     with pytest.raises(ValueError, match=f"max_class_drop: .* ground truth in the table, got '{table.class_names[3]}'"):

@@ -158,8 +158,8 @@ def settings(
         required_exits=tuple(require),
         forbidden_exits=tuple(forbid),
         min_share=min_share,
-        max_class_drop=dict(_class_drop(text) for text in class_drop),
-        cost_limits=dict(_cost_limit(text) for text in cost_limit),
+        max_class_drop=_once("class-drop", [_class_drop(text) for text in class_drop]),
+        cost_limits=_once("cost-limit", [_cost_limit(text) for text in cost_limit]),
         time_limit=time_limit,
         threads=threads,
         engine=choice("engine", engine, get_args(Engine)),
@@ -203,6 +203,13 @@ def _class_drop(text: str) -> tuple[str, float]:
         return name if separator else "", float(points) / 100
     except ValueError:
         raise ValueError(f"--class-drop: expected CLASS=PERCENTAGE_POINTS, got {text!r}") from None
+
+
+def _once(option: str, given: list[tuple[str, float]]) -> dict[str, float]:
+    by_name = dict(given)
+    if len(by_name) < len(given):
+        raise ValueError(f"--{option}: expected each name once, got {', '.join(name for name, _ in given)}")
+    return by_name
 
 
 def _cost_limit(text: str) -> tuple[str, float]:
