@@ -211,7 +211,7 @@ def test_numbers_that_are_none_in_a_table(value, table, tmp_path):
         ({"image_confidence": with_first(table.image_confidence)}, "image_confidence: expected numbers in"),
         ({"costs": costs}, "_cost: expected costs from 0 to 1e100"),
         ({"intersection": with_first(table.intersection)}, "intersection: expected 0..="),
-        ({"ground_truth": with_first(table.ground_truth)}, "intersection: expected 0..="),
+        ({"ground_truth": with_first(table.ground_truth)}, "ground_truth: expected counts of 0 and more"),
     ):
         dataclasses.replace(table, **changed).save(path)
         read = mess.CalibrationTable.load(path)

@@ -193,6 +193,8 @@ def convert(
     try:
         with evaluating(model):
             num_classes = adapted(images[:1]).shape[1]
+    except TypeError:  # no logits, which is said already, or a mistake in the model that says what it is
+        raise
     except Exception as error:  # whatever the user's code raises
         raise ValueError(
             f"example_input: the model does not run on {tuple(images[:1].shape)} (--size; many models want height and "
