@@ -465,6 +465,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 }
                 left.retain(|(_, alive)| !alive.is_empty());
                 self.field.planes_in_common.note(same.len(), left.len());
+                if left.is_empty() {
+                    continue;
+                }
             } else {
                 left.extend(same.iter().map(|chain| (&chain.ranges, chain.alive.clone())));
             }
