@@ -629,15 +629,14 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
         if verb not in verbs or not isinstance(entries, dict):
             raise ValueError(f"--config: {path}: expected tables named after verbs ({', '.join(verbs)}), got {verb!r}")
         known = {flag.lstrip("-"): parameter for parameter in verbs[verb].params for flag in parameter.opts}
-        names = {flag: parameter.name for flag, parameter in known.items()}
-        unknown = sorted(set(entries) - set(names))
+        unknown = sorted(set(entries) - set(known))
         if unknown:
-            near = difflib.get_close_matches(unknown[0], names, n=3) or sorted(names)
+            near = difflib.get_close_matches(unknown[0], known, n=3) or sorted(known)
             raise ValueError(
                 f"--config: {path}: [{verb}]: expected flags of `mess {verb}` such as {', '.join(near)}, "
                 f"got {unknown[0]!r}"
             )
-        found[verb] = {names[flag]: _as_flag(value, known[flag]) for flag, value in entries.items()}
+        found[verb] = {known[flag].name: _as_flag(value, known[flag]) for flag, value in entries.items()}
     return found
 
 

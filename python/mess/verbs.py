@@ -181,7 +181,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
 
 def _of_policy(found: Mapping[str, Configuration], policy: PolicySettings) -> dict[str, Configuration]:
     """Those whose image confidences are computed so, or that need none; ValueError when there is none."""
-    fitting = {n: c for n, c in found.items() if c.setting != "input-dependent" or c.policy == policy}
+    fitting = {name: chosen for name, chosen in found.items() if chosen.decides_by(policy)}
     others = sorted(set(found) - set(fitting))
     why = f"searched with other confidences than {policy}; calibrate both splits alike and search again"
     if others and fitting:
@@ -324,11 +324,10 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
         RuntimeError: plotly is not installed.
     """
     settings = runs.RunSettings.load(folder)
-    found = [folder / f"table-{split}.safetensors" for split in ("val", "test")]
-    names = [path.stem.removeprefix("table-") for path in found if path.is_file()]
-    splits = {name: table_of(folder, name) for name in names}
+    paths = {split: folder / f"table-{split}.safetensors" for split in ("val", "test")}
+    splits = {split: table_of(folder, split) for split, path in paths.items() if path.is_file()}
     if not splits:
-        raise FileNotFoundError(f"report: expected {found[0]}; run `mess calibrate {folder}` first")
+        raise FileNotFoundError(f"report: expected {paths['val']}; run `mess calibrate {folder}` first")
     named = {n: c for n, c in configurations(folder).items() if c.setting != "anytime" and _is_in(c, splits)}
     suffix = "" if cost == "macs" else f"-{cost}"
     path = folder / f"front{suffix}.json"
@@ -361,7 +360,7 @@ def _is_in(configuration: Configuration, splits: Mapping[str, CalibrationTable])
         configuration.model == table.model
         and {chosen.exit for chosen in configuration.exits} <= set(table.exits)
         and {chosen.pixel_threshold for chosen in configuration.exits} <= {None, *table.pixel_thresholds}
-        and (configuration.setting != "input-dependent" or configuration.policy == table.policy)
+        and configuration.decides_by(table.policy)
         for table in splits.values()
     )
 

@@ -78,6 +78,10 @@ class Configuration:
             if is_gated and not 0 <= float(given[1] or 0) < math.inf:
                 raise ValueError(f"image_threshold: expected a finite number >= 0 at {chosen.exit}, got {given[1]}")
 
+    def decides_by(self, policy: PolicySettings) -> bool:
+        """Whether its image confidences are computed so, or it needs none."""
+        return self.setting != "input-dependent" or self.policy == policy
+
     def point_of(self, exit_name: str) -> int:
         """Index of an exit's point; the final exit's is the number of points."""
         if exit_name == FINAL_EXIT:

@@ -197,7 +197,7 @@ def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str
     """
     if configuration.model != table.model:
         raise ValueError(f"table: expected exit points {configuration.model}, got {table.model}")
-    if configuration.setting == "input-dependent" and configuration.policy != table.policy:
+    if not configuration.decides_by(table.policy):
         raise ValueError(
             f"table: expected confidences of {configuration.policy}, got {table.policy}; calibrate both splits alike"
         )
