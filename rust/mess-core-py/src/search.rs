@@ -1,7 +1,9 @@
 //! Binding of `mess_core::search`.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use mess_core::search as core;
@@ -194,10 +196,15 @@ pub fn watched<T: Send>(
     work: impl FnOnce() -> mess_core::Result<T> + Send,
 ) -> PyResult<T> {
     std::thread::scope(|scope| {
-        let worker = scope.spawn(move || pool.install(work));
+        let (working, ended) = mpsc::channel::<()>();
+        let ended = Mutex::new(ended); // for another thread's eyes, as `detach` demands
+        let worker = scope.spawn(move || {
+            let _until_here = working; // dropped, the channel is closed, by a panic too
+            pool.install(work)
+        });
         let mut interruption = Ok(());
-        while !worker.is_finished() {
-            py.detach(|| wait(&worker));
+        let goes_on = || ended.lock().is_ok_and(|ended| ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout));
+        while py.detach(goes_on) {
             let watched = py.check_signals().and_then(|()| report(progress, control));
             if interruption.is_ok() && watched.is_err() {
                 control.cancel.store(true, Ordering::Relaxed);
@@ -219,14 +226,6 @@ pub fn control(time_limit: Option<f64>) -> PyResult<core::Control> {
     let limit = time_limit.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()); // none that long ends
     control.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     Ok(control)
-}
-
-/// Sleep until the next look, or less when the search ends.
-fn wait<T>(worker: &std::thread::ScopedJoinHandle<'_, T>) {
-    let start = Instant::now();
-    while !worker.is_finished() && start.elapsed() < POLL {
-        std::thread::sleep(Duration::from_micros(200));
-    }
 }
 
 fn report(progress: Option<&Bound<'_, PyAny>>, control: &core::Control) -> PyResult<()> {

@@ -164,6 +164,10 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         if !self.narrow(&mut of, &bound, &corners) {
             return;
         }
+        if self.num_combinations(&of) <= FEW {
+            self.enumerate(&of); // one that is left alone has no parts
+            return;
+        }
         let mut parts = self.parts(&of, &bound, &corners);
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
         for Part { narrowed, .. } in parts {

@@ -237,6 +237,62 @@ fn passes_alone_find_the_optimum_of_five_exits() {
     (0..64).for_each(|seed| check(500 + seed, 5, 4, 1, 70, Some(4)));
 }
 
+/// Regions of many images and few thresholds, of which a bound may leave a single one.
+#[test]
+fn regions_alone_find_the_optimum_of_a_few_thresholds() {
+    for seed in 0..120 {
+        let arrays = Arrays::new(600 + seed, 2, 1, 1500);
+        let table = arrays.table();
+        let mut random = Random(seed);
+        let mut query = Query {
+            scoring: Scoring { setting: Setting::InputDependent, metric: Metric::MeanIou, column: 0 },
+            objective: Objective::ParetoFront { resolution: 0.0 },
+            space: Space { max_exits: 3, ..Space::default() },
+            limits: Limits::default(),
+        };
+        let prepared = Prepared::new(&table, &query);
+        let exits = [0, 1, 2];
+        let order = |exit: usize| prepared.compact.gate(exit, 0);
+        let ranges = [0, 1].map(|exit| {
+            let last = order(exit).thresholds.len() as u32 - 1;
+            let low = random.below(u64::from(last) + 1) as u32;
+            (low, (low + 6 + random.below(17) as u32).min(last))
+        });
+        let gate = |exit: usize, number: u32| Gate {
+            pixel_threshold: 0,
+            image_threshold: order(exit).thresholds[number as usize],
+        };
+        let of_pair = |(first, second): (u32, u32)| {
+            let configuration = Configuration { exits: exits.to_vec(), gates: vec![gate(0, first), gate(1, second)] };
+            evaluate(&table, query.scoring, &configuration).expect("valid").found
+        };
+        let pairs = (ranges[0].0..=ranges[0].1).flat_map(|r| (ranges[1].0..=ranges[1].1).map(move |s| (r, s)));
+        let all: Vec<Found> = pairs.map(of_pair).filter(|f| f.stopped.iter().all(|images| *images > 0)).collect();
+        // on the convex hull, where bounds are tightest
+        let multiplier = 0.2 * 2f64.powf(-8.0 * random.unit());
+        let height = |found: &&Found| found.accuracy - multiplier * found.cost;
+        let Some(anchor) = all.iter().max_by(|a, b| height(a).total_cmp(&height(b))) else { continue };
+        for objective in [
+            Objective::MinimizeCost { min_accuracy: anchor.accuracy },
+            Objective::MaximizeAccuracy { max_cost: anchor.cost },
+        ] {
+            query.objective = objective;
+            let mut allowed: Vec<&Found> = all.iter().filter(|f| objective.allows(f.cost, f.accuracy)).collect();
+            allowed.sort_by(|a, b| objective.compare(a, b));
+            let (control, incumbents) = (Control::default(), Incumbents::new(objective, prepared.ceiling));
+            let shared = prepared.shared(&table, &query, &control, &incumbents);
+            if let Some(rival) = allowed.get(1) {
+                incumbents.offer(rival.cost, rival.accuracy, || (*rival).clone());
+            }
+            let chain = Chain::new(&shared, &exits).expect("no limit");
+            let mut regions = Regions::new(&shared, &chain, (f64::NEG_INFINITY, f64::INFINITY));
+            let within = |(low, high): (u32, u32)| GateRange::Within { pixel: 0, low, high };
+            regions.search(ranges.map(within).to_vec(), multiplier);
+            assert_eq!(incumbents.found(), std::slice::from_ref(allowed[0]), "seed {seed}, {objective:?}");
+        }
+    }
+}
+
 #[test]
 fn boxes_hold_every_assignment_of_a_chain() {
     for seed in 0..24 {
