@@ -187,17 +187,25 @@ impl<'v> Worth<'v> {
     /// What the images of one row are worth at the first exit, at the second, and at the best behind that.
     #[inline(always)]
     fn of_row(&self, row: usize) -> [[f32; RUNS]; 3] {
-        let shares = &self.shares.as_chunks::<RUNS>().0[row];
-        let at_exit = |at: usize| -> [f32; RUNS] {
-            let (values, cost) = (&self.values.row(at).as_chunks::<RUNS>().0[row], self.costs[at]);
-            std::array::from_fn(|lane| values[lane] - cost * shares[lane])
-        };
-        let mut behind = at_exit(2);
+        let mut behind = self.at_exit(row, 2);
         for at in 3..self.costs.len() {
-            let here = at_exit(at);
-            behind = std::array::from_fn(|lane| larger(here[lane], behind[lane]));
+            let here = self.at_exit(row, at);
+            for lane in 0..RUNS {
+                behind[lane] = larger(here[lane], behind[lane]);
+            }
         }
-        [at_exit(0), at_exit(1), behind]
+        [self.at_exit(row, 0), self.at_exit(row, 1), behind]
+    }
+
+    #[inline(always)]
+    fn at_exit(&self, row: usize, at: usize) -> [f32; RUNS] {
+        let (values, cost) = (&self.values.row(at).as_chunks::<RUNS>().0[row], self.costs[at]);
+        let shares = &self.shares.as_chunks::<RUNS>().0[row];
+        let mut worth = [0.0; RUNS];
+        for lane in 0..RUNS {
+            worth[lane] = values[lane] - cost * shares[lane];
+        }
+        worth
     }
 
     /// The greatest bound with the first threshold in any of these runs, whatever the other gates are.
