@@ -38,6 +38,8 @@ use super::table::Costs;
 
 /// Neighbouring bands of costs in which a chain is left to one search of its regions.
 const BANDS_TOGETHER: usize = 4;
+/// Planes by which an exit is valued together, as many as stay in the caches.
+const PLANES_TOGETHER: usize = 16;
 
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
@@ -449,37 +451,45 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let runs = |pixel: usize| arranged(&self.images, &compact.gate(before[1], pixel).runs);
             self.second_orders = (0..compact.num_pixels).map(runs).collect();
         }
-        let common = self.field.planes_in_common.pays().then(|| self.planes_in_common(before, &pending));
+        let left = match self.field.planes_in_common.pays() {
+            true => self.left_in_common(before, &pending),
+            false => pending.iter().map(|chain| (chain, chain.alive.clone())).collect(),
+        };
         let mut found = Vec::new();
-        for same in pending.chunk_by(|a, b| a.exits == b.exits) {
-            let exits = &same[0].exits;
-            let last = exits[exits.len() - 1];
-            let mut left: Vec<(&Ranges, Vec<(usize, Runs)>)> = Vec::with_capacity(same.len());
-            if let Some((planes, of_group)) = &common {
-                let with_plane = |c: &'_ Pending| &planes[of_group[c.group]];
-                let chains: Vec<(&Fitted, &Ranges)> = same.iter().map(|c| (with_plane(c), &c.ranges)).collect();
-                let values = Fitted::chains(self.shared, last, &chains, &self.images);
-                for (chain, values) in same.iter().zip(values) {
-                    let alive = self.alive(exits, &values, &chain.alive).into_iter();
-                    left.push((&chain.ranges, alive.map(|(at, (_, _, left))| (at, left.first)).collect()));
+        for some in left.chunks(PLANES_TOGETHER) {
+            let boxes: Vec<&Ranges> = some.iter().map(|(chain, _)| &chain.ranges).collect();
+            let mut own = Fitted::all(self.shared, before, &boxes, &self.images).into_iter();
+            for same in some.chunk_by(|(a, _), (b, _)| a.exits == b.exits) {
+                let exits = &same[0].0.exits;
+                let fitted: Vec<Fitted> = own.by_ref().take(same.len()).collect();
+                let chains: Vec<(&Fitted, &Ranges)> = fitted.iter().zip(same.iter().map(|(c, _)| &c.ranges)).collect();
+                let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
+                for ((_, alive), values) in same.iter().zip(values) {
+                    found.extend(self.narrow(exits, &values, alive));
                 }
-                left.retain(|(_, alive)| !alive.is_empty());
-                self.field.planes_in_common.note(same.len(), left.len());
-                if left.is_empty() {
-                    continue;
-                }
-            } else {
-                left.extend(same.iter().map(|chain| (&chain.ranges, chain.alive.clone())));
-            }
-            let boxes: Vec<&Ranges> = left.iter().map(|(ranges, _)| *ranges).collect();
-            let own = Fitted::all(self.shared, before, &boxes, &self.images);
-            let chains: Vec<(&Fitted, &Ranges)> = own.iter().zip(boxes).collect();
-            let values = Fitted::chains(self.shared, last, &chains, &self.images);
-            for ((_, alive), values) in left.iter().zip(values) {
-                found.extend(self.narrow(exits, &values, alive));
             }
         }
         self.candidates.extend(found);
+    }
+
+    /// The chains that may hold something by planes in common, in which bands and runs.
+    fn left_in_common<'p>(&self, before: &[usize], pending: &'p [Pending]) -> Vec<(&'p Pending, Vec<(usize, Runs)>)> {
+        let (planes, of_group) = self.planes_in_common(before, pending);
+        let mut left = Vec::new();
+        for same in pending.chunk_by(|a, b| a.exits == b.exits) {
+            let exits = &same[0].exits;
+            let chains: Vec<(&Fitted, &Ranges)> =
+                same.iter().map(|c| (&planes[of_group[c.group]], &c.ranges)).collect();
+            let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
+            for (chain, values) in same.iter().zip(values) {
+                let alive = self.alive(exits, &values, &chain.alive);
+                if !alive.is_empty() {
+                    left.push((chain, alive.into_iter().map(|(at, (_, _, left))| (at, left.first)).collect()));
+                }
+            }
+        }
+        self.field.planes_in_common.note(pending.len(), left.len());
+        left
     }
 
     /// Planes for the groups of these chains, which begin with `before`, and which of them each group has.
