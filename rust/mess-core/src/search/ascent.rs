@@ -83,10 +83,15 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
         // a family without a member: the search was stopped before it had its turn
         let begun = families.par_iter_mut().with_max_len(1).filter(|family| !family.pool.is_empty());
         begun.for_each(|family| {
+            let mut reached = None;
             for &cost in &costs {
                 let pool: Vec<&Valued> = family.pool.iter().collect();
                 let multiplier = multiplier_at(&pool, &hull(&pool), cost, shared.ceiling).0;
-                climb(family, multiplier);
+                // the same way from the same pool ends where it did
+                if reached != Some((multiplier, pool.len())) {
+                    climb(family, multiplier);
+                    reached = Some((multiplier, family.pool.len()));
+                }
             }
         });
     }
