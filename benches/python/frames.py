@@ -27,12 +27,11 @@ from mess.deployment.export import _quiet
 from mess.model.adapter import LogitsModel
 from mess.runtime import Runtime, Stream
 from mess.runtime.backends import BATCH, load
-from mess.runtime.pixels import labels_at
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benches.machine import facts  # noqa: E402
-from benches.pictures import resized  # noqa: E402
+from benches.pictures import mean_iou, resized  # noqa: E402
 
 STREAMS: dict[str, dict[str, Any]] = {
     "image by image": {},
@@ -180,18 +179,11 @@ def streams(runtime: Runtime, frames: list[np.ndarray], truth: list[np.ndarray],
         stream = Stream(runtime, **options)
         results = [stream.predict(frame) for frame in frames]
         exits = [names.index(result.exit) for result in results]
-        counts = np.zeros((num_classes, num_classes), np.int64)
-        for result, labels in zip(results, truth, strict=True):
-            predicted = labels_at(result.labels, labels.shape) if result.labels.shape != labels.shape else result.labels
-            valid = labels < num_classes
-            cells = num_classes * labels[valid].astype(np.int64) + predicted[valid]
-            counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-        right, there = np.diag(counts), counts.sum(axis=1)
-        iou = right[there > 0] / (there + counts.sum(axis=0) - right)[there > 0]
+        iou = mean_iou(((result.labels, labels) for result, labels in zip(results, truth, strict=True)), num_classes)
         shares = ", ".join(f"{exits.count(i) / len(exits):.0%}" for i in range(len(names)))
         changes = sum(a != b for a, b in pairwise(exits))
         milliseconds = np.mean([sum(result.stage_ms) for result in results])
-        out.append(f"| {title} | {iou.mean():.2%} | {milliseconds:.1f} | {shares} | {changes} |")
+        out.append(f"| {title} | {iou:.2%} | {milliseconds:.1f} | {shares} | {changes} |")
     return out
 
 
