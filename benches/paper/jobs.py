@@ -16,10 +16,10 @@ from torch import nn
 
 import mess
 from mess import runs, verbs
-from mess.files import write_json
+from mess.files import EXITS_FILE, write_json
 from mess.model.network import MultiExitNetwork
 from mess.training.checkpoint import load_checkpoint
-from mess.training.loop import EXITS_FILE, PRETRAIN_FILE, pretrain, train_exits
+from mess.training.loop import PRETRAIN_FILE, pretrain, train_exits
 from mess.training.settings import TrainSettings
 
 GRID = (

@@ -36,7 +36,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary file beside `path`, flush that to the disk, then rename it to `path`.
 
     Whatever interrupts it, `path` holds its old content or the whole new one.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
     """
+    expect_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, f".*.{path.name}")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which some writers go by
@@ -152,6 +156,9 @@ KINDS = {
 }
 """Of folders, by the file that tells."""
 
+EXITS_FILE = "exits.safetensors"
+"""Of a run folder: the trained multi-exit network (`mess.runs`)."""
+
 
 def kind_of(folder: Path) -> str:
     """`; FOLDER is a ...`, for whoever expected another kind of folder; nothing when it is none of ours."""
@@ -163,6 +170,12 @@ def expect_run(folder: Path) -> None:
     if not (folder / "run.json").is_file():
         made = kind_of(folder) or "; `mess train` makes one"
         raise FileNotFoundError(f"run: expected a run folder, got {folder} (no run.json there){made}")
+
+
+def expect_file(path: Path) -> None:
+    """IsADirectoryError when what is to be written to `path` would replace a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(f"out: expected the name of a file to write, got the folder {path}")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -19,12 +19,21 @@ import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
-from mess.files import colours, differences, entries, entry, expect_run, height_and_width, read_json, write_json
+from mess.files import (
+    EXITS_FILE,
+    colours,
+    differences,
+    entries,
+    entry,
+    expect_run,
+    height_and_width,
+    read_json,
+    write_json,
+)
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
 from mess.training.checkpoint import load_checkpoint
-from mess.training.loop import EXITS_FILE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

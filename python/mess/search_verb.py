@@ -12,7 +12,7 @@ from typing import Any
 from mess.calibration.table import CalibrationTable
 from mess.cluster import connection
 from mess.deployment.configuration import Configuration
-from mess.files import expect_run, file_sha256, write_json
+from mess.files import EXITS_FILE, expect_run, file_sha256, write_json
 from mess.progress import progress
 from mess.reporting import charts
 from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
@@ -20,7 +20,7 @@ from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Tar
 from mess.searching.sweep import sweep, wishes, write_parquet
 
 WEIGHTS = "weights_sha256"
-"""Among a table's facts: of the run's `exits.safetensors`."""
+"""Among a table's facts: of the run's `EXITS_FILE`."""
 
 
 def search_run(
@@ -192,7 +192,7 @@ def table_of(source: Path, split: str) -> CalibrationTable:
     if not path.is_file():
         raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
     table = CalibrationTable.load(path)
-    weights = source / "exits.safetensors"
+    weights = source / EXITS_FILE
     if (
         WEIGHTS in table.facts
         and weights.is_file()

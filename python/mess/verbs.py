@@ -27,7 +27,7 @@ from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save
 from mess.deployment.run import RunResult
 from mess.deployment.run import run as run_image
 from mess.exit_names import FINAL_EXIT
-from mess.files import file_sha256, read_json, write_json, write_whole
+from mess.files import EXITS_FILE, expect_file, file_sha256, read_json, write_json, write_whole
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.zoo import comes_from_a_library, model_from_spec
 from mess.policy import PolicySettings
@@ -40,7 +40,7 @@ from mess.search_verb import WEIGHTS, search_run, table_of
 from mess.searching import evaluate, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine
 from mess.training.board import tensorboard
-from mess.training.loop import EXITS_FILE, train
+from mess.training.loop import train
 from mess.training.settings import TrainSettings
 
 
@@ -321,8 +321,10 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
 
     Raises:
         FileNotFoundError: no run folder, no table, or no configuration there.
+        IsADirectoryError: `out` is a folder.
         RuntimeError: plotly is not installed.
     """
+    expect_file(out)
     settings = runs.RunSettings.load(folder)
     paths = {split: folder / f"table-{split}.safetensors" for split in ("val", "test")}
     splits = {split: table_of(folder, split) for split, path in paths.items() if path.is_file()}

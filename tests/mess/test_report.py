@@ -158,3 +158,5 @@ def test_the_verb(searched, tmp_path):
     assert out.stat().st_size > 1e6
     missing = runner.invoke(cli.app, ["report", str(searched), "-o", str(out), "--cost", "watts"])
     assert "cost: expected one of" in str(missing.exception)
+    folder = runner.invoke(cli.app, ["report", str(searched), "-o", str(tmp_path)])
+    assert "out: expected the name of a file to write, got the folder" in str(folder.exception)

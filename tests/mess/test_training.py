@@ -357,6 +357,17 @@ def test_labels_outside_the_classes_stop_the_run():
         train_exits(network, [(images, labels)], settings=mess.TrainSettings(epochs=1))
 
 
+@pytest.mark.parametrize("stage", [pretrain, train_exits])
+def test_an_epoch_without_a_label_stops_the_run(stage):
+    network, _ = fresh()
+    nothing, one = torch.full((2, 32, 48), 255), torch.full((2, 32, 48), 255)
+    one[0, 0, 0] = 3
+    images, settings = torch.rand(2, 3, 32, 48), mess.TrainSettings(epochs=1)
+    stage(network, [(images, nothing), (images, one)], settings=settings)
+    with pytest.raises(ValueError, match=r"batches: expected labels of 0\.\.5, got an epoch of 4 images"):
+        stage(network, [(images, nothing), (images, nothing)], settings=settings)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

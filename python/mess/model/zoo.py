@@ -110,8 +110,10 @@ def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None =
         weights: a safetensors file. ImageNet backbone weights for `mobilenet_v2_fcn`; else a whole state dict.
 
     Raises:
-        ValueError: no such model, its library is not there, or the factory did not return a module.
+        ValueError: no such model, its library is not there, the factory did not return a module, or fewer than 1 class.
     """
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected 2 or more, got {num_classes}")
     name, _, rest = spec.partition(":")
     if name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()):
         return mobilenet_v2_fcn(num_classes=num_classes, output_stride=int(rest or 8), weights=weights)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.data.loader import batches_from, mixed_seed
 from mess.exit_names import FINAL_EXIT
+from mess.files import EXITS_FILE
 from mess.model.adapter import evaluating
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.progress import console, progress
@@ -47,7 +48,6 @@ Log = Callable[[int, dict[str, float]], object]
 """Called as `log(step, values)` after every step, with values by name, such as `pretrain/loss/final`."""
 
 PRETRAIN_FILE = "pretrain.safetensors"
-EXITS_FILE = "exits.safetensors"
 
 
 def train(
@@ -289,7 +289,7 @@ class _Stage:
         torch.manual_seed(mixed_seed(*seeds))  # a DataLoader draws its order from it
         source = batches_from(batches, epoch, first * settings.accumulate)
         title = f"{self.name} epoch {epoch + 1}/{settings.epochs}"
-        images_seen, start, rate, speed = 0, time.perf_counter(), 0.0, 0.0
+        images_seen, valid, start, rate, speed = 0, 0, time.perf_counter(), 0.0, 0.0
         with progress(title, per_epoch, first) as advance:
             for index in range(first, per_epoch):
                 group = list(islice(source, settings.accumulate))
@@ -298,7 +298,8 @@ class _Stage:
                 for parameter_group in self.optimizer.param_groups:
                     parameter_group["lr"] = rate
                 torch.manual_seed(mixed_seed(*seeds, index, fabric.global_rank))  # for dropout
-                losses = self._gradients(group, step, number + 1)
+                losses, pixels = self._gradients(group, step, number + 1)
+                valid += pixels
                 self._check_finite(losses, batches, index, epoch)
                 self.scaled.step()
                 self.scaled.zero_grad(set_to_none=True)
@@ -314,14 +315,20 @@ class _Stage:
                     self.log(number + 1, values)
                 if time.perf_counter() - self._saved >= 60 * self.checkpoint_minutes and index + 1 < per_epoch:
                     self._save(replace(done, step=index + 1, running=running))
+        if valid == 0 and first == 0:
+            raise ValueError(
+                f"batches: expected labels of 0..{self.network.num_classes - 1}, got an epoch of {images_seen} images "
+                f"where every pixel is {IGNORE_INDEX}, to be ignored"
+            )
         means = {name: total / count for name, (total, count) in running.items()}
         seconds = time.perf_counter() - start
         left = seconds / (per_epoch - first) * per_epoch * (settings.epochs - epoch - 1)
         console.print(_line(title, means, rate, speed, seconds, left), highlight=False)
         return replace(done, epoch=epoch + 1, step=0, running={}, losses=(*done.losses, means))
 
-    def _gradients(self, group: Sequence[tuple[Any, Tensor]], step: Step, number: int) -> dict[str, float]:
-        """Gradients of one step, added over the batches of `group` and averaged over the processes; losses by exit.
+    def _gradients(self, group: Sequence[tuple[Any, Tensor]], step: Step, number: int) -> tuple[dict[str, float], int]:
+        """Gradients of one step, added over the batches of `group` and averaged over the processes; losses by exit, and
+        the number of valid pixels.
 
         A batch weighs as many pixels as are valid in it, so that the loss is the mean over the valid pixels of all.
         """
@@ -345,7 +352,7 @@ class _Stage:
         if parallel is None:
             average_gradients(fabric, self.parameters)
         means = torch.as_tensor(fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean"))
-        return dict(zip(sums, means.tolist(), strict=True))
+        return dict(zip(sums, means.tolist(), strict=True)), int(valid)
 
     def _check_finite(self, losses: Mapping[str, float], batches: Any, index: int, epoch: int) -> None:
         wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
