@@ -167,7 +167,12 @@ def test_features_of_every_layout_become_maps(kind):
     assert {tuple(f.shape[2:]) for f in features.values()} == {(16, 8)}
 
 
-ONE_SIZE = {"MobileViTV2": "is invalid for input", "EoMT": "data-dependent", "data-dependent": "data-dependent"}
+ONE_SIZE = {
+    "MobileViTV2": "is invalid for input",
+    "EoMT": "data-dependent",
+    "DPT": "decides by the shape",
+    "data-dependent": "data-dependent",
+}
 
 
 @pytest.mark.slow
@@ -542,3 +547,94 @@ def test_a_model_that_refuses_a_size_is_tried_in_larger_steps():
     stages = network.split(any_size=True)
     assert stages.size_step == 32
     assert_stages_equal_the_model(network, stages, 2)
+
+
+class Deciding(nn.Module):
+    """Goes another way for some shapes of its input: `decide` says what comes before and behind the rest."""
+
+    def __init__(self, decide) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 4, 1)
+        self.decide = decide
+
+    def forward(self, x):
+        before, behind = self.decide(*x.shape)
+        logits = self.out(self.body(self.stem(before(x))))
+        return behind(nn.functional.interpolate(logits, scale_factor=2.0))
+
+
+def unchanged(x):
+    return x
+
+
+def halved_when_large(batch, channels, height, width):
+    if height * width > 4096:
+        return lambda x: nn.functional.avg_pool2d(x, 2), lambda x: nn.functional.interpolate(x, scale_factor=2.0)
+    return unchanged, unchanged
+
+
+def turned_when_high(batch, channels, height, width):
+    if height > width:
+        return lambda x: x.transpose(2, 3), lambda x: x.transpose(2, 3)
+    return unchanged, unchanged
+
+
+def padded_to_sixteen(batch, channels, height, width):
+    if height % 16 or width % 16:  # adds 16 to a side that needs nothing, but only when the other one does
+        pad = (0, 16 - width % 16, 0, 16 - height % 16)
+        return lambda x: nn.functional.pad(x, pad), lambda x: x[..., :height, :width]
+    return unchanged, unchanged
+
+
+def doubled_in_large_batches(batch, channels, height, width):
+    return (lambda x: 2 * x if batch > 4 else x), unchanged
+
+
+@pytest.mark.parametrize(
+    ("decide", "size"),
+    [
+        (halved_when_large, (80, 96)),
+        (turned_when_high, (48, 64)),
+        (padded_to_sixteen, (40, 56)),
+        (padded_to_sixteen, (48, 64)),
+    ],
+)
+def test_a_model_that_decides_by_the_size_of_its_input_takes_one_size(decide, size):
+    network = converted(Deciding(decide).eval(), size, exit_points=["stem", "body"])
+    assert_stages_equal_the_model(network, network.split(backend="graph"), 6)
+    with pytest.raises(
+        RuntimeError, match=r"steps of 1: model: decides by the shape of its input \(.*size\(\)\[[23]\]"
+    ):
+        network.split(any_size=True)
+
+
+def test_a_model_that_decides_by_the_batch_is_not_recorded():
+    network = converted(Deciding(doubled_in_large_batches).eval(), (32, 48))
+    with pytest.raises(RuntimeError, match=r"graph: model: decides by the shape of its input \(.*size\(\)\[0\] <= 4\)"):
+        network.split(backend="graph")
+    stages = network.split()
+    assert stages.backend == "eager"
+    assert_stages_equal_the_model(network, stages, 8)
+
+
+def test_a_head_that_decides_by_the_batch_is_not_recorded():
+    class Head(nn.Module):
+        def __init__(self, channels: int, num_classes: int) -> None:
+            super().__init__()
+            self.out = nn.Conv2d(channels, num_classes, 1)
+
+        def forward(self, feature: Tensor) -> Tensor:
+            return self.out(2 * feature if feature.shape[0] > 4 else feature)
+
+    network = converted(UNet().eval(), (32, 48), heads=[Head])
+    chosen = Configuration(
+        setting="budgeted",
+        model=tuple(point.name for point in network.points),
+        exits=(ChosenExit(exit=network.exits[0].name),),
+    )
+    images = torch.rand(6, 3, 32, 48)
+    with torch.no_grad():
+        _, features = network.features(images)
+        expected = network.head(network.exits[0])(features[0])
+    assert torch.equal(mess.deploy(network, chosen)(images).parts[0][1], expected)

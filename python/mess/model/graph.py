@@ -7,6 +7,7 @@ only some images of the batch. Parameters are shared with the user's model, neve
 
 from __future__ import annotations
 
+import math
 import operator
 import traceback
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from mess.model.adapter import LogitsModel, check_example, evaluating, quiet_att
 from mess.model.capture import marked
 from mess.model.layout import Size
 from mess.model.points import ExitPoint
-from mess.model.stages import Stages, State
+from mess.model.stages import Stages, State, check_equal
 
 
 @torch.library.custom_op("mess::exit_point", mutates_args=())
@@ -29,6 +30,12 @@ def _exit_point(feature: Tensor, as_map: Tensor, index: int) -> Tensor:
     """Marker in an exported graph, removed when it is cut. What the model goes on with, and the same as a map."""
     return feature.clone()
 
+
+Shape = tuple[int, int, int]
+"""Of an input: (batch, height, width)."""
+
+_MOST_PIXELS = 2048 * 2048
+"""Of an image that graph and model are compared on, unless the example is larger."""
 
 fx.node.has_side_effect(torch.ops.mess.exit_point.default)  # kept where nothing further on reads the feature
 
@@ -89,8 +96,8 @@ def split_graph(
         size_step: take every height and width that is a multiple of it; by default those of `example_input` alone.
 
     Raises:
-        RuntimeError: the model cannot be exported, not for all these sizes, or an exit point was not met during export;
-            says where and why.
+        RuntimeError: the model cannot be exported, not for all these sizes, an exit point was not met during export, or
+            the model goes another way for some shapes of its input; says where and why.
     """
     example = check_example(example_input)
     batch = torch.cat([example[:1], example[:1]])  # a batch of 1 would be baked in as a constant
@@ -111,8 +118,71 @@ def split_graph(
                 f"{_users_line(error)}"
             ) from error
         graph_module = program.module()
-    stages, batched = _cut(graph_module, len(points))
-    return GraphStages(stages, batched, (batch.shape[2], batch.shape[3]), size_step)
+    doubtful = _doubtful(graph_module, batch, size_step)
+    stages = GraphStages(*_cut(graph_module, len(points)), (batch.shape[2], batch.shape[3]), size_step)
+    _check_ways(stages, adapted, doubtful, batch)
+    return stages
+
+
+def _doubtful(graph_module: fx.GraphModule, example: Tensor, size_step: int | None) -> list[tuple[str, Shape]]:
+    """For each condition on the shape of the input that the model met while it was recorded, shapes where it does not
+    hold: of those that are tried and differ from the example in the same dimensions, the nearest.
+
+    `torch.export` records one way through the model, and the conditions under which that is the way. Most are harmless
+    (an operator that treats a side of 1 in its own way); but a model may branch on them (`if height > width`). Which of
+    the two it is shows when model and graph are compared at these shapes.
+    """
+    guards = getattr(graph_module, "_guards_fn", None)
+    if guards is None:
+        return []
+    batch, channels, *size = example.shape
+    found: dict[tuple[str, tuple[bool, ...]], Shape] = {}
+    for shape in _shapes_around((batch, size[0], size[1]), size_step):
+        try:
+            guards(torch.empty(shape[0], channels, *shape[1:], device="meta"))
+        except AssertionError as error:
+            changed = tuple(a != b for a, b in zip(shape, (batch, *size), strict=True))
+            found.setdefault((str(error).removeprefix("Guard failed: "), changed), shape)
+    return [(condition, shape) for (condition, _), shape in found.items()]
+
+
+def _check_ways(
+    stages: GraphStages, model: LogitsModel, doubtful: Sequence[tuple[str, Shape]], example: Tensor
+) -> None:
+    """RuntimeError when the model gives something else than its graph at one of these shapes."""
+    for condition, (batch, *size) in doubtful:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(batch, example.shape[1], *size, generator=generator).to(example)
+        try:
+            with torch.inference_mode(), evaluating(model):
+                model(images)
+        except Exception:  # it takes no such input, and says so in its own way
+            continue
+        try:
+            check_equal(stages, model, images)
+        except Exception as error:
+            raise RuntimeError(
+                f"model: decides by the shape of its input ({condition}): for {tuple(images.shape)}, {error}"
+            ) from error
+
+
+def _shapes_around(shape: Shape, size_step: int | None) -> list[Shape]:
+    """Shapes that a graph is to take, nearest first: other batches, other sizes where it takes those."""
+    batch, height, width = shape
+    shapes = [(b, height, width) for b in (*range(1, 17), 24, 32) if b != batch]
+    if size_step is not None:
+        sides = [
+            {round(side * 1.25**power / size_step) * size_step for power in range(-16, 13)}
+            | {(side // size_step + more) * size_step for more in range(-32, 33)}
+            for side in (height, width)
+        ]
+        shapes += [(batch, h, width) for h in sides[0]] + [(batch, height, w) for w in sides[1]]
+        shapes += [(batch, h, h * width // height // size_step * size_step) for h in sides[0]]
+        shapes += [(batch, height + more * size_step, width + more * size_step) for more in range(-32, 33)]
+        shapes += [(batch, width, height)]
+    possible = {s for s in shapes if min(s) > 0 and s[1] * s[2] <= max(_MOST_PIXELS, height * width)}
+    away = lambda s: (sum(abs(math.log(a / b)) for a, b in zip(s, shape, strict=True)), s)  # noqa: E731
+    return sorted(possible, key=away)
 
 
 def _free_sizes(example: Tensor, step: int | None) -> dict[int, Any]:
@@ -143,7 +213,9 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
-            graph.erase_node(node)  # checks the example's shape; GraphStages.start does it once instead
+            graph.erase_node(
+                node
+            )  # GraphStages.start checks the shape once instead, `_check_ways` what else it may say
     graph.eliminate_dead_code()
     nodes = list(graph.nodes)
     markers = {node.args[2]: node for node in nodes if node.target is torch.ops.mess.exit_point.default}

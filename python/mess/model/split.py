@@ -23,7 +23,7 @@ from mess.model.eager import EagerStages
 from mess.model.graph import split_graph
 from mess.model.layout import Size, feature_tensor
 from mess.model.points import ExitPoint
-from mess.model.stages import Stages, State
+from mess.model.stages import Stages, State, check_equal
 
 Backend = Literal["auto", "stages", "graph", "eager"]
 
@@ -83,7 +83,7 @@ def split(
         try:
             found = ways[way]()
             for probe in _probes(found, example):
-                _check(found, model, probe)
+                check_equal(found, model, probe)
         except failures as error:
             reasons.append(f"{way}: {error}")
             continue
@@ -175,26 +175,6 @@ def another_size(stages: Stages) -> Size:
     step = stages.size_step or 1
     more = (3, 5) if step == 1 else (step, 2 * step)
     return stages.input_size[0] + more[0], stages.input_size[1] + more[1]
-
-
-@torch.inference_mode()
-def _check(stages: Stages, model: LogitsModel, images: Tensor) -> None:
-    """RuntimeError when the stages give other logits than the model for `images`."""
-    with evaluating(model):
-        expected = model(images)
-        again = model(images)
-    state = stages.start(images)
-    for index in range(stages.num_stages):
-        output, state = stages.run_stage(index, state)
-    if output.shape != expected.shape:
-        raise RuntimeError(f"expected logits of shape {tuple(expected.shape)}, got {tuple(output.shape)}")
-    noise = _distance(again, expected)  # 0 where the device computes the same thing twice
-    if not _distance(output, expected) <= 4 * noise:
-        raise RuntimeError(f"its logits differ from the model's by up to {_distance(output, expected):.3g}")
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).nan_to_num().abs().max())
 
 
 def check_stages(model: LogitsModel, names: Sequence[str]) -> None:

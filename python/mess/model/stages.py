@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+from mess.model.adapter import LogitsModel, evaluating
 from mess.model.layout import Size
 
 State = tuple[Any, ...]
@@ -59,3 +61,23 @@ class Stages(nn.Module):
             raise ValueError(f"images: expected height and width {self.input_size}, got {size}")
         if step is not None and (0 in size or any(side % step for side in size)):
             raise ValueError(f"images: expected a height and width that are multiples of {step}, got {size}")
+
+
+@torch.inference_mode()
+def check_equal(stages: Stages, model: LogitsModel, images: Tensor) -> None:
+    """RuntimeError when the stages give other logits than the model for `images`."""
+    with evaluating(model):
+        expected = model(images)
+        again = model(images)
+    state = stages.start(images)
+    for index in range(stages.num_stages):
+        output, state = stages.run_stage(index, state)
+    if output.shape != expected.shape:
+        raise RuntimeError(f"expected logits of shape {tuple(expected.shape)}, got {tuple(output.shape)}")
+    noise = _distance(again, expected)  # 0 where the device computes the same thing twice
+    if not _distance(output, expected) <= 4 * noise:
+        raise RuntimeError(f"its logits differ from the model's by up to {_distance(output, expected):.3g}")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).nan_to_num().abs().max())
