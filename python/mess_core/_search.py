@@ -128,7 +128,7 @@ class Progress:
     next_gap
         gap that this pass will certify
     gap
-        gap certified so far, infinite before the first pass ended
+        gap certified so far, infinite before the first pass ended and while nothing is known
     covered
         configurations that this pass examined or excluded
     cost, accuracy
@@ -167,7 +167,8 @@ class Outcome:
         proven: no configuration costs less than this, or is more accurate than this; of a front: no configuration is
         more accurate, by more than this, than the front at its cost
     gap
-        |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal
+        |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal or infeasible, infinite when stopped
+        before anything was found
     explored
         sets of configurations whose bound was computed, and
     evaluated

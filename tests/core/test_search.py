@@ -484,6 +484,15 @@ def test_optimal_means_that_value_and_bound_agree_and_everything_is_covered():
 MIDDLE = {"points": 5, "heads": 8, "images": 120, "pixels": 4, "levels": 1000, "classes": 6}
 
 
+def test_the_front_of_what_costs_nothing_is_its_best():
+    table = random_table(3, points=3, heads=4, images=60, pixels=3, levels=1000, classes=5)
+    free = replace(table, **{f"{name}_cost": np.zeros(13) for name in ("backbone", "head", "policy")})
+    best = mess_core.search(free, max_cost=0.0)
+    front = mess_core.search(free, resolution=0.0)
+    assert front.found == best.found
+    assert front.evaluated < 0.01 * front.space  # it was 0.6: nothing costs less, and that was looked for
+
+
 def test_a_certified_gap_holds(tmp_path):
     table = random_table(11, **MIDDLE)
     final = mess_core.evaluate(table, Configuration((40,))).found

@@ -233,7 +233,7 @@ impl Shared<'_, '_> {
                 return;
             }
             *gap = wanted;
-            self.control.certify(wanted);
+            self.control.certify(self.certificate(&self.incumbents.found(), wanted).1);
         }
     }
 
@@ -491,8 +491,11 @@ impl Shared<'_, '_> {
                 (bound, if best.accuracy > 0.0 { (bound - best.accuracy) / best.accuracy } else { 0.0 })
             }
             (Objective::ParetoFront { .. }, _) => (gap.min(1.0), gap.min(1.0)),
-            (Objective::MinimizeCost { .. }, None) => (if gap == 0.0 { f64::INFINITY } else { cheapest }, gap),
-            (Objective::MaximizeAccuracy { .. }, None) => (if gap == 0.0 { 0.0 } else { 1.0 }, gap),
+            // of nothing there is no gap until there is nothing to be found
+            (Objective::MinimizeCost { .. }, None) if gap == 0.0 => (f64::INFINITY, gap),
+            (Objective::MinimizeCost { .. }, None) => (cheapest.max(self.ceiling * (1.0 - gap)), f64::INFINITY),
+            (Objective::MaximizeAccuracy { .. }, None) if gap == 0.0 => (0.0, gap),
+            (Objective::MaximizeAccuracy { .. }, None) => (1.0, f64::INFINITY),
         }
     }
 }

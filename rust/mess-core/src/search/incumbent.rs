@@ -169,7 +169,8 @@ fn targets(objective: Objective, found: &[Found], ceiling: f64, gap: f64) -> Tar
             };
             let until = found.iter().map(below).chain([ceiling]);
             let from = [0.0].into_iter().chain(found.iter().map(|f| f.accuracy + gap));
-            until.zip(from).collect()
+            let is_free = best.is_some_and(|best| best.cost == 0.0); // nothing costs less
+            until.zip(from).skip(usize::from(is_free)).collect()
         }
     };
     Targets { corners }

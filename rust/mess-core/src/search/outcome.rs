@@ -81,7 +81,8 @@ pub struct Outcome {
     /// Proven: no configuration costs less than this (minimising cost), or is more accurate (maximising accuracy). For a
     /// front: no configuration exceeds the accuracy of the front at its own cost by more than this.
     pub bound: f64,
-    /// How far `found` may be from the optimum: |bound - value| / |value|; for a front `bound` itself. 0 when optimal.
+    /// How far `found` may be from the optimum: |bound - value| / |value|; for a front `bound` itself. 0 when optimal or
+    /// infeasible, infinite when stopped before anything was found.
     pub gap: f64,
     /// Sets of configurations whose bound was computed.
     pub explored: u64,

@@ -395,6 +395,32 @@ fn stopped_anywhere() {
     }
 }
 
+/// A pass that found nothing bounds the cost of what there may be, and there is no gap to speak of.
+#[test]
+fn nothing_found_has_no_gap() {
+    let arrays = Arrays::new(1, 3, 2, 12);
+    let table = arrays.table();
+    let scoring = Scoring { setting: Setting::InputDependent, metric: Metric::MeanIou, column: 0 };
+    let space = Space { max_exits: 3, ..Space::default() };
+    let of = |objective: Objective| Query { scoring, objective, space: space.clone(), limits: Limits::default() };
+    for (objective, bounds) in [
+        (Objective::MinimizeCost { min_accuracy: 1.0 }, [0.0, 0.9, f64::INFINITY]),
+        (Objective::MaximizeAccuracy { max_cost: 0.0 }, [1.0, 1.0, 0.0]),
+    ] {
+        let query = of(objective);
+        let prepared = Prepared::new(&table, &query);
+        let (control, incumbents) = (Control::default(), Incumbents::new(objective, prepared.ceiling));
+        let shared = prepared.shared(&table, &query, &control, &incumbents);
+        for (gap, expected) in [f64::INFINITY, 0.1, 0.0].into_iter().zip(bounds) {
+            let (bound, told) = shared.certificate(&[], gap);
+            let is_cost = matches!(objective, Objective::MinimizeCost { .. });
+            assert!(if is_cost { bound >= expected * prepared.ceiling } else { bound == expected });
+            assert_eq!(told, if gap == 0.0 { 0.0 } else { f64::INFINITY });
+        }
+        assert_eq!(shared.outcome(0.0).status, Status::Infeasible);
+    }
+}
+
 /// Found by fuzzing: exits of which the earliest costs nothing, one class, ground truth in one image of three.
 #[test]
 fn a_table_of_one_labelled_image() {
