@@ -19,7 +19,7 @@ from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit
 from mess.policy import PolicySettings
 from mess.reporting import charts
-from mess.reporting.tables import smaller_text
+from mess.reporting.tables import amount, configuration_table, smaller_text
 from mess.searching import baselines, smaller_network
 from mess.searching.solve import exit_accuracy
 
@@ -52,6 +52,18 @@ def test_whether_a_smaller_network_is_better_is_said():
         assert " No: cut off at 0:x" in smaller_text(0.5, cut(same), 100.0)
         assert smaller_text(0.5, cut(same), 100.0).endswith("the same")
     assert "There is none" in smaller_text(0.5, None, 100.0)
+
+
+def test_a_table_of_exits_counts_the_decisions_that_are_taken(table):
+    costs = {column: {**of, "policy": np.full(len(table.exits), 1e9)} for column, of in table.costs.items()}
+    deciding = replace(table, costs=costs)
+    for setting, decisions in (("anytime", 0), ("input-dependent", 1)):
+        both = [table.exits[0], "final"]
+        best = mess.search(deciding, setting=setting, max_cost=1e12, required_exits=both, max_exits=2).best
+        shown = configuration_table("", best, deciding, mess.evaluate(best, deciding))
+        index = [table.exits.index(chosen.exit) for chosen in best.exits]
+        spent = table.costs["macs"]["backbone"][index[1]] + sum(table.costs["macs"]["head"][i] for i in index)
+        assert list(shown.columns[3].cells)[1] == amount(spent + 1e9 * decisions, "macs")
 
 
 WITHOUT_TORCH = """

@@ -194,12 +194,11 @@ def configuration_table(title: str, configuration: Configuration, table: Calibra
     for heading in ("pixel ≥", "image ≥", "MACs", "latency", "mIoU alone", "leaving"):
         out.add_column(heading, justify="right")
     spent = dict.fromkeys(table.costs, 0.0)
-    for position, (chosen, share) in enumerate(zip(configuration.exits, report.shares, strict=True)):
+    for chosen, share in zip(configuration.exits, report.shares, strict=True):
         index = table.exits.index(chosen.exit)
         cells = []
         for column, costs in table.costs.items():
-            is_last = position == len(configuration.exits) - 1
-            spent[column] += costs["head"][index] + (0.0 if is_last else costs["policy"][index])
+            spent[column] += costs["head"][index] + (0.0 if chosen.pixel_threshold is None else costs["policy"][index])
             cells.append(amount(costs["backbone"][index] + spent[column], column))
         out.add_row(
             chosen.exit,
