@@ -93,6 +93,25 @@ def test_masks_of_0_and_255_are_not_taken_for_ignored_without_a_word(folder):
     assert "got [255]" in FolderDataset(folder, "train").check()[0]
 
 
+def test_the_value_of_a_class_can_be_ignored(folder, recwarn):
+    """`unlabelled` as class 0, as many tools write it: the class stays, nothing is labelled with it."""
+    about = {"classes": ["unlabelled", "road", "car"], "ignore_index": 0}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    values = np.repeat(np.array([0, 1, 2], np.uint8), 16).reshape(6, 8)
+    for name in "xyz":
+        Image.fromarray(values).save(folder / f"labels/train/{name}.png")
+    data = FolderDataset(folder, "train")
+    np.testing.assert_array_equal(data.pair(0)[1], np.where(values == 0, 255, values))
+    assert data.check() == []
+    assert not recwarn.list
+    labels = np.where(values == 2, 1, values).astype(np.uint8)
+    for name in "xyz":
+        Image.fromarray(labels).save(folder / f"labels/train/{name}.png")
+    assert "no pixel is labelled unlabelled, car; 48 pixels are ignored (value 0)" in data.check()[0]
+    Image.fromarray(values + 1).save(folder / "labels/train/x.png")
+    assert "expected labels 1..2 or 0 (ignored), got [3]" in FolderDataset(folder, "train").check()[0]
+
+
 def test_names_with_spaces_in_a_split_list(folder):
     for kind in ("images", "labels"):
         (folder / kind / "train" / "x.png").rename(folder / kind / "train" / "x 1.png")

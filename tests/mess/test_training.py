@@ -19,6 +19,7 @@ import mess
 from mess import runs, verbs
 from mess.data import SceneDataset, SeededLoader
 from mess.files import read_safetensors
+from mess.model.zoo import small_resnet_fcn
 from mess.training.board import tensorboard
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mess.training.loop import coarse_labels, pretrain, train_exits
@@ -355,6 +356,18 @@ def test_labels_outside_the_classes_stop_the_run():
     images, labels = torch.rand(2, 3, 32, 48), torch.full((2, 32, 48), 7)
     with pytest.raises(ValueError, match="labels: expected 0..5 or 255, got 7..7"):
         train_exits(network, [(images, labels)], settings=mess.TrainSettings(epochs=1))
+
+
+def test_more_classes_than_labels_stop_the_run():
+    """255 is ignored, so it cannot be a class."""
+    network = mess.convert(small_resnet_fcn(num_classes=256), torch.zeros(1, 3, 32, 48), num_exits=3, heads="tiny")
+    batches = [(torch.rand(2, 3, 32, 48), torch.full((2, 32, 48), 255))]
+    for use in (
+        lambda: train_exits(network, batches, settings=mess.TrainSettings(epochs=1)),
+        lambda: mess.calibrate(network.eval(), batches, latency_rounds=0),
+    ):
+        with pytest.raises(ValueError, match="labels: expected at most 255 classes, since 255 is ignored, got 256"):
+            use()
 
 
 @pytest.mark.parametrize("stage", [pretrain, train_exits])

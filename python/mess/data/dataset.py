@@ -76,7 +76,12 @@ def default_palette(num_classes: int) -> np.ndarray:
 
 
 def check_labels(labels: Any, num_classes: int) -> None:
-    """ValueError unless `labels`, a 1-D array or tensor without ignored ones, are all 0..num_classes - 1."""
+    """ValueError unless `labels`, a 1-D array or tensor without ignored ones, are all 0..num_classes - 1; and for more
+    classes than there are labels."""
+    if num_classes > IGNORE_INDEX:
+        raise ValueError(
+            f"labels: expected at most {IGNORE_INDEX} classes, since {IGNORE_INDEX} is ignored, got {num_classes}"
+        )
     if len(labels):
         low, high = int(labels.min()), int(labels.max())
         if not 0 <= low <= high < num_classes:

@@ -22,13 +22,14 @@ UNKNOWN = -1
 
 
 def lookup_of(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> npt.NDArray[np.int16]:
-    """(256,) from the values of a label map to class indices; `IGNORE_INDEX` for `ignored`, `UNKNOWN` elsewhere."""
+    """(256,) from values of a label map to class indices; `IGNORE_INDEX` for `ignored`, also where that is the value
+    of a class; `UNKNOWN` elsewhere."""
     lookup = np.full(256, UNKNOWN, np.int16)
+    for value, index in classes.items():
+        lookup[value] = index
     for value in ignored:
         if 0 <= value < 256:
             lookup[value] = IGNORE_INDEX
-    for value, index in classes.items():
-        lookup[value] = index
     return lookup
 
 
@@ -102,7 +103,7 @@ class PairDataset(SegmentationDataset):
         return image, labels.astype(np.uint8)
 
     def check(self) -> list[str]:
-        problems = []
+        problems: list[str] = []
         labelled = np.zeros(256, dtype=np.int64)
         for index in range(len(self)):
             try:
@@ -111,16 +112,21 @@ class PairDataset(SegmentationDataset):
                 problems.append(str(error))
             else:
                 labelled += np.bincount(labels.ravel(), minlength=256)
-        never = [name for name, count in zip(self.class_names, labelled, strict=False) if count == 0]
-        if never and not problems:
-            told = f"{self.name}, split {self.split!r}: no pixel is labelled {', '.join(never)}"
-            if labelled[IGNORE_INDEX] and len(never) == self.num_classes - 1:
-                # masks of 0 and 255, say: nothing but one class and what is ignored
-                ignored = self._values(IGNORE_INDEX)
-                problems.append(f"{told}; {labelled[IGNORE_INDEX]} pixels are ignored (value {ignored})")
-            else:
-                warnings.warn(f"{told}: its IoU there is undefined and left out of the mean", stacklevel=2)
-        return problems
+        if problems:
+            return problems
+        names = np.array(self.class_names)
+        absent = labelled[: self.num_classes] == 0
+        told = f"{self.name}, split {self.split!r}: no pixel is labelled "
+        if labelled[IGNORE_INDEX] and self.num_classes > 1 and np.count_nonzero(~absent) < 2:
+            # masks of 0 and 255, say: nothing but one class and what is ignored, or not even that
+            ignored = f"{labelled[IGNORE_INDEX]} pixels are ignored (value {self._values(IGNORE_INDEX)})"
+            return [f"{told}{', '.join(names[absent])}; {ignored}"]
+        never = names[absent & np.isin(np.arange(self.num_classes), self._lookup)]  # a class may be what is ignored
+        if len(never):
+            warnings.warn(
+                f"{told}{', '.join(never)}: its IoU there is undefined and left out of the mean", stacklevel=2
+            )
+        return []
 
     def _values(self, meaning: int) -> str:
         return ", ".join(str(value) for value in np.flatnonzero(self._lookup == meaning))
