@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mess.policy import PolicySettings
 
 _TAN_22_5 = 13573  # times 2^15, as OpenCV has it
+_IMPOSSIBLE = -1e37  # what -infinity counts as when logits are upsampled
 
 
 @torch.no_grad()
@@ -31,10 +32,11 @@ def image_confidence(
     """
     values = logits.float()
     if tuple(values.shape[-2:]) != tuple(size):
+        values = values.where(values != -torch.inf, _IMPOSSIBLE)  # which a weight of 0 would make NaN
         values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
     confident = _confidences(values, policy) >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
     if policy.refine:
-        labels = values.argmax(dim=1)
+        labels = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=1)
         edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
         near = dilated(edges, output_stride)
         confident = torch.where(near, median_of_binary(confident, 4 * output_stride + 1), confident)

@@ -65,3 +65,23 @@ def test_undefined_pixels_are_never_confident():
     asked = {"size": (4, 4), "pixel_threshold": 0.0, "output_stride": 1, "policy": PolicySettings(refine=False)}
     assert device_confidence.image_confidence(logits, **asked).tolist() == [14 / 16]
     assert image_confidence(logits, **asked).tolist() == [14 / 16]
+
+
+@pytest.mark.parametrize("refine", [True, False])
+@pytest.mark.parametrize("size", [(40, 40), (20, 20)])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((slice(None), 3), -torch.inf),
+        ((slice(None), 3, slice(None), slice(0, 9)), -torch.inf),
+        ((0, 3, 4, 4), torch.nan),
+    ],
+)
+def test_impossible_classes_are_mess_cores(refine, size, where, value):
+    """A class that a mask rules out with -infinity, also where an upsampling gives it no weight; a NaN."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(2, 5, 5, 5, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    logits[where] = value
+    asked = {"size": size, "pixel_threshold": 0.7, "output_stride": 4, "policy": PolicySettings(refine=refine)}
+    found = device_confidence.image_confidence(logits, **asked).numpy()
+    np.testing.assert_allclose(found, image_confidence(logits, **asked), atol=2 / (size[0] * size[1]))

@@ -51,6 +51,15 @@ def pictures():
     return [data.pair(i)[0] for i in range(len(data))]
 
 
+def test_the_same_network_gives_the_same_files(network, configuration, folder, tmp_path):
+    """Nothing in them says where they were made."""
+    mess.export(mess.deploy(network, configuration), tmp_path / "net", class_names=[f"class {i}" for i in range(6)])
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert (tmp_path / "net" / path.name).read_bytes() == content
+        assert b".py" not in content
+
+
 def test_it_is_the_torch_network(network, configuration, folder, pictures):
     """Labels, exits and image confidences of every picture, alone and in one batch; pictures of the network's size."""
     pictures = [resized(picture, SETTINGS.size) for picture in pictures]
@@ -346,6 +355,14 @@ def test_pixels_are_those_of_training(size):
 def test_bad_pictures(folder, image, error, message):
     with pytest.raises(error, match=message):
         mess.Runtime(folder).predict(image)
+
+
+@pytest.mark.parametrize("size", [(37, 41), (88, 94), (147, 123), (480, 640)])
+def test_labels_at_the_pictures_size_are_those_of_torch(network, configuration, folder, size):
+    """Where the middles of two pixels are equally near, too."""
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = mess.run(mess.deploy(network, configuration), picture).labels
+    assert (mess.Runtime(folder).predict(picture).labels != expected).mean() < 1e-3
 
 
 def test_pictures_of_any_size(folder):

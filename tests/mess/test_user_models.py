@@ -268,8 +268,14 @@ def test_the_users_own_heads():
     assert early(torch.rand(1, 3, 32, 48)).logits.shape == (1, 21, 32, 48)
     with pytest.raises(TypeError, match="heads: expected no_module to build an nn.Module, got int"):
         converted(InDict(), (32, 48), heads=[no_module])
+    with pytest.raises(ValueError, match=r"heads: expected logits \(B, 21, h, w\) of 'too_wide', got \(1, 22, "):
+        converted(InDict(), (32, 48), heads=["fcn-r4-b0", too_wide])
     with pytest.raises(TypeError, match="heads: expected HeadSpec, names of heads or functions, got int"):
         converted(InDict(), (32, 48), heads=[3])
+
+
+def too_wide(channels: int, num_classes: int) -> nn.Module:
+    return nn.Conv2d(channels, num_classes + 1, 1)
 
 
 def no_module(channels: int, num_classes: int) -> int:

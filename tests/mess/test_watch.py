@@ -164,6 +164,13 @@ def test_bad_watches(promise, options, message):
         Watch(Camera(np.full(5, 0.9), **promise), **options)
 
 
+def test_a_first_gate_that_is_never_asked_is_refused():
+    camera = Camera(np.full(5, 0.9))
+    camera.manifest.exits[0].image_threshold = 1.5
+    with pytest.raises(ValueError, match="runtime: expected a first gate that lets images leave, got .* of 1.5"):
+        Watch(camera)
+
+
 def test_a_result_that_was_not_asked_is_refused():
     watch = Watch(Camera(np.full(5, 0.9)))
     with pytest.raises(ValueError, match="result: expected the image confidence of the first gate"):

@@ -209,6 +209,7 @@ def _write(
         )
         assert program is not None
         _name_sizes(program, names, dynamic)
+        _forget_origin(program)
         program.save(str(path), external_data=False)
     except ImportError as error:
         raise RuntimeError(f"export: expected onnx and onnxscript: {error}; pip install 'mess[onnx]'") from None
@@ -248,6 +249,21 @@ def _name_sizes(program: torch.onnx.ONNXProgram, names: Sequence[str], dynamic: 
         for axis in free:
             if free[axis] is torch.export.Dim.AUTO:
                 value.shape[axis] = free_name(name, axis)
+
+
+def _forget_origin(program: torch.onnx.ONNXProgram) -> None:
+    """Leave out what the exporter notes of each node: where in whose code it came from, and numbers that are others in
+    each export. Whoever gets the folder needs neither."""
+    graphs = [program.model.graph, *(function.graph for function in program.model.functions.values())]
+    program.model.metadata_props.clear()
+    for graph in graphs:
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 @contextmanager

@@ -222,7 +222,8 @@ def deploy(
     """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with.
 
     `any_size` makes one that takes images of other sizes too. `backend` is `graph`, `stages` or `eager`, or by default
-    the best that works; see `DeployedNetwork`, also of `mean` and `std`.
+    the best that works; see `DeployedNetwork`, also of `mean` and `std`. While this and `mess.export` work, no other
+    thread can record a model or run this one: torch does so in one thread of a process.
     """
     if example_input is None:
         example_input = network.example()

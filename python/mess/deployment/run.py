@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from mess.clock import milliseconds
 from mess.data.transforms import image_tensor
 from mess.deployment.network import DeployedNetwork
+from mess.runtime.pixels import labels_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
     prediction = network(images)
     label_map = prediction.labels
     elapsed = milliseconds(images.device) - start
-    labels = F.interpolate(label_map[:, None].float(), size=image.shape[:2], mode="nearest-exact")[0, 0].long()
+    labels = labels_at(label_map[0].cpu().numpy(), (image.shape[0], image.shape[1]))
     position = int(prediction.exits[0])
     confidences = prediction.image_confidence[0]
     return RunResult(
-        labels=labels.cpu().numpy(),
+        labels=labels,
         exit=network.configuration.exits[position].exit,
         image_confidence=tuple(float(c) for c in confidences[~torch.isnan(confidences)]),
         milliseconds=elapsed,

@@ -17,7 +17,17 @@ from torch.nn import functional as F
 from mess.model.adapter import LogitsModel, PickLogits, check_example, evaluating
 from mess.model.capture import captured_features
 from mess.model.cost import CostKind, WorkloadProfile, profile
-from mess.model.exits import AnyHead, ExitHead, GridName, HeadBuilder, HeadSpec, block_kind_of, head_from, head_grid
+from mess.model.exits import (
+    AnyHead,
+    CustomHead,
+    ExitHead,
+    GridName,
+    HeadBuilder,
+    HeadSpec,
+    block_kind_of,
+    head_from,
+    head_grid,
+)
 from mess.model.points import ExitPoint, named_points
 from mess.model.points import exit_points as equidistant_points
 from mess.model.split import Backend, check_stages, split
@@ -219,7 +229,24 @@ def convert(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1], pick_logits, stages)
-    return network.to(device=images.device, dtype=images.dtype)
+    network.to(device=images.device, dtype=images.dtype)
+    if any(isinstance(spec, CustomHead) for spec in specs):
+        _check_custom_heads(network, images[:1])
+    return network
+
+
+def _check_custom_heads(network: MultiExitNetwork, images: Tensor) -> None:
+    """ValueError when a head of the user's does not give logits of the network's classes."""
+    with evaluating(network):
+        _, features = network.features(images)
+        for exit_id in network.exits:
+            if isinstance(exit_id.head, CustomHead):
+                logits = network.head(exit_id)(features[exit_id.point])
+                if logits.ndim != 4 or logits.shape[1] != network.num_classes:
+                    raise ValueError(
+                        f"heads: expected logits (B, {network.num_classes}, h, w) of {exit_id.head.name!r}, got "
+                        f"{tuple(logits.shape)} for a feature of {tuple(features[exit_id.point].shape)}"
+                    )
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:

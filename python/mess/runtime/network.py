@@ -36,7 +36,8 @@ class Result:
     Attributes:
         labels: (H, W) at the picture's own size; the value is the class.
         exit: name of the exit taken.
-        image_confidence: at each gate passed or taken, in order.
+        image_confidence: at each gate passed or taken, in order. Gates with an image threshold above 1, which nothing
+            can pass, are not among them unless a deadline may need their predictions.
         stage_ms: milliseconds of each stage that ran, its head and its decision, in order; in a batch, of the whole
             batch.
     """

@@ -83,7 +83,8 @@ class Watch:
     Args:
         runtime: of an input-dependent deployment with at least one gate.
         false_alarm: probability of an alarm, ever, while images are like those of calibration.
-        fall_back: after an alarm every image goes to the final exit, which needs no threshold to be trusted.
+        fall_back: after an alarm every image goes to the deployment's last exit, which needs no threshold to be
+            trusted; the original network's own, where the search had to keep that (`required_exits=["final"]`).
         every: only every so many images are bet on; all are counted.
         seed: of the breaking of ties.
 
@@ -106,6 +107,12 @@ class Watch:
             raise ValueError(
                 f"runtime: expected an 'input-dependent' deployment with a gate, got {manifest.setting!r} with "
                 f"{len(manifest.exits)} exits"
+            )
+        first = manifest.exits[0]
+        if first.image_threshold is not None and first.image_threshold > 1:
+            raise ValueError(
+                f"runtime: expected a first gate that lets images leave, got {first.name!r} with an image threshold of "
+                f"{first.image_threshold:g}: it is not asked"
             )
         if not 0 < false_alarm < 1:
             raise ValueError(f"false_alarm: expected a probability above 0 and below 1, got {false_alarm}")
