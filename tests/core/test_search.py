@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -122,6 +122,44 @@ def test_no_neighbour_and_no_random_configuration_beats_a_front_of_many_images(s
         exits = [int(rng.choice(np.flatnonzero(table.points == point))) for point in points]
         pixels = rng.integers(0, 2, max_exits - 1)
         check(exits, [Gate(int(p), float(rng.choice(levels[e][p]))) for e, p in zip(exits, pixels, strict=False)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("levels", [20, 100_000])
+def test_what_says_the_same_has_the_same_front(seed, levels):
+    """Too large for brute force: images and thresholds in another order, images twice or of weight 2, a copy of an exit
+    that costs more. And points of the front are what their own searches find."""
+    table = random_table(seed, points=4, heads=3, images=90, pixels=3, levels=levels, classes=4, round_costs=False)
+    rng = np.random.default_rng(seed)
+
+    def front(of: SearchTable) -> list[tuple[float, float]]:
+        return [(found.cost, found.accuracy) for found in mess_core.search(of, resolution=0.0).found]
+
+    expected = front(table)
+    assert len(expected) > 20
+    assert front(of_images(table, rng.permutation(90))) == expected
+    assert front(replace(table, image_confidence=table.image_confidence[:, rng.permutation(3)])) == expected
+    for double in (of_images(table, np.tile(np.arange(90), 2)), replace(table, image_weight=np.full(90, 2))):
+        np.testing.assert_allclose(front(double), expected, rtol=1e-12)
+    copied = [0, *range(len(table.points))]
+    per_exit = [field.name for field in fields(table) if field.name not in ("ground_truth", "image_weight")]
+    more = replace(table, **{name: getattr(table, name)[copied] for name in per_exit})
+    more.head_cost[0] += 1e-3 * table.backbone_cost[0]
+    assert front(more) == expected
+    for cost, accuracy in [expected[i] for i in rng.integers(0, len(expected), 5)]:
+        for goal in ({"max_cost": cost}, {"min_accuracy": accuracy}):
+            best = mess_core.search(table, **goal).best
+            assert (best.cost, best.accuracy) == (cost, accuracy)
+
+
+def of_images(table: SearchTable, order: np.ndarray) -> SearchTable:
+    return replace(
+        table,
+        intersection=table.intersection[:, order],
+        predicted=table.predicted[:, order],
+        ground_truth=table.ground_truth[order],
+        image_confidence=table.image_confidence[:, :, order],
+    )
 
 
 @given(tables, st.integers(1, 3), st.floats(0, 1))
