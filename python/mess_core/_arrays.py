@@ -49,6 +49,8 @@ _BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
 
 def _borrowed(argument: str, value: Any) -> npt.NDArray[Any]:
     """An array over the memory of a DLPack producer (a tensor of torch, jax, ...), or `numpy.asarray`."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{argument}: expected an array without a mask, got a numpy.ma.MaskedArray; fill it first")
     if not hasattr(value, "__dlpack__") or isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
     try:

@@ -46,6 +46,12 @@ CASES = [
     (lambda: confident(logits=LOGITS[:, :0], size=(2, 2)), ValueError, r"logits: expected at least one pixel"),
     (lambda: confident(logits=LOGITS.astype(complex)), TypeError, r"logits: expected numbers .*complex128"),
     (lambda: confident(logits=LOGITS.astype("U1")), TypeError, r"logits: expected numbers"),
+    (lambda: confident(logits=np.ma.masked_array(LOGITS)), TypeError, r"logits: expected an array without a mask"),
+    (
+        lambda: mess_core.refine_confidence(MAP, np.ma.masked_array(MASK), window=3),
+        TypeError,
+        r"mask: .* without a mask",
+    ),
     (lambda: confident(logits=None), TypeError, r"logits: expected numbers"),
     (lambda: confident(pixel_threshold=1.5), ValueError, r"pixel_threshold: expected a number in \[0, 1\], got 1.5"),
     (lambda: confident(pixel_threshold=-0.1), ValueError, r"pixel_threshold: .*got -0.1"),

@@ -24,7 +24,7 @@ SMALL_DISK = "mount -t tmpfs -o size=128M none {folder} && exec {python} -m test
         ("calibration", 50),
         ("search", 50),
         ("export", 8),
-        ("training", 50),
+        ("training", 25),
     ],
 )
 def test_killed_at_random_moments(writer, times, tmp_path):
