@@ -180,7 +180,7 @@ def test_profile(tmp_path):
     [
         (("profile", "--model", "unet"), "mess: error: model: expected one of"),
         (("profile", "--model", "small_resnet_fcn", "--input", "64x64"), "--input: expected CHANNELSxHEIGHTxWIDTH"),
-        (("profile", "--model", "small_resnet_fcn", "--classes", -3), "num_classes: expected 2 or more, got -3"),
+        (("profile", "--model", "small_resnet_fcn", "--classes", -3), "num_classes: expected at least 1, got -3"),
         (("profile", "--model", "small_resnet_fcn", "--cost", "watts"), "--cost: expected one of macs, latency"),
         (
             ("train", "--model", "small_resnet_fcn", "--data", "folder:/no/where", "--size", "8x8", "--out", "x"),

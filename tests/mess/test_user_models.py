@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 import mess
 from mess.deployment.configuration import ChosenExit, Configuration
-from mess.model.adapter import logits_from_output
+from mess.model.adapter import LogitsModel, logits_from_output
 from mess.model.layout import Layout, layout_from_size, layout_from_sizes
 from mess.model.network import MultiExitNetwork
 from mess.model.split import another_size
-from mess.model.stages import Stages
+from mess.model.stages import Stages, check_equal
 from tests.user_models import CASES, Case, DataDependent, ENetLike, InDataclass, InDict, UNet
 
 
@@ -644,3 +645,26 @@ def test_a_head_that_decides_by_the_batch_is_not_recorded():
         _, features = network.features(images)
         expected = network.head(network.exits[0])(features[0])
     assert torch.equal(mess.deploy(network, chosen)(images).parts[0][1], expected)
+
+
+def test_stages_that_differ_in_what_is_no_number_are_not_equal():
+    class Whole(Stages):
+        def start(self, images: Tensor) -> tuple[Tensor]:
+            return (images,)
+
+        def run_stage(self, index: int, state: tuple[Tensor]) -> tuple[Tensor, tuple]:
+            return state[0] / state[0] if self.is_divided else state[0], ()
+
+    model, stages = LogitsModel(nn.Identity()), Whole(1, (2, 2))
+    images = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).expand(1, 2, 2, 2)
+    unequal = "differ from the model's by up to inf"
+    for given, is_divided, told in (
+        (images, False, None),
+        (images / 0, False, None),  # infinite, and not a number
+        (images, True, unequal),
+        (torch.ones(1, 2, 2, 2), True, None),
+        (torch.full((1, 2, 2, 2), torch.inf), True, unequal),
+    ):
+        stages.is_divided = is_divided
+        with pytest.raises(RuntimeError, match=told) if told else nullcontext():
+            check_equal(stages, model, given)

@@ -181,7 +181,10 @@ def _shapes_around(shape: Shape, size_step: int | None) -> list[Shape]:
         shapes += [(batch, height + more * size_step, width + more * size_step) for more in range(-32, 33)]
         shapes += [(batch, width, height)]
     possible = {s for s in shapes if min(s) > 0 and s[1] * s[2] <= max(_MOST_PIXELS, height * width)}
-    away = lambda s: (sum(abs(math.log(a / b)) for a, b in zip(s, shape, strict=True)), s)  # noqa: E731
+
+    def away(other: Shape) -> tuple[float, Shape]:
+        return sum(abs(math.log(a / b)) for a, b in zip(other, shape, strict=True)), other
+
     return sorted(possible, key=away)
 
 
@@ -213,9 +216,7 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
-            graph.erase_node(
-                node
-            )  # GraphStages.start checks the shape once instead, `_check_ways` what else it may say
+            graph.erase_node(node)  # `GraphStages.start` checks the shape once, see `_check_ways` for the rest
     graph.eliminate_dead_code()
     nodes = list(graph.nodes)
     markers = {node.args[2]: node for node in nodes if node.target is torch.ops.mess.exit_point.default}

@@ -113,7 +113,7 @@ def model_from_spec(spec: str, *, num_classes: int, weights: str | Path | None =
         ValueError: no such model, its library is not there, the factory did not return a module, or fewer than 1 class.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected 2 or more, got {num_classes}")
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
     name, _, rest = spec.partition(":")
     if name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()):
         return mobilenet_v2_fcn(num_classes=num_classes, output_stride=int(rest or 8), weights=weights)
