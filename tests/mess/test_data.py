@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mess.data import FolderDataset, SceneDataset, SeededLoader, dataset_from_spec
+from mess.data.transforms import apply_transform, eval_transform, train_transform
 
 
 @pytest.fixture
@@ -218,3 +219,28 @@ def test_workers_and_later_beginnings_change_nothing():
     assert len(later) == 2
     with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
         SeededLoader(data, workers=-1)
+
+
+@pytest.mark.parametrize("source", [(720, 960), (200, 300), (96, 128), (60, 70)])
+@pytest.mark.parametrize("train", [False, True])
+def test_labels_stay_on_their_image(source, train):
+    """Discs that are drawn in the image too: resized, cropped or turned, the image still says where the labels are."""
+    rows, columns = np.mgrid[: source[0], : source[1]] + 0.5
+    radius = source[0] / 12
+    rng, outside, inside, offset = np.random.default_rng(0), 0, 0, []
+    for seed in range(12):
+        centres = rng.uniform(0.1, 0.9, (6, 2)) * source
+        disc = np.min([np.hypot(rows - y, columns - x) for y, x in centres], axis=0) < radius
+        pair = 255 * np.repeat(disc[..., None], 3, axis=2).astype(np.uint8), disc.astype(np.uint8)
+        torch.manual_seed(seed)
+        transform = (train_transform if train else eval_transform)((96, 128), (0, 0, 0), (1, 1, 1))
+        image, labels = apply_transform(transform, *pair)
+        grey = image.mean(0)
+        drawn, marked = grey > (grey.max() + grey.min()) / 2, labels == 1
+        outside += int((drawn ^ marked).sum())
+        inside += int((drawn & marked).sum())
+        for axis in (0, 1):
+            middle = [(mask.nonzero()[:, axis].double() + 0.5).sum() for mask in (drawn, marked)]
+            offset.append(float(middle[1] / marked.sum() - middle[0] / drawn.sum()))
+    assert outside < 0.1 * inside
+    assert abs(np.mean(offset)) < 0.1  # half a pixel, with torchvision's own nearest neighbour

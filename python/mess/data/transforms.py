@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mess.data.dataset import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
+from mess.runtime.pixels import labels_at
 
 
 def train_transform(
@@ -20,7 +22,7 @@ def train_transform(
     aspect = size[1] / size[0]
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(aspect * 0.8, aspect * 1.25), antialias=True),
+            _RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(aspect * 0.8, aspect * 1.25), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02),
             *_to_network(mean, std),
@@ -32,8 +34,33 @@ def eval_transform(
     size: tuple[int, int] | None, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> v2.Transform:
     """Resize to `size` (height, width; None keeps it: image bilinear, labels nearest), then normalisation."""
-    resize = [v2.Resize(size, antialias=True)] if size is not None else []
+    resize = [_Resize(size, antialias=True)] if size is not None else []
     return v2.Compose([*resize, *_to_network(mean, std)])
+
+
+class _Resize(v2.Resize):  # type: ignore[misc]  # torchvision has no types
+    """Labels by the nearest pixel whose middle is nearest: torchvision takes the corner, which shifts a label map by up
+    to half a pixel against its image."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """As `v2.Transform` says."""
+        return _labels_at(inpt, self.size) if isinstance(inpt, tv_tensors.Mask) else super().transform(inpt, params)
+
+
+class _RandomResizedCrop(v2.RandomResizedCrop):  # type: ignore[misc]
+    """The same of a part of the picture."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """As `v2.Transform` says."""
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        top, left = params["top"], params["left"]
+        return _labels_at(inpt[top : top + params["height"], left : left + params["width"]], self.size)
+
+
+def _labels_at(mask: Tensor, size: Sequence[int]) -> tv_tensors.Mask:
+    height, width = size
+    return tv_tensors.Mask(torch.from_numpy(labels_at(mask.as_subclass(Tensor).numpy(), (height, width))))
 
 
 def _to_network(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform]:
