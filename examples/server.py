@@ -9,7 +9,7 @@ import os
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mess import Runtime
 
@@ -20,7 +20,7 @@ runtime = Runtime(os.environ["MESS_NET"])
 @app.post("/segment")
 async def segment(request: Request) -> Response:
     try:
-        picture = Image.open(io.BytesIO(await request.body())).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(await request.body()))).convert("RGB")
     except UnidentifiedImageError as error:
         raise HTTPException(422, "expected a picture") from error
     result = await run_in_threadpool(runtime.predict, np.asarray(picture))

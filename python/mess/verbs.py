@@ -220,7 +220,7 @@ def run_images(
     colours = bytes(channel for colour in palette for channel in colour)
     results = {}
     for path in paths:
-        result = run_image(deployed, decode(path, "RGB"))
+        result = run_image(deployed, decode(path, "RGB", upright=True))
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
         if colours:
             picture.putpalette(colours)

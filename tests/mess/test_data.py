@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -130,6 +132,10 @@ def test_names_with_spaces_in_a_split_list(folder):
         ({"classes": ["a", "b"], "palette_rgb": [[1, 2], [3, 4]]}, r"palette_rgb: expected \[red, green, blue\]"),
         ({"classes": [str(i) for i in range(256)]}, "expected 1 to 255 names"),
         ({"classes": ["a", "b"], "palette_rgb": [[1, 2, 3], [3, 4, 256]]}, "of 0..255 for each class, got"),
+        (
+            {"classes": ["a", "b"], "palette_rgb": [[1, 2, 3]]},
+            "palette_rgb: expected a colour for each of 2 classes, got 1",
+        ),
         ({"classes": ["a", "b"], "ignore_index": "x"}, "ignore_index: expected a label, got 'x'"),
         ({"classes": ["a", "b"], "ignore_index": 300}, r"ignore_index: expected a label in 0\.\.255, or -1"),
         ({"classes": ["a", "b", "a"]}, r"classes: expected different names, got \['a'\] more than once"),
@@ -244,3 +250,62 @@ def test_labels_stay_on_their_image(source, train):
             offset.append(float(middle[1] / marked.sum() - middle[0] / drawn.sum()))
     assert outside < 0.1 * inside
     assert abs(np.mean(offset)) < 0.1  # half a pixel, with torchvision's own nearest neighbour
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_pictures_are_turned_as_exif_says(folder):
+    """As programs show them, and label them: a camera that was held upright, or upside down."""
+    values = np.zeros((6, 8), np.uint8)
+    values[:2, :3] = 1
+    shown = Image.fromarray(np.repeat(values[..., None] * 200, 3, axis=2))
+    stored = shown.transpose(Image.Transpose.ROTATE_180)
+    for name in "xyz":
+        Image.fromarray(values).save(folder / f"labels/train/{name}.png")
+        (folder / f"images/train/{name}.png").unlink()
+    stored.save(folder / "images/train/x.png", exif=orientation(3))
+    shown.transpose(Image.Transpose.ROTATE_90).save(folder / "images/train/y.png", exif=orientation(6))
+    shown.save(folder / "images/train/z.png")
+    data = FolderDataset(folder, "train")
+    assert data.check() == []
+    for i in range(3):
+        image, labels = data.pair(i)
+        np.testing.assert_array_equal(image[..., 0], 200 * labels)
+    shown.save(folder / "images/train/z.png", exif=orientation(6))
+    assert "expected the image's size (8, 6), turned as its EXIF orientation says, got (6, 8)" in data.check()[0]
+
+
+def test_one_image_for_one_label_map(folder):
+    Image.new("RGB", (8, 6)).save(folder / "images/train/x.jpg")
+    with pytest.raises(ValueError, match=r"images/train: expected one file named x, got x.jpg and x.png"):
+        FolderDataset(folder, "train")
+
+
+def test_a_list_of_a_split(folder):
+    (folder / "splits").mkdir()
+    (folder / "splits/train.txt").write_text("x\ny\n", encoding="utf-8-sig")  # as Windows' editor does
+    assert len(FolderDataset(folder, "train")) == 2
+    (folder / "splits/train.txt").write_text("x\ny\nx\n")
+    with pytest.raises(ValueError, match="x is listed 2 times"):
+        FolderDataset(folder, "train")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_labels_of_fewer_bits_are_not_scaled(folder, bits):
+    """Pillow reads grey of 2 bits as 0, 85, 170, 255."""
+    path = folder / "labels/train/x.png"
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(path)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + bytes(8 * bits // 8) for _ in range(6))
+    header = struct.pack(">IIBBBBB", 8, 6, bits, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    assert f"expected 8 bits a pixel, got {bits}" in FolderDataset(folder, "train").check()[0]

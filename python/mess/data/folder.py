@@ -44,7 +44,8 @@ class FolderDataset(PairDataset):
             _pairs(self.root, split),
             classes,
             lookup_of({i: i for i in range(len(classes))}, [int(info.get("ignore_index", IGNORE_INDEX))]),
-            palette if len(palette) == len(classes) else default_palette(len(classes)),
+            palette if len(palette) else default_palette(len(classes)),
+            upright=True,
         )
 
 
@@ -61,6 +62,11 @@ def _read_info(path: Path) -> dict[str, Any]:
     ignored = info.get("ignore_index", IGNORE_INDEX)
     if not -1 <= ignored <= 255:  # -1: as torch has it for none
         raise ValueError(f"{path}: ignore_index: expected a label in 0..255, or -1 for none, got {ignored}")
+    colour_count = len(info.get("palette_rgb", []))
+    if 0 < colour_count < len(classes):
+        raise ValueError(
+            f"{path}: palette_rgb: expected a colour for each of {len(classes)} classes, got {colour_count}"
+        )
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise ValueError(f"{path}: classes: expected different names, got {twice} more than once")
@@ -73,5 +79,5 @@ def _pairs(root: Path, split: str) -> Matched:
     image_dir, label_dir = split_folders(root, "images", "labels", split)
     images, labels = files_by_stem(image_dir, IMAGE_SUFFIXES), files_by_stem(label_dir, (".png",))
     listing = root / "splits" / f"{split}.txt"
-    lines = listing.read_text().splitlines() if listing.is_file() else list(images)
+    lines = listing.read_text(encoding="utf-8-sig").splitlines() if listing.is_file() else list(images)
     return matched(root, split, [line.strip() for line in lines if line.strip()], images, labels)

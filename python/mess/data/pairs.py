@@ -6,13 +6,14 @@ A label map is an 8-bit picture of one channel (a palette does not matter); `loo
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mess.data.dataset import IGNORE_INDEX, SegmentationDataset, default_palette
 
@@ -55,6 +56,7 @@ class PairDataset(SegmentationDataset):
         class_names: of the classes, by index.
         lookup: see `lookup_of`.
         palette: (C, 3) uint8 RGB.
+        upright: images are turned as their EXIF orientation says, as programs show them.
 
     Raises:
         ValueError: there are incomplete pairs: lists all of them, and what `check()` finds in the others.
@@ -68,6 +70,8 @@ class PairDataset(SegmentationDataset):
         class_names: Sequence[str],
         lookup: npt.NDArray[np.int16],
         palette: npt.NDArray[np.uint8] | None = None,
+        *,
+        upright: bool = False,
     ) -> None:
         self.name = name
         self.split = split
@@ -75,6 +79,7 @@ class PairDataset(SegmentationDataset):
         self.palette = default_palette(len(self.class_names)) if palette is None else palette
         self._pairs = list(pairs.complete)
         self._lookup = lookup
+        self._upright = upright
         if pairs.incomplete:
             text = f"data: {pairs.root}, split {split!r}: {len(pairs.incomplete)} incomplete pairs: "
             others = self.check()
@@ -89,14 +94,17 @@ class PairDataset(SegmentationDataset):
 
     def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, label_path = self._pairs[index]
-        image = decode(image_path, "RGB")
+        image = decode(image_path, "RGB", upright=self._upright)
         values = decode(label_path, None)
         if values.ndim != 2 or values.dtype != np.uint8:
             raise ValueError(
                 f"{label_path}: expected a single-channel 8-bit label map, got shape {values.shape}, {values.dtype}"
             )
         if values.shape != image.shape[:2]:
-            raise ValueError(f"{label_path}: expected the image's size {image.shape[:2]}, got {values.shape}")
+            turned = (
+                ", turned as its EXIF orientation says" if self._upright and values.T.shape == image.shape[:2] else ""
+            )
+            raise ValueError(f"{label_path}: expected the image's size {image.shape[:2]}{turned}, got {values.shape}")
         labels = self._lookup[values]
         if (labels == UNKNOWN).any():
             raise ValueError(f"{label_path}: expected {self._expected()}, {_found(values[labels == UNKNOWN])}")
@@ -145,14 +153,22 @@ def _found(unknown: npt.NDArray[np.uint8]) -> str:
     return f"got {values}{hint}"
 
 
-def decode(path: Path, mode: str | None) -> np.ndarray:
-    """Pixels of an image file, in PIL's `mode` or as they are stored; ValueError where it is none, has more than 8 bits
-    a channel (Pillow would clip them), or is a bomb."""
+def decode(path: Path, mode: str | None, *, upright: bool = False) -> np.ndarray:
+    """Pixels of an image file, in PIL's `mode` or as they are stored, `upright` as its EXIF orientation says.
+
+    Raises:
+        ValueError: it is none, or a bomb; it has more than 8 bits a channel, which Pillow would clip; it is to be read
+            as stored and has fewer bits of grey, which Pillow would scale.
+    """
     try:
         with Image.open(path) as image:
             if mode and image.mode[0] in "IF":
                 raise ValueError(f"expected 8 bits a channel, got mode {image.mode}; scale it to 0..255 first")
-            return np.asarray(image.convert(mode) if mode else image)
+            stored = str(image.tile[0][3]) if image.tile else ""  # how Pillow unpacks it: "L;2"
+            if mode is None and stored.startswith("L;"):
+                raise ValueError(f"expected 8 bits a pixel, got {stored[2:]}")
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return np.asarray(turned.convert(mode) if mode else turned)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded as an image ({error})") from None
 
@@ -167,7 +183,8 @@ def matched(
     """
     if not names:
         raise ValueError(f"data: {root}, split {split!r}: expected at least one image, got none")
-    problems = [f"no image for {n}" for n in names if n not in images]
+    problems = [f"{n} is listed {count} times" for n, count in Counter(names).items() if count > 1]
+    problems += [f"no image for {n}" for n in names if n not in images]
     problems += [f"no label map for {n}" for n in names if n not in labels]
     complete = [(images[n], labels[n]) for n in names if n in images and n in labels]
     return Matched(root, tuple(complete), tuple(problems))
@@ -178,10 +195,20 @@ def _listed(problems: Sequence[str]) -> str:
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files of a folder by their name without suffix; empty when there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes}
+    """Files of a folder by their name without suffix; empty when there is no such folder.
+
+    Raises:
+        ValueError: two files differ in the suffix alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() in suffixes:
+            other = found.setdefault(path.stem, path)
+            if other is not path:
+                raise ValueError(
+                    f"data: {folder}: expected one file named {path.stem}, got {other.name} and {path.name}"
+                )
+    return found
 
 
 def split_folders(root: Path, images: str, labels: str, split: str) -> tuple[Path, Path]:

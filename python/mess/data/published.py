@@ -51,7 +51,9 @@ def voc(root: str | Path, split: str) -> PairDataset:
     if listing is None:
         raise FileNotFoundError(f"data: expected a list of split {split!r} in {found}/ImageSets, got {sorted(lists)}")
     # lines are names, or pairs of paths in some lists of train_aug
-    names = [Path(line.split()[0]).stem for line in listing.read_text().splitlines() if line.strip()]
+    names = [
+        Path(line.split()[0]).stem for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
     images, labels = files_by_stem(found / "JPEGImages", (".jpg",)), files_by_stem(labels_dir, (".png",))
     pairs = matched(found, split, names, images, labels)
     lookup = lookup_of({i: i for i in range(len(VOC_CLASSES))})

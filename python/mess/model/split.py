@@ -171,10 +171,10 @@ def probe_sizes(stages: Stages) -> list[Size]:
 
 
 def another_size(stages: Stages) -> Size:
-    """A size that stages of any size take, other than that of their example in both height and width."""
-    step = stages.size_step or 1
-    more = (3, 5) if step == 1 else (step, 2 * step)
-    return stages.input_size[0] + more[0], stages.input_size[1] + more[1]
+    """A size that stages of any size take, so much larger than their example's that a grid of patches is another."""
+    step, (height, width) = stages.size_step or 1, stages.input_size
+    more = (height // 4 + 3, width // 2 + 5) if step == 1 else (step, 2 * step)
+    return height + more[0], width + more[1]
 
 
 def check_stages(model: LogitsModel, names: Sequence[str]) -> None:
