@@ -641,9 +641,10 @@ def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]
 
 
 def _as_flag(value: Any, parameter: Any) -> Any:
-    """A list as the names joined by commas that a flag takes, unless the flag may be repeated."""
-    is_list = isinstance(value, list) and not getattr(parameter, "multiple", False)
-    return ",".join(map(str, value)) if is_list else value
+    """A list as the names joined by commas that a flag takes; for a flag that may be repeated a list of one or more."""
+    if getattr(parameter, "multiple", False):
+        return value if isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def main() -> None:

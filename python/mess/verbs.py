@@ -63,7 +63,11 @@ def train_run(
         workers: processes that read images ahead.
         cache_views: see `mess.train`.
         with_tensorboard: write curves to `folder/tensorboard`.
+
+    Raises:
+        ValueError: a device that is not there, or settings and data that are off.
     """
+    place = _device(device)
     if weights is not None and weights.is_file():
         settings = replace(settings, weights=file_sha256(weights))
     settings = settings.described()
@@ -78,7 +82,7 @@ def train_run(
         except RuntimeError as error:
             console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
         charts.workload_figure(network, folder / "pictures" / "workload.png")
-    network.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    network.to(place)
     with tensorboard(folder / "tensorboard") if with_tensorboard and IS_FIRST_PROCESS else nullcontext() as log:
         train(network, batches, pretraining=first, exits=second, out=folder, cache_views=cache_views, log=log)
     return network
@@ -428,6 +432,17 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     if find_spec("plotly") is not None:
         console.print(f"report: {report_run(folder, folder / 'report.html')}", highlight=False)
     return result
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways of saying so
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device: expected one that is there, or auto, got {name!r} ({reason})") from None
+    return device
 
 
 def _check_data(settings: runs.RunSettings) -> None:

@@ -180,6 +180,22 @@ def test_profile(tmp_path):
     [
         (("profile", "--model", "unet"), "mess: error: model: expected one of"),
         (("profile", "--model", "small_resnet_fcn", "--input", "64x64"), "--input: expected CHANNELSxHEIGHTxWIDTH"),
+        (
+            (
+                "train",
+                "--model",
+                "small_resnet_fcn",
+                "--data",
+                "scenes:8",
+                "--size",
+                "8x8",
+                "--out",
+                "x",
+                "--device",
+                "no",
+            ),
+            "--device: expected one that is there, or auto, got 'no'",
+        ),
         (("profile", "--model", "small_resnet_fcn", "--classes", -3), "num_classes: expected at least 1, got -3"),
         (("profile", "--model", "small_resnet_fcn", "--cost", "watts"), "--cost: expected one of macs, latency"),
         (
@@ -193,7 +209,7 @@ def test_profile(tmp_path):
         (("search", "/no/where"), "run: expected a run folder, got /no/where"),
         (
             ("search", "/no/where", "--max-drop", "100"),
-            "--accuracy-drop: expected percentage points below 100, such as 1",
+            "--accuracy-drop: expected percentage points, 0 to below 100, such as 1",
         ),
         (
             (

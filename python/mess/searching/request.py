@@ -107,7 +107,7 @@ def targets(
     Raises:
         ValueError: several, or one out of range; names the flag.
     """
-    in_range("accuracy-drop", accuracy_drop, 0, math.nextafter(100, 0), "percentage points below 100, such as 1")
+    in_range("accuracy-drop", accuracy_drop, 0, math.nextafter(100, 0), "percentage points, 0 to below 100, such as 1")
     in_range("min-accuracy", min_accuracy, 1, 100, "percent, such as 60")
     ratio, limit = _budget(budget)
     wanted = {
