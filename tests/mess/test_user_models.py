@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mess
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.model.adapter import LogitsModel, logits_from_output
+from mess.model.graph import reason_of
 from mess.model.layout import Layout, layout_from_size, layout_from_sizes
 from mess.model.network import MultiExitNetwork
 from mess.model.split import another_size
@@ -668,3 +669,16 @@ def test_stages_that_differ_in_what_is_no_number_are_not_equal():
         stages.is_divided = is_divided
         with pytest.raises(RuntimeError, match=told) if told else nullcontext():
             check_equal(stages, model, given)
+
+
+def test_why_torch_gave_up_is_one_line():
+    first = ValueError("\x1b[96mnot for me\x1b[0m\nand more")
+    wrapped = RuntimeError("Failed to export.\nThis is step 1/3")
+    wrapped.__cause__ = first
+    assert reason_of(wrapped) == "ValueError: not for me"
+    shape = "your code specialized it to be a constant (64)"
+    text = (
+        f"Constraints violated (L['x'].size()[2])! For more, run with TORCH_LOGS.\n  - {shape}. If you're using it, no."
+    )
+    assert reason_of(RuntimeError(text)) == f"RuntimeError: {shape}"
+    assert reason_of(KeyError()) == "KeyError: "

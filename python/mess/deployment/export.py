@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mess.deployment.network import DeployedNetwork
 from mess.files import file_sha256, whole_folder, write_json
-from mess.model.graph import GraphStages
+from mess.model.graph import GraphStages, reason_of
 from mess.model.split import probe_sizes
 from mess.model.stages import State
 from mess.runtime.backends import BATCH, free_name, load
@@ -214,10 +214,7 @@ def _write(
     except ImportError as error:
         raise RuntimeError(f"export: expected onnx and onnxscript: {error}; pip install 'mess[onnx]'") from None
     except Exception as error:  # the exporter raises many types; the reason is what the user needs
-        reason = next((line for line in str(error).strip().splitlines() if line.strip()), "")
-        raise RuntimeError(
-            f"export: torch.onnx.export failed on {path.stem}: {type(error).__name__}: {reason}"
-        ) from error
+        raise RuntimeError(f"export: torch.onnx.export failed on {path.stem}: {reason_of(error)}") from error
     for probe in probes:
         _compare(module, probe, names, batched, outputs, path)
 

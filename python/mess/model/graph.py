@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -112,10 +113,8 @@ def split_graph(
         try:
             program = torch.export.export(adapted, (batch,), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export raises many types; the reason is what the user needs
-            reason = next((line for line in str(error).strip().splitlines() if line.strip()), "")
             raise RuntimeError(
-                f"model: torch.export failed, so it cannot be cut into graphs: {type(error).__name__}: {reason}"
-                f"{_users_line(error)}"
+                f"model: torch.export failed, so it cannot be cut into graphs: {reason_of(error)}{_users_line(error)}"
             ) from error
         graph_module = program.module()
     doubtful = _doubtful(graph_module, batch, size_step)
@@ -197,6 +196,18 @@ def _free_sizes(example: Tensor, step: int | None) -> dict[int, Any]:
     if any(side % step for side in example.shape[2:]):
         raise RuntimeError(f"model: expected a height and width in steps of {step}, got {tuple(example.shape[2:])}")
     return {2: step * torch.export.Dim("rows", min=1), 3: step * torch.export.Dim("columns", min=1)}
+
+
+def reason_of(error: BaseException) -> str:
+    """What torch gave up for, in one line: of an error that it made of others the first one, of dimensions that are not
+    free why the first is not."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()] or [""]
+    if lines[0].startswith("Constraints violated") and len(lines) > 1:
+        lines = [lines[1].partition(". If you")[0]]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _users_line(error: BaseException) -> str:
