@@ -39,6 +39,7 @@ from mess.runtime import Manifest
 from mess.search_verb import WEIGHTS, search_run, table_of
 from mess.searching import evaluate, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine
+from mess.searching.solve import metric_of
 from mess.training.board import tensorboard
 from mess.training.loop import train
 from mess.training.settings import TrainSettings
@@ -159,7 +160,8 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     plain_ms: float | None = None
     for name, configuration in _of_policy(found, table.policy).items():
         report = evaluate(configuration, table)
-        smaller = smaller_network(table, max_cost=report.cost)
+        metric = metric_of(configuration)
+        smaller = smaller_network(table, max_cost=report.cost, metric=metric)
         clock = measure_deployed(network, deploy(network, configuration), images, rounds=rounds)
         plain_ms = plain_ms or clock.plain_ms
         console.print(tables.configuration_table(name, configuration, table, report))
@@ -169,6 +171,8 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
             "exits": [asdict(chosen) for chosen in configuration.exits],
             "promise": dict(configuration.promise),
             "mean_iou": accuracy,
+            "metric": metric,
+            "accuracy": report.accuracy,
             "macs": report.cost,
             "shares": report.shares,
             "iou": dict(zip(table.class_names, report.iou, strict=True)),
@@ -176,7 +180,8 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
             "smaller_network": tables.smaller_json(smaller),
         }
         if configuration.setting == "input-dependent":
-            answers.append(f"{name}: {tables.smaller_text(accuracy, smaller, baseline[1])}")
+            by = "" if metric == "mean-iou" else f" by {metric}, {report.accuracy:.2%}"
+            answers.append(f"{name}{by}: {tables.smaller_text(report.accuracy, smaller, baseline[1])}")
     console.print("\n".join(answers), highlight=False, soft_wrap=True)
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)

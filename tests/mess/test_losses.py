@@ -79,6 +79,29 @@ def test_a_class_that_the_teacher_excludes_adds_nothing():
     assert torch.isfinite(student.grad).all()
 
 
+def test_a_class_that_both_exclude_adds_nothing():
+    student, teacher, labels = random_case(6)
+    student, teacher = student.detach(), teacher.detach()
+    labels[labels == 3] = 0
+    others = [c for c in range(student.shape[1]) if c != 3]
+    kept = labels.clone()
+    kept[(labels > 3) & (labels != 255)] -= 1
+    expected = losses.knowledge_distillation(student[:, others], teacher[:, others], kept)
+    student[:, 3] = teacher[:, 3] = -torch.inf
+    student.requires_grad_()
+    loss = losses.knowledge_distillation(student, teacher, labels)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(student.grad).all()
+
+
+def test_half_precision_holds_the_sum_of_a_large_batch():
+    logits, labels = torch.zeros(1, 2, 512, 512, dtype=torch.float16), torch.zeros(1, 512, 512, dtype=torch.int64)
+    assert float(losses.cross_entropy(logits, labels)) == pytest.approx(math.log(2), rel=1e-4)
+    for loss in (losses.knowledge_distillation, losses.positive_filtering_distillation):
+        assert float(loss(logits, logits, labels)) == pytest.approx(math.log(2) / 2, rel=1e-4)
+
+
 def test_cross_entropy_is_torchs_mean():
     student, _, labels = random_case(3)
     torch.testing.assert_close(

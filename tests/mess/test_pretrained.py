@@ -65,6 +65,8 @@ def test_the_layout(shared, found):
 
 def test_a_model_of_ones_own_is_given(network, found, tmp_path, val_images):
     mess.save_pretrained(network, tmp_path / "net", found["half"], class_names=CLASSES)
+    with pytest.raises(TypeError, match="network: expected a MultiExitNetwork, from mess.convert, got Deployed"):
+        mess.save_pretrained(mess.deploy(network, found["half"]), tmp_path / "x", found["half"], class_names=CLASSES)
     with pytest.raises(ValueError, match="net: expected the model, which"):
         mess.from_pretrained(tmp_path / "net")
     same(

@@ -235,6 +235,19 @@ def test_simpler_ways_keep_to_what_is_required_and_forbidden(table_file):
             assert configuration.promise["cost"] >= exact.promise["cost"]
 
 
+@pytest.mark.parametrize("goal", [{"min_accuracy": 0.1}, {"max_cost": 1e9}])
+def test_of_equal_baselines_the_better_one_is_told(goal):
+    """Two heads cost the same, or reach the same: the search breaks such ties by the other number, and so do they."""
+    is_cost = "min_accuracy" in goal
+    confidence = np.tile(np.linspace(0, 1, 10), (3, 1, 1))
+    table = right_everywhere([40, 60, 80] if is_cost else [60, 60, 80], [1.0, 1.0, 10.0], confidence=confidence)
+    heads = np.array([0.5, 0.5, 0.0]) if is_cost else np.array([0.7, 0.5, 0.0])
+    costs = {"macs": {**table.costs["macs"], "head": heads}}
+    table = replace(table, exits=("0:g", "0:h", "final"), points=np.array([0, 0, 1]), model=("a",), costs=costs)
+    both = baselines(table, functools.partial(mess.search, table, **goal), max_exits=2, minimises_cost=is_cost)
+    assert both["uniform"].exits[0].exit == "0:h"
+
+
 def test_greedy_begins_with_what_is_required():
     """The required exit alone is not accurate enough; with the final one behind it, it is."""
     confidence = np.stack([np.linspace(0, 1, 10), np.ones(10)])[:, None]
@@ -270,6 +283,10 @@ def test_another_metric_is_told_apart(table_file):
     result = mess.search(table, setting="anytime", max_drop=0.0, metric="pixel-accuracy")
     assert result.best.promise["last_accuracy"] == pytest.approx(accuracy)
     assert result.best.promise["metric"] == "pixel-accuracy"
+    searched = mess.search(table, max_cost_ratio=0.9, metric="pixel-accuracy").best
+    assert mess.evaluate(searched, table).accuracy == searched.promise["accuracy"]
+    by_iou = mess.evaluate(searched, table, metric="mean-iou")
+    assert by_iou.accuracy == pytest.approx(np.nanmean(by_iou.iou))
     assert run_search(table_file, "--accuracy-drop", 7, "--metric", "pixel-accuracy").returncode == 0
     assert run_search(table_file, "--accuracy-drop", 7).returncode == 0
     folder = table_file.parent / "configurations"

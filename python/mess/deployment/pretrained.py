@@ -198,9 +198,12 @@ def save_pretrained(
         push_to_hub: `user/name` on the Hub, to upload the folder to when it is written; needs huggingface_hub.
 
     Raises:
+        TypeError: `network` is a deployed one.
         ValueError: `out` holds something else, or configurations, classes and network do not fit.
         RuntimeError: huggingface_hub is not installed and `push_to_hub` is given.
     """
+    if not isinstance(network, MultiExitNetwork):
+        raise TypeError(f"network: expected a MultiExitNetwork, from mess.convert, got {type(network).__name__}")
     folder = Path(out)
     known = {CONFIG, WEIGHTS, CARD}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):

@@ -38,6 +38,9 @@ class Session(Protocol):
     gives: frozenset[str]
     """Names of the file's outputs."""
 
+    def load_for_batches(self) -> None:
+        """Load now what several images need, rather than when they first come."""
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         """All outputs by name; `batch` images are in the inputs."""
 
@@ -85,9 +88,13 @@ class _OnnxRuntime:
         self.inputs: Mapping[str, Shape] = {given.name: _shape(given.shape) for given in self._alone.get_inputs()}
         self.gives = frozenset(output.name for output in self._alone.get_outputs())
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
-        if batch > 1 and self._any is None:
+    def load_for_batches(self) -> None:
+        if self._any is None:
             self._any = self._loaded(one_image=False)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
+        if batch > 1:
+            self.load_for_batches()
         session = self._alone if batch == 1 else self._any
         return dict(zip(self._outputs, session.run(self._outputs, dict(inputs)), strict=True))
 
@@ -128,9 +135,13 @@ class _OpenVino:
         }
         self.gives = frozenset(name for output in self._model.outputs for name in output.get_names())
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
-        if batch > 1 and self._any is None:
+    def load_for_batches(self) -> None:
+        if self._any is None:
             self._any = self._compiled(one_image=False)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
+        if batch > 1:
+            self.load_for_batches()
         model, names = self._alone if batch == 1 else self._any
         found = model({name: np.ascontiguousarray(value) for name, value in inputs.items() if name in names})
         return {name: found[name].copy() for name in self._outputs}  # the next run writes over them

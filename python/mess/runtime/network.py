@@ -110,6 +110,9 @@ class Runtime:
         """Several pictures at once: those that are sure leave, the others go on; results in the order given."""
         thresholds = self._thresholds(image_thresholds)
         last = len(self.manifest.exits) - 1
+        if self.deadline_ms is not None and len(images) > 1:
+            for session in filter(None, (*self._stages, *self._heads)):
+                session.load_for_batches()  # before the clock runs: a stage is judged by its runs
         start = time.perf_counter()
         state = self._start(images)
         remaining = np.arange(len(images))
@@ -260,20 +263,27 @@ class Runtime:
 
 
 class _Pace:
-    """How long a stage with its head and its decision takes, going by its last runs; one image and several apart."""
+    """How long a stage with its head and its decision takes, going by its last runs; one image and several apart.
+
+    The median of five, of two the lower. A run after so many that were put off says how it is now, and what was known
+    is forgotten.
+    """
 
     def __init__(self) -> None:
         self._ms_an_image: tuple[deque[float], deque[float]] = deque(maxlen=5), deque(maxlen=5)
         self._put_off = 0
 
     def ran(self, images: int, ms: float) -> None:
-        self._ms_an_image[images > 1].append(ms / images)
+        known = self._ms_an_image[images > 1]
+        if self._put_off >= RETRY_AFTER:
+            known.clear()
+        known.append(ms / images)
         self._put_off = 0
 
     def may_begin(self, images: int, ms_left: float) -> bool:
         """Whether it is likely to end in this time, or was put off so often that it is due."""
         known = self._ms_an_image[images > 1]
-        expected = images * statistics.median(known) if known else 0.0
+        expected = images * statistics.median_low(known) if known else 0.0
         if ms_left >= expected or (ms_left > 0 and self._put_off >= RETRY_AFTER):
             return True
         self._put_off += 1

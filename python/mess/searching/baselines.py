@@ -96,10 +96,14 @@ def _exits(result: SearchResult) -> list[str]:
 
 
 def _better(results: list[SearchResult], minimises_cost: bool) -> Configuration | None:
-    """Of several searches for one target, the one with the least cost or the greatest accuracy."""
+    """Of several searches for one target, the one with the least cost or the greatest accuracy; of equal ones, the one
+    that is better in the other, as the search has it."""
     found = [result.best for result in results if result.configurations]
     if not found:
         return None
-    if minimises_cost:
-        return min(found, key=lambda configuration: configuration.promise["cost"])
-    return max(found, key=lambda configuration: configuration.promise["accuracy"])
+
+    def rank(configuration: Configuration) -> tuple[float, float]:
+        cost, accuracy = configuration.promise["cost"], configuration.promise["accuracy"]
+        return (cost, -accuracy) if minimises_cost else (-accuracy, cost)
+
+    return min(found, key=rank)

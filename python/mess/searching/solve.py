@@ -50,7 +50,8 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A configuration on a table: exact accuracy and mean cost, share of images per exit, in the exits' order."""
+    """A configuration on a table: exact accuracy, in the metric it was evaluated by, and mean cost; share of images
+    per exit, in the exits' order; each class's IoU."""
 
     accuracy: float
     cost: float
@@ -189,8 +190,14 @@ def _class_floors(table: CalibrationTable, final: int, drops: Mapping[str, float
     return floors
 
 
-def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str = "macs") -> Report:
+def evaluate(
+    configuration: Configuration, table: CalibrationTable, *, cost: str = "macs", metric: Metric | None = None
+) -> Report:
     """What a configuration does on a table, of any split: the honest numbers come from a split the search did not see.
+
+    Args:
+        cost: column of the table.
+        metric: of the accuracy; by default the one that the configuration was searched by, else mean IoU.
 
     Raises:
         ValueError: the configuration has exits or pixel thresholds that the table lacks, or another policy.
@@ -211,6 +218,7 @@ def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str
         table.search_table(cost),
         mess_core.Configuration(tuple(exits), tuple(gates)),
         setting=configuration.setting,
+        metric=metric or metric_of(configuration),
         horizon=table.total_cost(table.exits.index(FINAL_EXIT), cost),
     )
     images = len(table.images)
@@ -218,6 +226,12 @@ def evaluate(configuration: Configuration, table: CalibrationTable, *, cost: str
     mixture = _mixture_iou(table, taken)
     shares = tuple(count / images for count in evaluation.found.stopped)
     return Report(evaluation.found.accuracy, evaluation.found.cost, shares, mixture)
+
+
+def metric_of(configuration: Configuration) -> Metric:
+    """What a configuration was searched by."""
+    metric: Metric = configuration.promise.get("metric", "mean-iou")
+    return metric
 
 
 def _mixture_iou(table: CalibrationTable, taken: list[int]) -> tuple[float, ...]:

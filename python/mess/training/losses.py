@@ -124,7 +124,8 @@ class ExitLoss:
         self.num_valid = valid.sum()
         if kind == "ce":
             return
-        teacher = teacher_logits.detach()
+        teacher = _wide(teacher_logits.detach())
+        self._excludes = bool(torch.isneginf(teacher).any())
         kept = valid & (teacher.argmax(dim=1) == labels) if kind == "pfd" else valid
         log_teacher = F.log_softmax(teacher / temperature, dim=1)
         share = (1 - alpha) * temperature**2 * (log_teacher.exp() * valid.unsqueeze(1))
@@ -138,13 +139,21 @@ class ExitLoss:
         """The mean (a scalar; 0 when no pixel is valid) for a head's logits (B, C, H, W)."""
         if logits.shape != self.shape:
             raise ValueError(f"logits: expected shape {tuple(self.shape)}, the teacher's, got {tuple(logits.shape)}")
+        logits = _wide(logits)
         if self.kind == "ce":
             total = F.cross_entropy(logits, self.labels, ignore_index=self.ignore_index, reduction="sum")
         else:
+            if self._excludes:  # a class that the head excludes too adds nothing either
+                logits = logits.clamp(min=torch.finfo(logits.dtype).min / 2)
             total = self._constant + sum(
                 F.cross_entropy(logits if t == 1 else logits / t, target, reduction="sum") for target, t in self._terms
             )
         return total / self.num_valid.clamp(min=1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """float16 as float32: a sum over the pixels of a batch is beyond it."""
+    return logits.float() if logits.dtype == torch.float16 else logits
 
 
 def _distillation(
