@@ -175,25 +175,16 @@ def test_profile(tmp_path):
     assert [point["module"] for point in points["points"]] == ["features.3", "features.7"]
 
 
+TRAIN = ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size", "8x8", "--out", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("profile", "--model", "unet"), "mess: error: model: expected one of"),
         (("profile", "--model", "small_resnet_fcn", "--input", "64x64"), "--input: expected CHANNELSxHEIGHTxWIDTH"),
         (
-            (
-                "train",
-                "--model",
-                "small_resnet_fcn",
-                "--data",
-                "scenes:8",
-                "--size",
-                "8x8",
-                "--out",
-                "x",
-                "--device",
-                "no",
-            ),
+            (*TRAIN, "--device", "no"),
             "--device: expected one that is there, or auto, got 'no'",
         ),
         (("profile", "--model", "small_resnet_fcn", "--classes", -3), "num_classes: expected at least 1, got -3"),
@@ -212,23 +203,11 @@ def test_profile(tmp_path):
             "--accuracy-drop: expected percentage points, 0 to below 100, such as 1",
         ),
         (
-            (
-                "train",
-                "--model",
-                "small_resnet_fcn",
-                "--data",
-                "scenes:8",
-                "--size",
-                "8x8",
-                "--out",
-                "x",
-                "--mean",
-                "0",
-            ),
+            (*TRAIN, "--mean", "0"),
             "mean, std: expected 3 numbers each, got (0.0,)",
         ),
         (
-            ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size", "8x8", "--out", "x", "--std", "a"),
+            (*TRAIN, "--std", "a"),
             "--std: expected numbers joined by commas, such as 0.5,0.5,0.5, got 'a'",
         ),
         (("search", "/no/where", "--min-accuracy", "0.5"), "--min-accuracy: expected percent, such as 60, got 0.5"),

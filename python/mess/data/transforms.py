@@ -39,8 +39,8 @@ def eval_transform(
 
 
 class _Resize(v2.Resize):  # type: ignore[misc]  # torchvision has no types
-    """Labels by the nearest pixel whose middle is nearest: torchvision takes the corner, which shifts a label map by up
-    to half a pixel against its image."""
+    """Each label is that of the pixel whose middle is nearest: torchvision takes the corner, which shifts a label map
+    by up to half a pixel against its image."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """As `v2.Transform` says."""
