@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_count, as_threads
+from mess_core._arrays import as_count, as_threads, as_word
 
 Setting = Literal["budgeted", "anytime", "input-dependent"]
 Metric = Literal["mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"]
@@ -425,7 +425,8 @@ def _scoring(
         costs = np.asarray(table.backbone_cost, dtype=np.float64)
         costs = costs[cost_column] if costs.ndim == 2 and 0 <= cost_column < len(costs) else costs
         horizon = float(costs.max()) if costs.size else 0.0
-    return setting, float(horizon), float(min_final_accuracy), metric, as_count("cost_column", cost_column, least=0)
+    column = as_count("cost_column", cost_column, least=0)
+    return as_word("setting", setting), float(horizon), float(min_final_accuracy), as_word("metric", metric), column
 
 
 def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, float]]]:

@@ -775,6 +775,14 @@ def test_bad_options_are_refused(options, message):
         mess_core.search(TABLE, **options)
 
 
+@pytest.mark.parametrize("argument", ["setting", "metric"])
+def test_what_is_no_word_is_refused(argument):
+    with pytest.raises(TypeError, match=f"{argument}: expected a string, got float 0.5"):
+        mess_core.search(TABLE, **{argument: 0.5})
+    with pytest.raises(TypeError, match=f"{argument}: expected a string, got float 0.5"):
+        mess_core.evaluate(TABLE, Configuration((0,)), **{argument: 0.5})
+
+
 @pytest.mark.parametrize(
     "configuration",
     [

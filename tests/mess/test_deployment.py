@@ -272,6 +272,8 @@ def test_configuration_file(table, tmp_path):
         (text.replace('"version": 1', '"version": 2'), "configuration: expected version 1, got 2"),
         (text.replace('"setting"', '"sitting"'), "an entry is missing, unknown or off: setting"),
         (text.replace('"exit":', '"exyt":'), "an entry is missing, unknown or off"),
+        (text.replace('"mean-iou"', "0.5"), "metric: expected one of .*, got '0.5'"),
+        (text.replace('"accuracy": ', '"accuracy": "high", "low": '), "accuracy: expected a number, got 'high'"),
         (json.dumps([1]), "expected a JSON object, got list"),
     ):
         (tmp_path / "bad.json").write_text(change)

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from mess.exit_names import FINAL_EXIT
 from mess.files import entries, entry, read_json, write_json
 from mess.policy import PolicySettings
-from mess_core import Setting
+from mess_core import Metric, Setting
 
 VERSION = 1
 
@@ -127,7 +127,7 @@ class Configuration:
                 model=entries(value, "model", str, "module names"),
                 exits=tuple(_chosen(chosen) for chosen in entries(value, "exits", dict, "exits")),
                 policy=PolicySettings(**entry(value, "policy", dict, "a policy")),
-                promise=entry(value, "promise", dict, "an object"),
+                promise=_promise(entry(value, "promise", dict, "an object")),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"configuration: an entry is missing, unknown or off: {error}") from None
@@ -138,6 +138,14 @@ def _chosen(value: Mapping[str, Any]) -> ChosenExit:
     for name in value.keys() - {"exit"}:
         entry(value, name, (int, float), "a number")
     return ChosenExit(**value)
+
+
+def _promise(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in value.keys() & {"accuracy", "last_accuracy", "cost"}:
+        entry(value, name, (int, float), "a number")
+    if "metric" in value and value["metric"] not in get_args(Metric):
+        raise ValueError(f"metric: expected one of {get_args(Metric)}, got {str(value['metric'])[:60]!r}")
+    return value
 
 
 def describe(exits: Sequence[ChosenExit]) -> str:

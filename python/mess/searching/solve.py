@@ -218,7 +218,7 @@ def evaluate(
         table.search_table(cost),
         mess_core.Configuration(tuple(exits), tuple(gates)),
         setting=configuration.setting,
-        metric=metric or metric_of(configuration),
+        metric=metric_of(configuration) if metric is None else metric,
         horizon=table.total_cost(table.exits.index(FINAL_EXIT), cost),
     )
     images = len(table.images)
