@@ -64,13 +64,20 @@ def sweep(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which becomes `path` when the block ends well, and is deleted otherwise."""
+    """A temporary folder beside `path`, which becomes `path` when the block ends well, and is deleted otherwise.
+
+    Its files are flushed to the disk before that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, f".{path.name}-*")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
         replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -463,7 +463,7 @@ def canny(
     image : (H, W) uint8
         Used in place.
     low, high : float
-        Hysteresis thresholds on the gradient magnitude; swapped if reversed, then floored. Both strict.
+        Hysteresis thresholds on the gradient magnitude; swapped if reversed, then floored. Both strict; below 2^31, where OpenCV overflows.
     aperture : {3, 5, 7}
         Side of the Sobel kernel.
     l2 : bool

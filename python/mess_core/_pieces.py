@@ -83,7 +83,7 @@ class SearchPieces:
         known: Sequence[Configuration] = (),
         time_limit: float | None = None,
     ) -> Piece:
-        """Work off some tasks of the pass with this gap.
+        """Work off some tasks of the pass with this gap; none is finished where the preparations were cut short.
 
         Parameters
         ----------

@@ -162,10 +162,11 @@ class Outcome:
     found
         the best configuration, or the whole front by rising cost; may be empty
     nearest
-        when infeasible, the configuration within the limits that comes nearest to the target, or None
+        when infeasible, the configuration within the limits that comes nearest to the target, or None; where the time
+        ended meanwhile, the nearest that was found by then
     bound
         proven: no configuration costs less than this, or is more accurate than this; of a front: no configuration is
-        more accurate, by more than this, than the front at its cost
+        more accurate, by more than this, than the front at its cost, or at less than a `resolution` above its cost
     gap
         |bound - value| / |value| of the best; of a front, `bound`. 0 when optimal or infeasible, infinite when stopped
         before anything was found

@@ -52,6 +52,18 @@ def test_many_classes_and_pixels_stay_within_the_stated_error(num_classes, kind)
     np.testing.assert_allclose(confidence, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("num_classes", [2, 21, 150, 1000])
+@pytest.mark.parametrize("kind", ["top1", "margin", "entropy"])
+def test_a_leader_and_equal_followers_come_near_the_stated_error(num_classes, kind):
+    """All roundings of the sum go one way."""
+    logits = np.zeros((num_classes, 1, 4001), np.float32)
+    logits[1:] = np.linspace(-12, -1, 4001, dtype=np.float32)
+    confidence, _ = mess_core.confidence_map(logits, kind=kind)
+    worst = np.abs(confidence - oracle.confidence_map(logits.astype(np.float64), kind)[0]).max()
+    assert worst <= (num_classes + 20) * 2.0**-24 * (4 if kind == "entropy" else 1)
+    assert num_classes < 1000 or worst > 1e-5
+
+
 def test_two_classes_by_hand():
     # logits (ln 3, 0): softmax (3/4, 1/4)
     y = np.array([[[np.log(3.0)]], [[0.0]]], dtype=np.float32)

@@ -585,7 +585,55 @@ def test_a_full_disk_is_told(tmp_path):
     assert "ValueError: journal: expected a file that can be written, got File too large" in errors
 
 
-@pytest.mark.parametrize("text", ['{"precious": 1}', "line one\nline two", "mess-search-journal 1 0000\ndone", "m\n"])
+def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
+    """Lines lost, changed, glued or zeroed: what was proven with the help of a line that is gone is proven again."""
+    table = random_table(11, **MIDDLE)
+    path = tmp_path / "journal"
+    whole = mess_core.search(table, max_cost=15.0, journal=path)
+    text = path.read_bytes()
+    found = [at for at in range(len(text)) if text.startswith(b"found", at)]
+    rng = np.random.default_rng(0)
+    for at in found:
+        end = text.index(b"\n", at)
+        swapped = bytearray(text)
+        swapped[rng.integers(at, end)] ^= 1 << rng.integers(7)
+        zeroed = text[:at] + bytes(64) + text[at + 64 :]
+        for damaged in (text[:at] + text[end + 1 :], text[: end - 3] + text[end + 1 :], bytes(swapped), zeroed):
+            path.write_bytes(damaged)
+            try:
+                again = mess_core.search(table, max_cost=15.0, journal=path)
+            except ValueError as error:  # another configuration by now, which the table does not have, or no text
+                assert str(error).startswith(("exits", "gates", "journal", "pixel"))  # noqa: PT017
+            else:
+                assert (again.status, again.found) == (whole.status, whole.found)
+
+
+def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_path):
+    """The disk is full in the middle of a configuration that was found, and has room again at once."""
+    table, path = random_table(3, points=4, heads=3, images=60, levels=30), tmp_path / "journal"
+    options = {"max_cost": 12.0, "threads": 1, "journal": path}
+    whole = mess_core.search(table, **options)
+    text = path.read_text()
+    code = (
+        "import resource, sys, threading, time, os; from tests.core.test_search import random_table; import mess_core\n"
+        "table, limit = random_table(3, points=4, heads=3, images=60, levels=30), int(sys.argv[2])\n"
+        "def watch():\n"
+        "    while not os.path.exists(sys.argv[1]) or os.path.getsize(sys.argv[1]) < limit: time.sleep(0.0002)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))\n"
+        "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "mess_core.search(table, max_cost=12.0, threads=1, journal=sys.argv[1])"
+    )
+    for at in [text.index("found"), text.rindex("found")]:
+        path.unlink()
+        command = [sys.executable, "-c", code, str(path), str(at + 7)]
+        errors = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+        assert "ValueError: journal: expected a file that can be written" in errors
+        assert mess_core.search(table, **options).found == whole.found
+
+
+@pytest.mark.parametrize("text", ['{"precious": 1}', "line one\nline two", "mess-search-journal 2 0000\ndone", "m\n"])
 def test_a_file_that_is_no_journal_of_this_search_is_left_alone(tmp_path, text):
     path = tmp_path / "notes"
     path.write_text(text)

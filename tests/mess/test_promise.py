@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -12,9 +13,10 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import mess
+import mess_core
 from mess import Guarantee, cli
 from mess.reporting.tables import guaranteed_text
-from mess.searching import risk
+from mess.searching import promise, risk
 from mess.searching.promise import least_cost
 
 DELTA = 0.1
@@ -72,7 +74,13 @@ def test_bounds_by_hand():
     expected = 1 / ((1 + 0.5 * 0.03 / 0.97) ** 20 * (1 + 0.999 * 0.03 / 0.97) ** 80)
     assert risk.betting_p_value(nothing, 0.03) == pytest.approx(expected)
     assert risk.betting_p_value(np.full(50, 0.2), 0.1) == 1.0
-    assert risk.least_limit(100, 0.95) == pytest.approx(1 - 0.05 ** (1 / 100))
+    tests = {risk.hoeffding_bentkus_p_value: 1 - 0.05 ** (1 / 100), risk.betting_p_value: 0.03274}
+    for p_value, least in tests.items():
+        assert risk.least_limit(100, 0.95, p_value) == pytest.approx(least, abs=1e-4)
+    for n, p_value, bounds in itertools.product((1, 20, 81, 1000), tests, ((0, 1), (-1, 1))):
+        limit = risk.least_limit(n, 0.95, p_value, bounds=bounds)
+        assert limit == bounds[1] or p_value(np.zeros(n), limit, bounds=bounds) <= 0.05
+        assert p_value(np.zeros(n), limit - 1e-5, bounds=bounds) > 0.05
     # the same on -1..1 with the scale moved
     assert risk.betting_p_value(nothing - 1, -0.94, bounds=(-1, 1)) == pytest.approx(expected)
     assert risk.betting_p_value(nothing, 0.0) == 1.0
@@ -127,8 +135,8 @@ def test_words():
     miss = Guarantee.parse("miss rate of traffic light <= 0.1 with 99.5 %")
     assert (miss.of_class, miss.confidence) == ("traffic light", 0.995)
     assert Guarantee.parse("disagreement <= 0.02 on average").confidence is None
-    for promise in (miss, Guarantee(loss="error increase", limit=0.25, confidence=None)):
-        assert Guarantee.parse(str(promise)) == promise
+    for asked in (miss, Guarantee(loss="error increase", limit=0.25, confidence=None)):
+        assert Guarantee.parse(str(asked)) == asked
 
 
 @pytest.mark.parametrize(
@@ -259,13 +267,30 @@ def test_the_outcome(population):
     assert (theirs.searched, theirs.held_out) == (600, 1000)
 
 
+def test_the_cheapest_of_what_is_proven_is_taken(population, monkeypatch):
+    """Not the last one on the path: here that is the original network, which keeps every promise."""
+    part = population.select(np.arange(600))
+    options = {"held_out": population.select(np.arange(600, 1600)), "max_exits": 2}
+    result = mess.guarantee(part, "error increase <= 0.03 with 90 %", **options)
+    cheaper = promise._front(part, [Guarantee.parse("error increase <= 0.03 with 90 %")], _OPTIONS)[result.tested - 1]
+    final = mess_core.Configuration((part.exits.index("final"),))
+    monkeypatch.setattr(promise, "_front", lambda *_: [cheaper, final])
+    again = mess.guarantee(part, "error increase <= 0.03 with 90 %", **options)
+    assert again.tested == 2
+    assert again.configuration.promise["cost"] < again.baseline_cost
+    assert again.configuration.exits[0].exit == part.exits[cheaper.exits[0]]
+
+
+_OPTIONS = {"cost": "macs", "max_exits": 2, "time_limit": 10.0}
+
+
 def test_too_few_images_abstain_and_say_why(population):
     result = mess.guarantee(population.select(np.arange(40)), "disagreement <= 0.02 with 95 %", max_exits=2)
     assert result.configuration is None
     assert result.proofs[0].least_provable > 0.02
     text = guaranteed_text(result)
     assert "nothing cheaper than the original network can be promised" in text
-    assert "32 images cannot prove less than 0.0" in text
+    assert "32 images cannot prove less than 0.126" in text
 
 
 def test_bad_questions(population):

@@ -59,7 +59,8 @@ def calibrate(
         facts: anything worth keeping with the table.
         partial: a file that keeps what is done, every half minute and when Ctrl-C or an error comes. The same call goes
             on from it. Delete it when the table is saved.
-        spread: who measures the images, in place of this process (`mess.calibration.on_ray`); costs are measured here.
+        spread: who measures the images, in place of this process (`mess.calibration.cluster.on_ray`); costs are
+            measured here.
 
     Returns:
         The table, with costs `macs` and `latency_ms`.

@@ -83,6 +83,8 @@ def image_tensor(
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
     """One RGB picture (H, W, 3) uint8 -> (1, 3, h, w) float32, normalised as in training."""
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected an array (H, W, 3) uint8 RGB, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     blank = np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)

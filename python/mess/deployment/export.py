@@ -1,7 +1,7 @@
 """A deployment as files: one ONNX file a stage and a head, and a manifest (`mess.runtime.manifest`).
 
-Nothing is trusted: the folder is loaded again by the runtime that will run it, and its logits are compared with the
-network's before it gets its name.
+Nothing is trusted: before the folder gets its name each file is loaded again by ONNX Runtime, and what it gives is
+compared with what its part of the network gives for the same input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mess.runtime.backends import BATCH, free_name, load
 from mess.runtime.manifest import FILE, Manifest, StageFiles
 
 TOLERANCE = 1e-4
-"""Largest difference between the logits of ONNX Runtime and torch, as a share of the largest logit (or of 1)."""
+"""Largest difference between ONNX Runtime and torch, as a share of the largest number (or of 1)."""
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
     Raises:
         ValueError: `out` holds something else, or `class_names` is of another length than the logits.
         RuntimeError: the model cannot be exported, `onnx`, `onnxscript` or `onnxruntime` is missing, or the files give
-            other logits than the network (more than 1e-4 of the largest).
+            other numbers than the network (more than 1e-4 of the largest, or of 1, apart).
     """
     folder = Path(out)
     if folder.exists() and not (folder / FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):

@@ -33,7 +33,8 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
         image: (H, W, 3) uint8 RGB of any size.
 
     Raises:
-        ValueError: `image` is not (H, W, 3) uint8, or the network takes other images.
+        TypeError: `image` is no array.
+        ValueError: it is not (H, W, 3) uint8, or the network takes other images.
     """
     if network.in_channels != 3:
         raise ValueError(f"network: expected one of RGB images, got {network.in_channels} channels; call it yourself")

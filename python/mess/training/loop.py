@@ -68,7 +68,7 @@ def train(
         batches: training batches; anything iterable with a length. With several processes (`torchrun`), a
             `mess.data.SeededLoader` or a `torch.utils.data.DataLoader`, which are divided among them.
         pretraining: settings of stage 1 (None: defaults).
-        exits: settings of stage 2 (None: defaults with a third of the epochs).
+        exits: settings of stage 2 (None: those of stage 1 with a third of the epochs).
         out: folder for `pretrain.safetensors` and `exits.safetensors`.
         checkpoint_minutes: a checkpoint is written after every epoch, and inside one when the last is this old.
         cache_views: stage 2 keeps the backbone's features of this many epochs in `out/features` and goes through them

@@ -81,7 +81,7 @@ def positive_filtering_distillation(
         ignore_index: label of pixels that are out of both terms.
 
     Returns:
-        A scalar; 0 when no pixel is valid.
+        A scalar; 0 when no pixel is valid and no logit is NaN.
     """
     return _distillation("pfd", logits, teacher_logits, labels, alpha, temperature, ignore_index)
 
@@ -95,7 +95,7 @@ class ExitLoss:
 
     Args:
         kind: `pfd`, `kd` or `ce`.
-        teacher_logits: (B, C, H, W) float of the final exit; not looked at for `ce`.
+        teacher_logits: (B, C, H, W) float of the final exit; for `ce` only its shape counts.
         labels, alpha, temperature, ignore_index: as for `positive_filtering_distillation`.
 
     Attributes:
@@ -136,7 +136,7 @@ class ExitLoss:
         self._terms = [(soft + one_hot, 1.0)] if temperature == 1 else [(one_hot, 1.0), (soft, temperature)]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The mean (a scalar; 0 when no pixel is valid) for a head's logits (B, C, H, W)."""
+        """The mean (a scalar; 0 when no pixel is valid and no logit is NaN) for a head's logits (B, C, H, W)."""
         if logits.shape != self.shape:
             raise ValueError(f"logits: expected shape {tuple(self.shape)}, the teacher's, got {tuple(logits.shape)}")
         logits = _wide(logits)

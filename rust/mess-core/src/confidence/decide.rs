@@ -29,7 +29,7 @@ impl Bounds {
     /// Bounds for a sum of `num_classes` exponentials, each within `[1 - below, 1 + above]` of the exact one.
     ///
     /// The float32 sum of the definition is off by at most C + 8 ceil(C / 8) roundings (additions, rescalings) and the
-    /// exponentials' own 1e-6; so is the rough sum: 4 (C + 64) 2^-24 covers both. A further 0.5 % covers the roundings of
+    /// exponentials' own 4e-6; so is the rough sum: 4 (C + 64) 2^-24 covers both. A further 0.5 % covers the roundings of
     /// the limit itself.
     pub fn new(num_classes: usize, low: f32, high: f32) -> Self {
         let rounding = 4.0 * (num_classes as f32 + 64.0) * (f32::EPSILON / 2.0);

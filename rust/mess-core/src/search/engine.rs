@@ -490,6 +490,7 @@ impl Shared<'_, '_> {
                 let bound = (best.accuracy * (1.0 + gap)).min(1.0);
                 (bound, if best.accuracy > 0.0 { (bound - best.accuracy) / best.accuracy } else { 0.0 })
             }
+            (Objective::ParetoFront { .. }, None) if gap > 0.0 => (1.0, f64::INFINITY),
             (Objective::ParetoFront { .. }, _) => (gap.min(1.0), gap.min(1.0)),
             // of nothing there is no gap until there is nothing to be found
             (Objective::MinimizeCost { .. }, None) if gap == 0.0 => (f64::INFINITY, gap),

@@ -3,13 +3,15 @@
 //! One line a fact, appended and flushed as it becomes known:
 //!
 //! ```text
-//! mess-search-journal 1 <key>                      what is searched: a hash of table and query
+//! mess-search-journal 2 <key>                      what is searched: a hash of table and query
 //! found <exit>,<exit> <pixel>:<bits of the image threshold> ...
-//! done <bits of the gap> <task>                    nothing better than what was found so far is in there
+//! done <check> <bits of the gap> <task>            nothing better than what was found so far is in there
 //! ```
 //!
-//! A task that is done says something about the configurations found before it, so these are written first. A last line
-//! without its end is ignored: it was being written when the process died.
+//! A task that is done says something about the configurations found before it, so these are written first, and `check`
+//! is a hash of them and of the line: it is believed only where the same configurations are read before it. A line that is
+//! damaged or missing, or another process that writes at the same time, costs work and never the answer. A last line
+//! without its end is cut off: it was being written when the process died. Where writing fails nothing more is written.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -23,7 +25,7 @@ use super::outcome::{Configuration, Gate};
 use super::table::Table;
 use crate::error::{Error, Result};
 
-const HEADER: &str = "mess-search-journal 1";
+const HEADER: &str = "mess-search-journal 2";
 
 /// An open journal.
 #[derive(Debug)]
@@ -37,7 +39,9 @@ pub struct Journal {
 #[derive(Debug)]
 struct State {
     file: File,
-    written: Vec<Configuration>,
+    /// Configurations that the file has, and what stands for all of them in a `check`.
+    written: HashSet<String>,
+    all: u64,
     failed: Option<String>,
 }
 
@@ -71,16 +75,28 @@ impl Journal {
             file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
         }
         let (mut known, mut done) = (Vec::new(), HashSet::new());
+        let (mut found, mut all) = (HashSet::new(), 0);
         for line in lines {
             match line.split_once(' ') {
-                Some(("found", rest)) => known.extend(parsed(rest)),
+                Some(("found", rest)) => {
+                    if let Some(configuration) = parsed(rest)
+                        && found.insert(rest.to_string())
+                    {
+                        known.push(configuration);
+                        all ^= hash(rest);
+                    }
+                }
                 Some(("done", rest)) => {
-                    done.insert(rest.to_string());
+                    if let Some((check, task)) = rest.split_once(' ')
+                        && check == self::check(all, task)
+                    {
+                        done.insert(task.to_string());
+                    }
                 }
                 _ => {}
             }
         }
-        let state = State { file, written: known.clone(), failed: None };
+        let state = State { file, written: found, all, failed: None };
         Ok(Self { known, done, state: Mutex::new(state) })
     }
 
@@ -91,19 +107,25 @@ impl Journal {
 
     /// Write that tasks are finished, after what was found up to then. Tells of errors in [`Self::check`].
     pub fn finish(&self, gap: f64, tasks: &[String], found: &[Configuration]) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *guard;
+        if state.failed.is_some() {
+            return; // what comes behind a torn line would not be read
+        }
         let mut lines = String::new();
-        for configuration in found {
-            if !state.written.contains(configuration) {
-                lines.push_str(&format!("found {}\n", written(configuration)));
-                state.written.push(configuration.clone());
+        for configuration in found.iter().map(written) {
+            if !state.written.contains(&configuration) {
+                lines.push_str(&format!("found {configuration}\n"));
+                state.all ^= hash(&configuration);
+                state.written.insert(configuration);
             }
         }
         for task in tasks {
-            lines.push_str(&format!("done {:016x} {task}\n", gap.to_bits()));
+            let task = format!("{:016x} {task}", gap.to_bits());
+            lines.push_str(&format!("done {} {task}\n", check(state.all, &task)));
         }
         if let Err(error) = state.file.write_all(lines.as_bytes()) {
-            state.failed.get_or_insert(error.to_string());
+            state.failed = Some(error.to_string());
         }
     }
 
@@ -116,6 +138,17 @@ impl Journal {
             None => Ok(()),
         }
     }
+}
+
+/// What a `done` line says about the configurations found before it, all of them together, and about the rest of the line.
+fn check(all: u64, task: &str) -> String {
+    format!("{:016x}", all ^ hash(task))
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn written(configuration: &Configuration) -> String {

@@ -76,10 +76,12 @@ pub struct Outcome {
     pub status: Status,
     /// The best configuration, or the front by rising cost.
     pub found: Vec<Found>,
-    /// When infeasible: the configuration within the limits that comes nearest to the objective's bound, if there is one.
+    /// When infeasible: the configuration within the limits that comes nearest to the objective's bound, if there is one;
+    /// where the time ended meanwhile, the nearest that was found by then.
     pub nearest: Option<Found>,
     /// Proven: no configuration costs less than this (minimising cost), or is more accurate (maximising accuracy). For a
-    /// front: no configuration exceeds the accuracy of the front at its own cost by more than this.
+    /// front: no configuration exceeds the accuracy of the front by more than this, at its own cost or at less than a
+    /// resolution above it.
     pub bound: f64,
     /// How far `found` may be from the optimum: |bound - value| / |value|; for a front `bound` itself. 0 when optimal or
     /// infeasible, infinite when stopped before anything was found.

@@ -27,6 +27,8 @@ pub struct Pieces {
     incumbents: Incumbents,
     /// What the preparations certify: 0 when nothing is left to prove, else infinite.
     gap: f64,
+    /// Whether they were stopped before they had laid out all tasks; there are none then.
+    is_cut_short: bool,
     fields: Vec<Field>,
     tasks: HashMap<String, TaskId>,
     shape: (usize, usize, usize),
@@ -51,12 +53,17 @@ impl Pieces {
         let incumbents = Incumbents::new(query.objective, prepared.ceiling);
         let shared = prepared.shared(table, query, control, &incumbents);
         known.iter().try_for_each(|configuration| shared.offer_known(configuration))?;
-        let (gap, fields) = shared.begin();
+        let (gap, mut fields) = shared.begin();
+        let is_cut_short = gap > 0.0 && control.stopped();
+        if is_cut_short {
+            fields.clear(); // families that were not reached are missing
+        }
         let tasks = shared.tasks(&fields).into_iter().map(|task| (shared.task_name(&fields, task), task)).collect();
-        Ok(Self { query: query.clone(), prepared, incumbents, gap, fields, tasks, shape: shape(table) })
+        Ok(Self { query: query.clone(), prepared, incumbents, gap, is_cut_short, fields, tasks, shape: shape(table) })
     }
 
-    /// Gaps of the passes, one after the other, down to 0; none when there are no tasks.
+    /// Gaps of the passes, one after the other, down to 0; none when there are no tasks, as when the preparations were cut
+    /// short.
     ///
     /// # Errors
     /// [`Error::Value`] for another table.
@@ -73,7 +80,8 @@ impl Pieces {
         names
     }
 
-    /// Work off tasks of the pass with this gap, until all are done or `control` stops it.
+    /// Work off tasks of the pass with this gap, until all are done or `control` stops it. Where the preparations were cut
+    /// short, none is done, and others have to do them.
     ///
     /// # Errors
     /// [`Error::Value`] for a task that does not exist, another table, or a known configuration that is invalid.
@@ -86,7 +94,7 @@ impl Pieces {
         known: &[Configuration],
     ) -> Result<Done> {
         let mut tasks: Vec<(&String, TaskId)> = Vec::new();
-        for name in names {
+        for name in names.iter().filter(|_| !self.is_cut_short) {
             let task = self.tasks.get(name);
             let unknown = || Error::value("tasks", "names of tasks of this search", format!("'{name}'"));
             tasks.push((name, *task.ok_or_else(unknown)?));
