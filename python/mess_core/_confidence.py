@@ -463,7 +463,8 @@ def canny(
     image : (H, W) uint8
         Used in place.
     low, high : float
-        Hysteresis thresholds on the gradient magnitude; swapped if reversed, then floored. Both strict; below 2^31, where OpenCV overflows.
+        Hysteresis thresholds on the gradient magnitude; swapped if reversed, then floored. Both strict. OpenCV's
+        overflow from 2^31 on.
     aperture : {3, 5, 7}
         Side of the Sobel kernel.
     l2 : bool

@@ -15,7 +15,7 @@ from mess.calibration.counts import BatchCounts, Measure
 from mess.calibration.latency import measure_latency
 from mess.calibration.partial import Partial
 from mess.calibration.table import CalibrationTable, Costs
-from mess.data.loader import batches_from
+from mess.data.loader import batches_from, identity_of
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
@@ -58,7 +58,8 @@ def calibrate(
         latency_rounds: rounds of the latency measurement; 0 leaves the `latency_ms` column out.
         facts: anything worth keeping with the table.
         partial: a file that keeps what is done, every half minute and when Ctrl-C or an error comes. The same call goes
-            on from it. Delete it when the table is saved.
+            on from it; other images are refused as far as they can be told apart (`SeededLoader`, a list; of a
+            `DataLoader` by their number). Delete it when the table is saved.
         spread: who measures the images, in place of this process (`mess.calibration.cluster.on_ray`); costs are
             measured here.
 
@@ -70,8 +71,12 @@ def calibrate(
             cannot be read; `partial` is of another calibration.
         KeyboardInterrupt: Ctrl-C; what is done is in `partial`.
     """
-    if not pixel_thresholds or not all(0 <= t <= 1 for t in pixel_thresholds):
+    if not len(pixel_thresholds) or not all(0 <= t <= 1 for t in pixel_thresholds):
         raise ValueError(f"pixel_thresholds: expected numbers in [0, 1], got {list(pixel_thresholds)}")
+    if class_names is not None and (isinstance(class_names, str) or len(class_names) != network.num_classes):
+        raise ValueError(f"class_names: expected {network.num_classes} names, got {class_names!r}")
+    if isinstance(image_names, str):
+        raise ValueError(f"image_names: expected a name an image, got {image_names!r}")
     measure = Measure(pixel_thresholds=tuple(float(t) for t in pixel_thresholds), policy=policy or PolicySettings())
     device = next(network.parameters()).device
     done = Partial(
@@ -148,8 +153,7 @@ def _measure_costs(network: MultiExitNetwork, done: Partial, images: Tensor, lat
 
 def _identity(network: MultiExitNetwork, batches: Any, latency_rounds: int) -> dict[str, Any]:
     """What a calibration depends on, beside what the table says anyway."""
-    images = getattr(batches, "identity", "batches of the caller's own")
-    return {"network": state_sha256(network), "images": images, "latency_rounds": latency_rounds}
+    return {"network": state_sha256(network), "images": identity_of(batches), "latency_rounds": latency_rounds}
 
 
 def mac_costs(network: MultiExitNetwork, input_size: tuple[int, int]) -> Costs:

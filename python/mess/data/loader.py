@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -64,7 +65,10 @@ class SeededLoader:
     @property
     def identity(self) -> str:
         """What the batches depend on, in words."""
-        images = f"{self.dataset.name}, {len(self.dataset)} images from {self.dataset.identity(0)}"
+        names = [self.dataset.identity(index) for index in range(len(self.dataset))]
+        split = f" {self.dataset.split}" if hasattr(self.dataset, "split") else ""
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+        images = f"{self.dataset.name}{split}, {len(names)} images from {names[0]} (names {digest})"
         kind = "augmented" if self.train else "plain"
         is_usual = (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD)
         normalised = "" if is_usual else f", normalised with {self.mean} and {self.std}"
@@ -130,7 +134,31 @@ def batches_from(batches: Any, epoch: int, first: int) -> Iterator[Any]:
         return iter(batches.begin(epoch, first))
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch)
+    if hasattr(batches, "_num_iter_calls"):  # Fabric's: it takes the epoch for the number of its own iterations
+        batches._num_iter_calls = epoch
+    for drawing in (batches, getattr(batches, "sampler", None)):
+        generator = getattr(drawing, "generator", None)
+        if isinstance(generator, torch.Generator):  # the user's own, which would go on from where it stands
+            seeds = batches.__dict__.setdefault("_mess_seeds", {})
+            generator.manual_seed(mixed_seed(seeds.setdefault(id(generator), generator.initial_seed()), epoch))
     return islice(batches, first, None)
+
+
+def identity_of(batches: Any) -> str:
+    """What batches depend on, as far as they can tell: another answer is other data."""
+    if hasattr(batches, "identity"):
+        return str(batches.identity)
+    if isinstance(batches, DataLoader):
+        dataset = batches.dataset
+        count = f" of {len(dataset)}" if isinstance(dataset, Sized) else ""
+        return f"{type(dataset).__name__}{count}, batches of {batches.batch_size}"
+    told = f"{type(batches).__name__} of the caller's own"
+    if not isinstance(batches, list | tuple) or not batches:
+        return told
+    digest = hashlib.sha256()
+    for part in (*batches[0], *batches[-1]):
+        digest.update(torch.as_tensor(part).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{told}, {len(batches)} from {tuple(batches[0][0].shape)} (first and last {digest.hexdigest()[:12]})"
 
 
 class _Examples(Dataset[tuple[Tensor, Tensor]]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -107,16 +108,21 @@ def evaluating(module: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
 @contextmanager
 def quiet_attempt() -> Iterator[None]:
     """Inside the block torch does not say at length why it gave up: what fails is tried otherwise, or raised."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    before = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        with redirect_stderr(io.StringIO()):  # torch.export prints the graph so far
-            yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+    with _QUIET:
+        loggers = [logging.getLogger(name) for name in _CHATTY]
+        before = [logger.disabled for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            with redirect_stderr(io.StringIO()):  # torch.export prints the graph so far
+                yield
+        finally:
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled
+
+
+_QUIET = threading.RLock()
+"""Standard error and loggers are the process's: what several threads set and restored in turn would stay as it is."""
 
 
 _CHATTY = (

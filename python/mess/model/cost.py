@@ -7,6 +7,7 @@ convolutions and matrix products are counted (the counter's list); interpolation
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
@@ -14,16 +15,17 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
+from greenlet import getcurrent
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mess.clock import milliseconds
-from mess.model.adapter import check_example, evaluating, quiet_attempt
+from mess.model.adapter import check_example, evaluating
 from mess.model.layout import Layout, feature_tensor, layout_from_size, layout_from_sizes
+from mess.model.trial import on_trial, unfused
 
 CostKind = Literal["macs", "latency"]
 
@@ -96,7 +98,7 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     with torch.inference_mode(False), evaluating(model):  # inference tensors do not tell when they are overwritten
-        images = images.clone() if images.is_inference() else images
+        images = images.clone()  # a model may overwrite what it gets; no inference tensor
         calls, total = _counted(model, images)
         if cost == "latency":
             calls, total = _timed(model, images, rounds, {(call.name, call.call): call.uses for call, _ in calls})
@@ -106,13 +108,14 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one call of `module`, from shapes alone."""
-    with (
-        evaluating(module),
-        FakeTensorMode(allow_non_fake_inputs=True) as fake,
-        FlopCounterMode(display=False) as counter,
-    ):
-        module(*(fake.from_tensor(t.detach()) for t in inputs))
-    return int(counter.get_total_flops() // 2)
+
+    def count(module: nn.Module, fake: Callable[[Tensor], Tensor]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            module(*(fake(t.detach()) for t in inputs))
+        return int(counter.get_total_flops() // 2)
+
+    with evaluating(module):
+        return on_trial(module, count)
 
 
 _Shape = tuple[int, ...]
@@ -121,16 +124,16 @@ _Calls = list[tuple[LayerCost, _Shape | None]]
 
 
 def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
-    def count(inputs: Tensor) -> tuple[_Calls, float]:
+    def count(model: nn.Module, inputs: Tensor) -> tuple[_Calls, float]:
         with FlopCounterMode(display=False) as counter, _Ancestry(counter) as ancestry:
             calls = _walk(model, inputs, lambda: counter.get_total_flops() // 2, ancestry.share)
             return calls, float(counter.get_total_flops() // 2)
 
     try:
-        with quiet_attempt(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            return count(fake.from_tensor(images))
+        return on_trial(model, lambda model, fake: count(model, fake(images)))
     except Exception:  # a decision by a value, say: then the model has to be computed
-        return count(images)
+        with unfused():
+            return count(model, images)
 
 
 class _Ancestry(TorchDispatchMode):
@@ -193,9 +196,9 @@ def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[Laye
     height, width = images.shape[2:]
     others: dict[tuple[str, int], _Shape | None] = {}
     for other in ((2 * height, 3 * width), (2 * height, 2 * width)):
+        larger = images.new_empty(1, images.shape[1], *other)
         try:
-            with quiet_attempt(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-                walked = _walk(model, fake.from_tensor(images.new_empty(1, images.shape[1], *other)), lambda: 0.0)
+            walked = on_trial(model, lambda model, fake: _walk(model, fake(larger), lambda: 0.0))  # noqa: B023
         except Exception:  # the model takes no such size, or needs values: what one size says has to do
             continue
         others = {(layer.name, layer.call): shape for layer, shape in walked}
@@ -227,10 +230,13 @@ def _walk(
     outputs: list[tuple[Tensor | None, int]] = []
 
     def begin(_: nn.Module, __: Any) -> None:
-        starts.append(float(workload()))
+        if getcurrent() is own():  # not a pass of another thread
+            starts.append(float(workload()))
 
     def end_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def end(module: nn.Module, _: Any, output: Any) -> None:
+            if getcurrent() is not own():
+                return
             tensor = feature_tensor(output)
             layer = LayerCost(
                 name=name,
@@ -249,7 +255,9 @@ def _walk(
 
         return end
 
-    named = [(name, module) for name, module in model.named_modules() if name]
+    own = weakref.ref(getcurrent())
+    # no hook sees into a scripted module
+    named = [(name, m) for name, m in model.named_modules() if name and not isinstance(m, torch.jit.ScriptModule)]
     handles = [module.register_forward_pre_hook(begin) for _, module in named]
     handles += [module.register_forward_hook(end_of(name)) for name, module in named]
     try:

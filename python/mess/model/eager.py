@@ -7,7 +7,6 @@ dropped simply never goes on. A batch cannot be thinned out, since the suspended
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -89,12 +88,10 @@ def _forward(
 
     It must not hold the run that started it, nor itself: a run that is dropped is to end at once.
     """
-    own = weakref.ref(getcurrent())
 
     def visit(index: int, feature: Tensor, input_size: Size) -> None:
-        if getcurrent() is own():  # not another pass of the same model in the meantime
-            feature = points[index].layout.to_map(feature, input_size)
-            getcurrent().parent.switch((index, feature))  # no name for it: the frame would hold itself
+        feature = points[index].layout.to_map(feature, input_size)
+        getcurrent().parent.switch((index, feature))  # no name for it: the frame would hold itself
 
     with marked(model.net, points, visit, modules):
         return len(points), model(images)

@@ -7,6 +7,7 @@ register tokens, queries).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +73,11 @@ def with_feature(output: Any, old: Tensor, new: Tensor) -> Any:
     if output is old:
         return new
     if hasattr(output, "items"):
-        return type(output)(**{key: new if value is old else value for key, value in output.items()})
+        changed = copy.copy(output)  # of whatever class, with whatever keys
+        for key, value in output.items():
+            if value is old:
+                changed[key] = new
+        return changed
     entries = (new if value is old else value for value in output)
     return type(output)(*entries) if hasattr(output, "_fields") else type(output)(entries)
 

@@ -188,12 +188,14 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+    compiled = [name for name, part in model.named_modules() if vars(part).get("_compiled_call_impl") is not None]
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod") or compiled:
+        got = f"a compiled {compiled[0] or type(model).__name__!r}" if compiled else type(model).__name__
         raise TypeError(
-            f"model: expected the model as Python runs it, got {type(model).__name__}; convert it before torch.compile "
-            "or torch.jit.script, whose code no hook sees"
+            f"model: expected the model as Python runs it, got {got}; convert it before torch.compile or "
+            "torch.jit.script, whose code no hook sees"
         )
-    images = check_example(example_input)
+    images = check_example(example_input)[:1].clone()  # a model may overwrite what it gets
     given = head_grid(cast("GridName", heads)) if isinstance(heads, str) else heads
     specs = tuple(head_from(spec) for spec in given)
     if not specs or len({spec.name for spec in specs}) != len(specs):
@@ -202,12 +204,12 @@ def convert(
     check_stages(adapted, stages)
     try:
         with evaluating(model):
-            num_classes = adapted(images[:1]).shape[1]
+            num_classes = adapted(images.clone()).shape[1]
     except TypeError:  # no logits, which is said already, or a mistake in the model that says what it is
         raise
     except Exception as error:  # whatever the user's code raises
         raise ValueError(
-            f"example_input: the model does not run on {tuple(images[:1].shape)} (--size; many models want height and "
+            f"example_input: the model does not run on {tuple(images.shape)} (--size; many models want height and "
             f"width to be multiples of 8, 16 or 32): {type(error).__name__}: {error}"
         ) from error
     if num_classes < 2:
@@ -229,23 +231,30 @@ def convert(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1], pick_logits, stages)
-    network.to(device=images.device, dtype=images.dtype)
+    network.heads.to(device=images.device, dtype=images.dtype)  # the model is left as it is
     if any(isinstance(spec, CustomHead) for spec in specs):
-        _check_custom_heads(network, images[:1])
+        _check_custom_heads(network, images)
     return network
 
 
 def _check_custom_heads(network: MultiExitNetwork, images: Tensor) -> None:
-    """ValueError when a head of the user's does not give logits of the network's classes."""
+    """ValueError when a head of the user's does not give logits of the network's classes, or overwrites its feature."""
     with evaluating(network):
         _, features = network.features(images)
         for exit_id in network.exits:
             if isinstance(exit_id.head, CustomHead):
-                logits = network.head(exit_id)(features[exit_id.point])
+                feature = features[exit_id.point]
+                version = feature._version
+                logits = network.head(exit_id)(feature)
+                if feature._version != version:
+                    raise ValueError(
+                        f"heads: expected {exit_id.head.name!r} to leave its feature as it is, which other heads and "
+                        "the rest of the model go on with, got one that overwrites it (inplace=True in front?)"
+                    )
                 if logits.ndim != 4 or logits.shape[1] != network.num_classes:
                     raise ValueError(
                         f"heads: expected logits (B, {network.num_classes}, h, w) of {exit_id.head.name!r}, got "
-                        f"{tuple(logits.shape)} for a feature of {tuple(features[exit_id.point].shape)}"
+                        f"{tuple(logits.shape)} for a feature of {tuple(feature.shape)}"
                     )
 
 

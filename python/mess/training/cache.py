@@ -8,20 +8,21 @@ says which backbone and which batches it belongs to.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mess.data.loader import batches_from
+from mess.data.loader import batches_from, identity_of
 from mess.files import differences, read_json, read_safetensors, write_json, write_safetensors
 from mess.model.weights import state_sha256
 from mess.progress import console
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,22 @@ class FeatureCache:
         net: the backbone, to tell whether its weights are those that the cache was made with.
         views: epochs of `batches` that are kept; with as many as are trained, training is what it is without a cache.
         part: names the process, where several share the folder.
+        about: what else the features depend on, by name.
 
     Raises:
         ValueError: the folder belongs to another backbone or other batches, or its disk has too little room.
     """
 
     def __init__(
-        self, folder: Path, batches: Any, run: Callable[[Tensor], Frozen], net: nn.Module, *, views: int, part: str = ""
+        self,
+        folder: Path,
+        batches: Any,
+        run: Callable[[Tensor], Frozen],
+        net: nn.Module,
+        *,
+        views: int,
+        part: str = "",
+        about: Mapping[str, str] | None = None,
     ) -> None:
         if views < 1:
             raise ValueError(f"views: expected at least 1, got {views}")
@@ -63,7 +73,8 @@ class FeatureCache:
             "version": VERSION,
             "backbone": state_sha256(net),
             "batches": len(batches),
-            "data": getattr(batches, "identity", ""),
+            "data": identity_of(batches),
+            **(about or {}),
         }
         if path.is_file() and read_json(path, "cache") != identity:
             changed = differences(read_json(path, "cache"), identity)
@@ -84,15 +95,20 @@ class FeatureCache:
     def begin(self, epoch: int, first: int) -> Iterator[tuple[Frozen, Tensor]]:
         """The batches of `epoch` from number `first` on."""
         view = epoch % self.views
+        if hasattr(self._batches, "set_epoch"):
+            self._batches.set_epoch(view)  # for `names`
+        missing = [batch for batch in range(first, len(self)) if not self._path(view, batch).is_file()]
         source: Iterator[tuple[Tensor, Tensor]] | None = None
+        if missing and not hasattr(self._batches, "begin"):
+            # its order is drawn now, and comes from its beginning only
+            source = islice(batches_from(self._batches, view, first), missing[0] - first, None)
         for batch in range(first, len(self)):
             path = self._path(view, batch)
-            if path.is_file():
-                source = None  # it would be behind
-            else:
+            if missing and missing[0] <= batch <= missing[-1]:
                 source = source or batches_from(self._batches, view, batch)
                 images, labels = next(source)
-                self._save(path, self._run(images), labels)
+                if batch in missing:
+                    self._save(path, self._run(images), labels)
             yield _load(path)
 
     def _path(self, view: int, batch: int) -> Path:

@@ -2,7 +2,7 @@
 
 Tensors are named `network.<state dict name>` and `optimizer.<parameter index>.<entry>`; the header's `mess` entry holds
 `{"version": 2, "stage": ..., "epoch": epochs done, "step": steps done in the epoch after them, "settings": {...},
-"losses": [{exit: mean loss} of each epoch done], "running": {exit: [sum of losses, steps] in the unfinished epoch}}`.
+"losses": [{exit: mean loss} of each epoch done], "running": {exit: [sum of losses, pixels] in the unfinished epoch}}`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ def save_checkpoint(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None, progress: Progress
 ) -> None:
     """Write the state of `network` (and `optimizer`) to `path`: a kill leaves the old file or the new one, whole."""
-    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = network.state_dict()
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise TypeError(
+            f"network: expected tensors alone in its state_dict, since checkpoints have no pickle, got {others[0]!r} of "
+            f"type {type(state[others[0]]).__name__} (get_extra_state)"
+        )
+    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     if optimizer is not None:
         for index, entries in optimizer.state_dict()["state"].items():
             for key, value in entries.items():

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mess.data.dataset import IGNORE_INDEX, check_labels
-from mess.data.loader import batches_from, mixed_seed
+from mess.data.loader import batches_from, identity_of, mixed_seed
 from mess.exit_names import FINAL_EXIT
 from mess.files import EXITS_FILE
 from mess.model.adapter import evaluating
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
+from mess.model.weights import state_sha256
 from mess.progress import console, progress
 from mess.training.cache import FeatureCache, Frozen
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -76,7 +77,8 @@ def train(
         log: called after every step, such as `mess.training.board.tensorboard(folder)`.
 
     Raises:
-        ValueError: a checkpoint in `out` is damaged, or belongs to another network or other settings.
+        ValueError: a checkpoint in `out` is damaged, or belongs to other exits, data, settings or (of stage 2) another
+            backbone.
         KeyboardInterrupt: Ctrl-C; the last checkpoint is on disk.
     """
     first = pretraining or TrainSettings()
@@ -198,7 +200,7 @@ def train_exits(
 
     def frozen(images: Tensor) -> Frozen:
         with evaluating(network.net), fabric.autocast():
-            return Frozen(*network.features(_prepared(images, fabric.device, dtype)))
+            return Frozen(*network.features(stage.prepared(images)))
 
     def step(images: Tensor | Frozen, target: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
         known = images if isinstance(images, Frozen) else frozen(images)
@@ -212,10 +214,6 @@ def train_exits(
             # one head's graph at a time: memory does not grow with their number
             yield {exit_id.name: loss(upsampled(logits, size))}
 
-    own = _shared(batches, fabric)
-    if cache is not None:
-        part = f"-{fabric.global_rank}of{fabric.world_size}" if fabric.world_size > 1 else ""
-        own = FeatureCache(cache, own, frozen, network.net, views=cache_views, part=part)
     stage = _Stage(
         "exits",
         fabric,
@@ -226,6 +224,12 @@ def train_exits(
         checkpoint_minutes=checkpoint_minutes,
         log=log,
     )
+    own = _shared(batches, fabric)
+    if cache is not None:
+        part = f"-{fabric.global_rank}of{fabric.world_size}" if fabric.world_size > 1 else ""
+        points = ", ".join(point.name for point in network.points)
+        about = {"points": points, "precision": settings.precision}
+        own = FeatureCache(cache, own, frozen, network.net, views=cache_views, part=part, about=about)
     return stage.run(own, step)
 
 
@@ -256,6 +260,7 @@ class _Stage:
         self.name, self.fabric, self.network, self.settings = name, fabric, network, settings
         self.parameters, self.data_parallel = parameters, data_parallel
         self.checkpoint, self.checkpoint_minutes, self.log = checkpoint, checkpoint_minutes, log
+        self.memory_format = _memory_format(network)
         rate, decay = settings.learning_rate, settings.weight_decay
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         # the same behind loss scaling, where the precision has that
@@ -266,7 +271,7 @@ class _Stage:
         if len(batches) == 0:
             raise ValueError("batches: expected at least one batch, got none")
         per_epoch = -(-len(batches) // self.settings.accumulate)
-        done = self._resume(per_epoch)
+        done = self._resume(per_epoch, identity_of(batches))
         self._saved, self._epochs_saved = time.perf_counter(), done.epoch
         synchronised = self.fabric.world_size > 1 and self.settings.sync_batch_norm
         try:
@@ -305,7 +310,7 @@ class _Stage:
                 self.scaled.zero_grad(set_to_none=True)
                 for name, loss in losses.items():
                     total, count = running.get(name, (0.0, 0))
-                    running[name] = (total + loss, count + 1)
+                    running[name] = (total + loss * pixels, count + pixels)
                 images_seen += fabric.world_size * sum(len(labels) for _, labels in group)
                 speed = images_seen / (time.perf_counter() - start)
                 advance(f"loss {_mean(losses):.3f}  lr {rate:.1e}  {speed:.0f} images/s")
@@ -320,7 +325,7 @@ class _Stage:
                 f"batches: expected labels of 0..{self.network.num_classes - 1}, got an epoch of {images_seen} images "
                 f"where every pixel is {IGNORE_INDEX}, to be ignored"
             )
-        means = {name: total / count for name, (total, count) in running.items()}
+        means = {name: total / max(1, count) for name, (total, count) in running.items()}
         seconds = time.perf_counter() - start
         left = seconds / (per_epoch - first) * per_epoch * (settings.epochs - epoch - 1)
         console.print(_line(title, means, rate, speed, seconds, left), highlight=False)
@@ -344,7 +349,7 @@ class _Stage:
         for share, (images, _), target in zip(shares, group, targets, strict=True):
             is_last = target is targets[-1]
             with nullcontext() if parallel is None else fabric.no_backward_sync(parallel, enabled=not is_last):
-                for losses in step(_prepared(images, fabric.device, self.parameters[0].dtype), target, number):
+                for losses in step(self.prepared(images), target, number):
                     fabric.backward(torch.stack([loss * share for loss in losses.values()]).sum())
                     for name, loss in losses.items():
                         part = loss.detach() * share
@@ -353,6 +358,11 @@ class _Stage:
             average_gradients(fabric, self.parameters)
         means = torch.as_tensor(fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean"))
         return dict(zip(sums, means.tolist(), strict=True)), int(valid)
+
+    def prepared(self, images: Any) -> Any:
+        if isinstance(images, Frozen):
+            return images.to(self.fabric.device)
+        return images.to(self.fabric.device, self.parameters[0].dtype).contiguous(memory_format=self.memory_format)
 
     def _check_finite(self, losses: Mapping[str, float], batches: Any, index: int, epoch: int) -> None:
         wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
@@ -372,8 +382,17 @@ class _Stage:
             save_checkpoint(self.checkpoint, self.network, self.optimizer, now)
         self._saved, self._epochs_saved = time.perf_counter(), now.epoch
 
-    def _resume(self, per_epoch: int) -> Progress:
-        fresh = Progress(stage=self.name, settings={**asdict(self.settings), "steps_per_epoch": per_epoch})
+    def _resume(self, per_epoch: int, data: str) -> Progress:
+        network = self.network
+        about = {
+            "steps_per_epoch": per_epoch,
+            "data": data,
+            "points": [point.name for point in network.points],
+            "heads": [spec.name for spec in network.head_specs],
+        }
+        if self.name == "exits" or not self.settings.epochs:  # the backbone is not trained: it is whose training it is
+            about["backbone"] = state_sha256(network.net)
+        fresh = Progress(stage=self.name, settings={**asdict(self.settings), **about})
         if self.checkpoint is None:
             return fresh
         if self.fabric.is_global_zero and not self.checkpoint.is_file():
@@ -403,10 +422,17 @@ def _shared(batches: Any, fabric: Fabric) -> Any:
     )
 
 
-def _prepared(images: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if isinstance(images, Frozen):
-        return images.to(device)
-    return images.to(device, dtype).contiguous(memory_format=torch.channels_last)
+def _memory_format(network: MultiExitNetwork) -> torch.memory_format:
+    """Channels last, which is faster, unless the model joins dimensions by `view`, which wants contiguous ones."""
+    example = network.example().contiguous(memory_format=torch.channels_last)
+    try:
+        with evaluating(network):
+            network(example)
+    except RuntimeError as error:
+        if "view size is not compatible" in str(error):
+            return torch.contiguous_format
+        raise
+    return torch.channels_last
 
 
 def _mean(losses: Mapping[str, float]) -> float:

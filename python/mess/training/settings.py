@@ -46,6 +46,10 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "loss_stride", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected an integer, got {type(value).__name__} {value!r}")
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:
