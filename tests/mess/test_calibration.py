@@ -18,6 +18,7 @@ import mess
 import mess_core
 from mess import runs, search_verb, verbs
 from mess.calibration.collect import mac_costs
+from mess.data import SceneDataset, SeededLoader
 from mess.exit_names import FINAL_EXIT
 from mess.model.cost import count_macs
 from mess.model.network import upsampled
@@ -255,6 +256,31 @@ def test_an_interrupted_calibration_goes_on(network, tmp_path, monkeypatch):
         assert again.costs["macs"]["head"].tolist() == whole.costs["macs"]["head"].tolist()
         assert again.facts == whole.facts
     assert Interrupted.begun == [2, 2]
+
+
+def test_what_is_done_of_other_images_is_not_gone_on_with(network, tmp_path):
+    torch.manual_seed(0)
+    batches = [(torch.rand(4, 3, 32, 48), torch.randint(0, 6, (4, 32, 48))) for _ in range(3)]
+    odd = [*batches[:2], (batches[2][0], torch.full((4, 32, 48), 99))]
+    halves = [(images[part], labels[part]) for images, labels in batches for part in (slice(0, 2), slice(2, 4))]
+    partial = tmp_path / "partial.safetensors"
+    with pytest.raises(ValueError, match="labels: expected"):
+        mess.calibrate(network, odd, latency_rounds=0, partial=partial)
+    for others in (halves, batches[::-1]):
+        with pytest.raises(ValueError, match="partial: .* belongs to another calibration: images"):
+            mess.calibrate(network, others, latency_rounds=0, partial=partial)
+    # pictures of the same names in two splits
+    scenes = [SeededLoader(SceneDataset(split=split, count=4), size=(32, 48)) for split in ("val", "test")]
+    for one in scenes:
+        one.dataset.identity = lambda index: f"{index:04d}"
+    assert scenes[0].identity != scenes[1].identity
+
+
+def test_names_are_looked_at_before_anything_is_computed(network):
+    with pytest.raises(ValueError, match="class_names: expected 6 names, got"):
+        mess.calibrate(network, [None], class_names=["a", "b"])
+    with pytest.raises(ValueError, match="image_names: expected a name an image, got 'abc'"):
+        mess.calibrate(network, [None], image_names="abc")
 
 
 def test_a_partial_table_is_kept_from_time_to_time(network, tmp_path, monkeypatch):

@@ -182,6 +182,19 @@ def test_a_head_that_overwrites_its_feature_is_refused():
         new(Net(), heads=[pre])
 
 
+def test_heads_that_cannot_be_are_refused():
+    net = Net()
+    with pytest.raises(ValueError, match="heads: expected 'own' to have parameters of its own, got some of the model"):
+        new(net, heads=[named("own", lambda channels, num_classes: net.classifier)])
+    with pytest.raises(ValueError, match="heads: expected names that are none of a module's attributes, got 'half'"):
+        new(net, heads=[named("half", lambda channels, num_classes: nn.Conv2d(channels, num_classes, 1))])
+
+
+def named(name: str, build: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
+    build.__name__ = name
+    return build
+
+
 class Normalising(Net):
     def forward(self, images):
         return super().forward(images.sub_(0.4).div_(0.2))

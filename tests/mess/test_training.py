@@ -246,6 +246,180 @@ def test_a_cache_of_another_backbone_or_too_large_is_refused(tmp_path, monkeypat
         mess.train(network, batches, cache_views=1)
 
 
+def plain_net() -> torch.nn.Sequential:
+    """Blocks whose exits have the same names and shapes wherever they are."""
+    blocks = [torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)]
+    blocks += [torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(5)]
+    return torch.nn.Sequential(*blocks, torch.nn.Conv2d(8, 3, 1))
+
+
+def plain(*points: str) -> mess.MultiExitNetwork:
+    torch.manual_seed(0)
+    return mess.convert(plain_net(), torch.rand(1, 3, 16, 24), exit_points=points, heads=["fcn-r1-b0"])
+
+
+def own_batches(seed: int = 0, count: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    drawn = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand(2, 3, 16, 24, generator=drawn), torch.randint(0, 3, (2, 16, 24), generator=drawn))
+        for _ in range(count)
+    ]
+
+
+def test_a_checkpoint_of_other_exits_data_or_backbone_is_refused(tmp_path):
+    once = mess.TrainSettings(epochs=1)
+    for stage in (pretrain, train_exits):
+        path = tmp_path / stage.__name__
+        stage(plain("1", "3"), own_batches(), settings=once, checkpoint=path)
+        with pytest.raises(ValueError, match=r"another training: points \['1', '3'\] there, \['2', '4'\] asked"):
+            stage(plain("2", "4"), own_batches(), settings=once, checkpoint=path)
+        with pytest.raises(ValueError, match="another training: data .batches of the caller's own, 4 from"):
+            stage(plain("1", "3"), own_batches(seed=1), settings=once, checkpoint=path)
+    other = plain("1", "3")
+    with torch.no_grad():
+        next(other.net.parameters()).add_(1)
+    with pytest.raises(ValueError, match="another training: backbone"):
+        train_exits(other, own_batches(), settings=once, checkpoint=tmp_path / "train_exits")
+    # not trained, so not to be overwritten either
+    never = mess.TrainSettings(epochs=0)
+    pretrain(plain("1", "3"), own_batches(), settings=never, checkpoint=tmp_path / "never")
+    with pytest.raises(ValueError, match="another training: backbone"):
+        pretrain(other, own_batches(), settings=never, checkpoint=tmp_path / "never")
+
+
+def test_a_cache_of_other_points_precision_or_data_is_refused(tmp_path):
+    once = mess.TrainSettings(epochs=1)
+    train_exits(plain("1", "3"), own_batches(), settings=once, cache=tmp_path)
+    for network, batches, settings, told in (
+        (plain("2", "4"), own_batches(), once, "points"),
+        (plain("1", "3"), own_batches(), dataclasses.replace(once, precision="bfloat16"), "precision"),
+        (plain("1", "3"), own_batches(seed=1), once, "data"),
+    ):
+        with pytest.raises(ValueError, match=f"cache: .* belongs to another training: {told}"):
+            train_exits(network, batches, settings=settings, cache=tmp_path)
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Eight pictures, whose first pixel is their number."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        image = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(index))
+        image[0, 0, 0] = index
+        return image, torch.randint(0, 3, (16, 24), generator=torch.Generator().manual_seed(index))
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+@pytest.mark.parametrize("views", [0, 1])
+def test_a_dataloader_goes_on_in_the_order_that_it_would_have_had(own_generator, views, tmp_path):
+    """Stopped in any step of either epoch, with the generator that PyTorch's notes advise, and with a feature cache."""
+
+    def go(name: str, stop_at: int | None) -> dict[str, torch.Tensor]:
+        def log(step, values):
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        generator = torch.Generator().manual_seed(3) if own_generator else None
+        batches = torch.utils.data.DataLoader(Numbered(), batch_size=2, shuffle=True, generator=generator)
+        network, cache = plain("1", "3"), tmp_path / f"{name}-cache" if views else None
+        settings = mess.TrainSettings(epochs=2)
+        train_exits(network, batches, settings=settings, checkpoint=tmp_path / name, cache=cache, log=log)
+        return state(network)
+
+    whole = go("whole", None)
+    orders = set()
+    for stop_at in (2, 4, 6):
+        name = f"stopped{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            go(name, stop_at)
+        continued = go(name, None)
+        assert all(torch.equal(continued[key], whole[key]) for key in whole)
+        if views:
+            kept = [load_file(path)["labels"] for path in sorted((tmp_path / f"{name}-cache").glob("*.safetensors"))]
+            known = [Numbered()[index][1] for index in range(8)]
+            orders.add(tuple(i for labels in kept for one in labels for i in range(8) if torch.equal(one, known[i])))
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    assert len(orders) <= 1
+
+
+def test_the_loss_of_an_epoch_is_that_of_its_labelled_pixels():
+    alike = mess.TrainSettings(epochs=1, learning_rate=1e-12)
+    batches = own_batches()
+    unlabelled = [(images, torch.full_like(labels, 255)) for images, labels in batches]
+    (expected,), (found,) = (
+        train_exits(plain("1", "3"), several, settings=alike) for several in (batches, batches + unlabelled)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([{"image": 1, "mask": 2}], r"batches: expected \(images .*, two tensors, got a dict of \[\]"),
+        (
+            [(torch.rand(2, 3, 16, 24), torch.zeros(2, 1, 16, 24))],
+            r"two tensors, got a tuple of \[\(2, 3, 16, 24\), \(2, 1, ",
+        ),
+        ([(torch.rand(2, 3, 16, 24), torch.zeros(2, 16, 24), "name")], "two tensors, got a tuple of .*'str'"),
+        ([(torch.rand(2, 3, 16, 24), [0])], "two tensors, got a tuple of .*'list'"),
+    ],
+)
+def test_batches_of_another_kind_are_told(batches, message):
+    class Any:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            return iter(batches)
+
+    with pytest.raises(ValueError, match=message):
+        pretrain(plain("1", "3"), Any(), settings=mess.TrainSettings(epochs=1))
+
+
+def test_batches_that_are_there_once_are_told():
+    class Once:
+        def __init__(self):
+            self.left = iter(own_batches())
+
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            return self.left
+
+    with pytest.raises(ValueError, match=r"batches: expected 4 in every epoch, as their len\(\) says, got 0"):
+        pretrain(plain("1", "3"), Once(), settings=mess.TrainSettings(epochs=2))
+
+
+def test_a_model_that_joins_dimensions_by_view_is_trained_too():
+    class Joining(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = torch.nn.Conv2d(3, 8, 3, padding=1), plain_net()[1:]
+
+        def forward(self, images):
+            feature = self.first(images)
+            batch, channels, height, width = feature.shape
+            pooled = torch.nn.functional.avg_pool2d(feature.view(batch * channels, 1, height, width), 2)
+            return self.rest(pooled.view(batch, channels, height // 2, width // 2))
+
+    network = mess.convert(Joining(), torch.rand(1, 3, 16, 24), exit_points=["rest.1"], heads=["fcn-r1-b0"])
+    history = pretrain(network, own_batches(), settings=mess.TrainSettings(epochs=1))
+    assert history[0].keys() == {"0:fcn-r1-b0", "final"}
+
+
+def test_state_that_is_no_tensor_is_told(tmp_path):
+    network = plain("1", "3")
+    type(network.net).get_extra_state = lambda self: {"version": 1}
+    try:
+        with pytest.raises(TypeError, match="network: expected tensors alone in its state_dict, .*_extra_state.*dict"):
+            pretrain(network, own_batches(), settings=mess.TrainSettings(epochs=1), checkpoint=tmp_path / "c")
+    finally:
+        del type(network.net).get_extra_state
+
+
 def test_tensorboard_shows_every_exit(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

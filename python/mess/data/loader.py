@@ -152,7 +152,7 @@ def identity_of(batches: Any) -> str:
         dataset = batches.dataset
         count = f" of {len(dataset)}" if isinstance(dataset, Sized) else ""
         return f"{type(dataset).__name__}{count}, batches of {batches.batch_size}"
-    told = f"{type(batches).__name__} of the caller's own"
+    told = "batches of the caller's own"
     if not isinstance(batches, list | tuple) or not batches:
         return told
     digest = hashlib.sha256()

@@ -200,6 +200,9 @@ def convert(
     specs = tuple(head_from(spec) for spec in given)
     if not specs or len({spec.name for spec in specs}) != len(specs):
         raise ValueError(f"heads: expected at least one HeadSpec and no duplicates, got {[s.name for s in specs]}")
+    taken = [spec.name for spec in specs if hasattr(nn.ModuleDict(), spec.name)]
+    if taken:
+        raise ValueError(f"heads: expected names that are none of a module's attributes, got {taken[0]!r}")
     adapted = LogitsModel(model, pick_logits)
     check_stages(adapted, stages)
     try:
@@ -239,12 +242,18 @@ def convert(
 
 def _check_custom_heads(network: MultiExitNetwork, images: Tensor) -> None:
     """ValueError when a head of the user's does not give logits of the network's classes, or overwrites its feature."""
+    own = {id(parameter) for parameter in network.net.parameters()}
     with evaluating(network):
         _, features = network.features(images)
         for exit_id in network.exits:
             if isinstance(exit_id.head, CustomHead):
                 feature = features[exit_id.point]
                 version = feature._version
+                if any(id(parameter) in own for parameter in network.head(exit_id).parameters()):
+                    raise ValueError(
+                        f"heads: expected {exit_id.head.name!r} to have parameters of its own, got some of the model, "
+                        "which would be trained with it (copy.deepcopy makes others)"
+                    )
                 logits = network.head(exit_id)(feature)
                 if feature._version != version:
                     raise ValueError(

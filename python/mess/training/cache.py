@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,9 @@ class FeatureCache:
         missing = [batch for batch in range(first, len(self)) if not self._path(view, batch).is_file()]
         source: Iterator[tuple[Tensor, Tensor]] | None = None
         if missing and not hasattr(self._batches, "begin"):
-            # its order is drawn now, and comes from its beginning only
-            source = islice(batches_from(self._batches, view, first), missing[0] - first, None)
+            source = batches_from(self._batches, view, first)
+            for _ in range(missing[0] - first):  # its order is drawn now, and comes from its beginning alone
+                next(source)
         for batch in range(first, len(self)):
             path = self._path(view, batch)
             if missing and missing[0] <= batch <= missing[-1]:

@@ -42,8 +42,8 @@ def save_checkpoint(
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise TypeError(
-            f"network: expected tensors alone in its state_dict, since checkpoints have no pickle, got {others[0]!r} of "
-            f"type {type(state[others[0]]).__name__} (get_extra_state)"
+            f"network: expected tensors alone in its state_dict, since checkpoints have no pickle, got {others[0]!r} "
+            f"of type {type(state[others[0]]).__name__} (get_extra_state)"
         )
     tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     if optimizer is not None:

@@ -297,7 +297,12 @@ class _Stage:
         images_seen, valid, start, rate, speed = 0, 0, time.perf_counter(), 0.0, 0.0
         with progress(title, per_epoch, first) as advance:
             for index in range(first, per_epoch):
-                group = list(islice(source, settings.accumulate))
+                group = [_checked(batch) for batch in islice(source, settings.accumulate)]
+                if not group:
+                    met = index * settings.accumulate
+                    raise ValueError(
+                        f"batches: expected {len(batches)} in every epoch, as their len() says, got {met} in this one"
+                    )
                 number = epoch * per_epoch + index
                 rate = settings.learning_rate * max(0.0, 1 - number / (settings.epochs * per_epoch)) ** 0.9
                 for parameter_group in self.optimizer.param_groups:
@@ -422,9 +427,20 @@ def _shared(batches: Any, fabric: Fabric) -> Any:
     )
 
 
+def _checked(batch: Any) -> tuple[Any, Tensor]:
+    parts = batch if isinstance(batch, tuple | list) else ()
+    if len(parts) != 2 or not isinstance(parts[1], Tensor) or parts[1].ndim != 3:
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        raise ValueError(
+            f"batches: expected (images (B, channels, H, W), labels (B, H, W)), two tensors, got a "
+            f"{type(batch).__name__} of {shapes}"
+        )
+    return parts[0], parts[1]
+
+
 def _memory_format(network: MultiExitNetwork) -> torch.memory_format:
-    """Channels last, which is faster, unless the model joins dimensions by `view`, which wants contiguous ones."""
-    example = network.example().contiguous(memory_format=torch.channels_last)
+    """Channels last, which is faster, unless the model joins dimensions by `view`, which it could not then."""
+    example = network.example().repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     try:
         with evaluating(network):
             network(example)
