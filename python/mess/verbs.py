@@ -158,6 +158,13 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     }
     rows, answers = [], []
     plain_ms: float | None = None
+    seen = [name for name, configuration in found.items() if configuration.promise.get("split") == split]
+    if seen:
+        console.print(
+            f"warning: {', '.join(seen)}: chosen on the {split} split itself, so too good to be true of others",
+            highlight=False,
+            soft_wrap=True,
+        )
     for name, configuration in _of_policy(found, table.policy).items():
         report = evaluate(configuration, table)
         metric = metric_of(configuration)

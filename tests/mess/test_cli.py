@@ -320,8 +320,11 @@ def test_the_whole_job(tmp_path):
     lost = mess("run", run, tmp_path / "r.png", "--out", tmp_path, check=False)
     assert "would be lost" in lost.stderr
     assert Image.open(tmp_path / "r.png").mode == "RGB"
-    found = mess("evaluate", run, "--clock-images", 1, "--rounds", 1, "--json").stdout
-    assert json.loads(found)["split"] == "test"
+    found = mess("evaluate", run, "--clock-images", 1, "--rounds", 1, "--json")
+    assert json.loads(found.stdout)["split"] == "test"
+    assert "too good to be true" not in found.stderr
+    seen = mess("evaluate", run, "--split", "val", "--clock-images", 1, "--rounds", 1).stdout
+    assert "chosen on the val split itself, so too good to be true of others" in seen.replace("\n", " ")
     (tmp_path / "p.jpg").write_bytes(b"no picture")
     broken = mess("run", run, tmp_path / "p.jpg", "--configuration", "best-at-1x", check=False)
     assert broken.returncode == 2

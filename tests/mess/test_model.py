@@ -186,7 +186,7 @@ def test_the_full_grid_has_every_combination_once():
     assert all(mess.HeadSpec.from_name(spec.name) == spec for spec in grid)
 
 
-@pytest.mark.parametrize("kind", ["residual", "inverted_residual"])
+@pytest.mark.parametrize("kind", ["residual", "bottleneck", "inverted_residual"])
 @pytest.mark.parametrize("spec", mess.head_grid("full")[::5])
 def test_heads_keep_the_resolution(spec, kind):
     head = ExitHead(spec, channels=24, num_classes=5, block_kind=kind).eval()
@@ -203,6 +203,19 @@ def test_rapid_dilation_doubles_at_every_block():
 def test_block_kind_follows_the_backbone():
     assert block_kind_of(model_from_spec("mobilenet_v2_fcn", num_classes=2)) == "inverted_residual"
     assert block_kind_of(model_from_spec("small_resnet_fcn", num_classes=2)) == "residual"
+    assert block_kind_of(get_model("fcn_resnet50", weights=None, weights_backbone=None)) == "bottleneck"
+    # convolutions of 1 x 1 down to a quarter, 3 x 3, 1 x 1 up again
+    head = ExitHead(mess.HeadSpec(num_blocks=1), channels=64, num_classes=2, block_kind="bottleneck")
+    assert count_macs(head.blocks, torch.zeros(1, 64, 5, 7)) == 35 * (64 * 16 + 9 * 16 * 16 + 16 * 64)
+
+
+@pytest.mark.parametrize(("channels", "reduced"), [(40, [20, 10, 5]), (16, [8, 4, 4]), (3, [4, 4, 4])])
+def test_channels_are_divided_by_what_the_head_says(channels, reduced):
+    specs = [mess.HeadSpec(channel_reduction=r) for r in (2, 4, 8)]
+    heads = [ExitHead(spec, channels=channels, num_classes=2, block_kind="plain") for spec in specs]
+    assert [head.reduction[0].out_channels for head in heads] == reduced
+    feature = torch.rand(2, channels, 5, 7)
+    assert all(head.eval()(feature).shape == (2, 2, 5, 7) for head in heads)
 
 
 class Wrong(nn.Module):

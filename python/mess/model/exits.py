@@ -14,13 +14,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 SegmentationHead = Literal["fcn", "deeplabv3"]
 GridName = Literal["full", "small", "tiny"]
-BlockKind = Literal["residual", "inverted_residual", "plain"]
+BlockKind = Literal["residual", "bottleneck", "inverted_residual", "plain"]
 HeadBuilder = Callable[[int, int], nn.Module]
 """(channels of the feature, number of classes) -> module from (B, channels, h, w) to logits (B, classes, h', w')."""
 
@@ -32,7 +32,8 @@ class HeadSpec:
     """Architecture of one exit head.
 
     Attributes:
-        channel_reduction: 1x1 convolution to channels / reduction; 1 leaves it out.
+        channel_reduction: 1x1 convolution to channels / reduction, rounded down, but not to fewer than 4, a quarter of
+            which is what the `fcn` head goes on with; 1 leaves it out.
         num_blocks: extra trainable blocks of the backbone's kind, 0..3.
         rapid_dilation: dilation doubled at every extra block (2, 4, 8) instead of 1.
         segmentation_head: `fcn` (3x3 convolution, then 1x1) or `deeplabv3` (ASPP).
@@ -133,7 +134,7 @@ class ExitHead(nn.Module):
 
     def __init__(self, spec: HeadSpec, *, channels: int, num_classes: int, block_kind: BlockKind) -> None:
         super().__init__()
-        width = max(8, channels // spec.channel_reduction)
+        width = max(4, channels // spec.channel_reduction)
         self.spec = spec
         self.reduction = _reduction(channels, width) if spec.channel_reduction > 1 else nn.Identity()
         self.blocks = nn.Sequential(
@@ -160,16 +161,17 @@ class ExitHead(nn.Module):
 def block_kind_of(model: nn.Module) -> BlockKind:
     """The kind of block that a model is made of.
 
-    `inverted_residual` with depthwise 3 x 3 convolutions (MobileNets), `residual` with modules named like a residual
-    block or layers of attention, which have one too, else `plain`.
+    `inverted_residual` with depthwise 3 x 3 convolutions (MobileNets); `bottleneck` or `residual` with modules named
+    like such a block (ResNet-50 and larger; smaller ones) or layers of attention, which have a residual too; else
+    `plain`.
     """
     modules = list(model.modules())
     if any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 and m.kernel_size == (3, 3) for m in modules):
         return "inverted_residual"
     names = " ".join({type(m).__name__ for m in modules})
-    return (
-        "residual" if re.search(r"BasicBlock|Bottleneck|Resid|ResNet|ConvNeXt|ConvNext|Attention", names) else "plain"
-    )
+    if re.search(r"bottleneck", names, re.IGNORECASE):
+        return "bottleneck"
+    return "residual" if re.search(r"BasicBlock|Resid|ResNet|ConvNeXt|ConvNext|Attention", names) else "plain"
 
 
 def _reduction(channels: int, width: int) -> nn.Sequential:
@@ -181,7 +183,9 @@ def _block(channels: int, kind: BlockKind, dilation: int) -> nn.Module:
     if kind == "plain":
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         block: nn.Module = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-    elif kind == "residual":
+    elif kind == "bottleneck" and channels % 4 == 0:
+        block = Bottleneck(channels, channels // 4)
+    elif kind in ("bottleneck", "residual"):
         block = BasicBlock(channels, channels)
     else:
         block = InvertedResidual(channels, channels, stride=1, expand_ratio=2)
