@@ -6,7 +6,6 @@ import math
 import pickle
 import random
 import resource
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -112,24 +111,6 @@ def test_out_of_time():
     assert cut_short.outcome(math.inf).status == "stopped"
     assert (cut_short.gaps(), cut_short.tasks()) == ((), ())
     assert cut_short.run(0.0, SearchPieces(problem).tasks()).finished == ()  # what one that was not cut short deals out
-
-
-def test_a_preparation_that_is_cut_short_anywhere_proves_nothing():
-    """It had laid out some of the tasks, and was believed when those were done."""
-    table = random_table(2, points=5, heads=3, images=120, classes=3, pixels=2, levels=40)
-    whole = mess_core.search(table, max_cost=12.0)
-    began = time.perf_counter()
-    num_tasks = len(SearchPieces(problem_of(table, max_cost=12.0)).tasks())
-    seconds = time.perf_counter() - began
-    for share in np.linspace(0.0, 1.2, 40):
-        pieces = SearchPieces(replace(problem_of(table, max_cost=12.0), time_limit=float(share * seconds)))
-        assert len(pieces.tasks()) in (0, num_tasks)
-        known, certified = (), math.inf
-        for gap in pieces.gaps():
-            known = [found.configuration for found in pieces.run(gap, pieces.tasks(), known).found]
-            certified = gap
-        outcome = pieces.outcome(certified, known)
-        assert outcome.status == "stopped" or outcome.found == whole.found
 
 
 def test_the_journal_is_that_of_one_process(tmp_path):

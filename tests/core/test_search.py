@@ -587,9 +587,8 @@ def test_a_full_disk_is_told(tmp_path):
 
 def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
     """Lines lost, changed, glued or zeroed: what was proven with the help of a line that is gone is proven again."""
-    table = random_table(11, **MIDDLE)
-    path = tmp_path / "journal"
-    whole = mess_core.search(table, max_cost=15.0, journal=path)
+    table, path = random_table(3, points=4, heads=3, images=60, levels=30), tmp_path / "journal"
+    whole = mess_core.search(table, max_cost=12.0, journal=path)
     text = path.read_bytes()
     found = [at for at in range(len(text)) if text.startswith(b"found", at)]
     rng = np.random.default_rng(0)
@@ -600,12 +599,8 @@ def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
         zeroed = text[:at] + bytes(64) + text[at + 64 :]
         for damaged in (text[:at] + text[end + 1 :], text[: end - 3] + text[end + 1 :], bytes(swapped), zeroed):
             path.write_bytes(damaged)
-            try:
-                again = mess_core.search(table, max_cost=15.0, journal=path)
-            except ValueError as error:  # another configuration by now, which the table does not have, or no text
-                assert str(error).startswith(("exits", "gates", "journal", "pixel"))  # noqa: PT017
-            else:
-                assert (again.status, again.found) == (whole.status, whole.found)
+            again = mess_core.search(table, max_cost=12.0, journal=path)
+            assert (again.status, again.found) == (whole.status, whole.found)
 
 
 def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_path):

@@ -367,15 +367,8 @@ def test_the_loss_of_an_epoch_is_that_of_its_labelled_pixels():
     ],
 )
 def test_batches_of_another_kind_are_told(batches, message):
-    class Any:
-        def __len__(self):
-            return 1
-
-        def __iter__(self):
-            return iter(batches)
-
     with pytest.raises(ValueError, match=message):
-        pretrain(plain("1", "3"), Any(), settings=mess.TrainSettings(epochs=1))
+        pretrain(plain("1", "3"), batches, settings=mess.TrainSettings(epochs=1))
 
 
 def test_batches_that_are_there_once_are_told():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, MutableMapping, Sequence, Sized
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -136,17 +137,23 @@ def batches_from(batches: Any, epoch: int, first: int) -> Iterator[Any]:
         batches.set_epoch(epoch)
     if hasattr(batches, "_num_iter_calls"):  # Fabric's: it takes the epoch for the number of its own iterations
         batches._num_iter_calls = epoch
-    for drawing in (batches, getattr(batches, "sampler", None)):
-        generator = getattr(drawing, "generator", None)
-        if isinstance(generator, torch.Generator):  # the user's own, which would go on from where it stands
-            seeds = batches.__dict__.setdefault("_mess_seeds", {})
-            generator.manual_seed(mixed_seed(seeds.setdefault(id(generator), generator.initial_seed()), epoch))
+    sampler = getattr(batches, "sampler", None)
+    inner = getattr(getattr(batches, "batch_sampler", None), "sampler", None)
+    generators = [getattr(drawing, "generator", None) for drawing in (batches, sampler, inner)]
+    for generator in {id(one): one for one in generators if isinstance(one, torch.Generator)}.values():
+        # the user's own, which would go on from where it stands
+        seed = _FIRST_SEEDS.setdefault(generator, generator.initial_seed())
+        generator.manual_seed(mixed_seed(seed, epoch))
     return islice(batches, first, None)
+
+
+_FIRST_SEEDS: MutableMapping[torch.Generator, int] = WeakKeyDictionary()
+"""What generators of the user's were seeded with before they were seeded here."""
 
 
 def identity_of(batches: Any) -> str:
     """What batches depend on, as far as they can tell: another answer is other data."""
-    if hasattr(batches, "identity"):
+    if isinstance(getattr(batches, "identity", None), str):
         return str(batches.identity)
     if isinstance(batches, DataLoader):
         dataset = batches.dataset
@@ -155,9 +162,12 @@ def identity_of(batches: Any) -> str:
     told = "batches of the caller's own"
     if not isinstance(batches, list | tuple) or not batches:
         return told
+    parts = (*batches[0], *batches[-1])
+    if not all(isinstance(part, Tensor) for part in parts):
+        return told
     digest = hashlib.sha256()
-    for part in (*batches[0], *batches[-1]):
-        digest.update(torch.as_tensor(part).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for part in parts:
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return f"{told}, {len(batches)} from {tuple(batches[0][0].shape)} (first and last {digest.hexdigest()[:12]})"
 
 

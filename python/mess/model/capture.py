@@ -53,8 +53,8 @@ def captured_features(net: nn.Module, points: Sequence[ExitPoint]) -> Iterator[d
     missed = [points[index].name for index in range(len(points)) if index not in features]
     if passes and missed:
         raise RuntimeError(
-            f"exit points {missed}: the model did not come by there in this pass (a block that training skips, or code "
-            "that is compiled or scripted); place the exits where every pass goes"
+            f"exit points {missed}: the model did not come by there in this pass (a block that training skips, "
+            "code that is compiled, scripted or in a thread of its own); place the exits where every pass goes"
         )
     for index, (feature, version) in watched.items():
         if feature._version != version:

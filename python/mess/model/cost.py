@@ -7,9 +7,11 @@ convolutions and matrix products are counted (the counter's list); interpolation
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
@@ -17,15 +19,18 @@ from typing import Any, Literal
 import torch
 from greenlet import getcurrent
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mess.clock import milliseconds
-from mess.model.adapter import check_example, evaluating
+from mess.model.adapter import check_example, evaluating, quiet_attempt
+from mess.model.exits import ExitHead
+from mess.model.fused import unfused
 from mess.model.layout import Layout, feature_tensor, layout_from_size, layout_from_sizes
-from mess.model.trial import on_trial, unfused
 
 CostKind = Literal["macs", "latency"]
 
@@ -82,8 +87,9 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
     Args:
         model: any model that takes `example_input`; it is run in eval mode and left as it was.
         example_input: (B, channels, H, W) float; only its first image is used.
-        cost: `macs` counts multiply-accumulates, without computing anything (fake tensors) where the model allows it;
-            `latency` measures milliseconds on the example's device, hooks included.
+        cost: `macs` counts multiply-accumulates; `latency` measures milliseconds on the example's device, hooks
+            included. Both run the model on the example, and on a larger one to see which dimensions are the picture's:
+            really, since what a model keeps of a pass (coordinates by size, say) is found by its next one.
         rounds: forward passes whose median is taken, for `latency`, after one that warms up.
 
     Returns:
@@ -107,15 +113,11 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates of one call of `module`, from shapes alone."""
-
-    def count(module: nn.Module, fake: Callable[[Tensor], Tensor]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            module(*(fake(t.detach()) for t in inputs))
-        return int(counter.get_total_flops() // 2)
-
-    with evaluating(module):
-        return on_trial(module, count)
+    """Multiply-accumulates of one call of `module`; of an exit head of ours from shapes alone."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True) if isinstance(module, ExitHead) else nullcontext()
+    with evaluating(module), unfused(), fakes as fake, FlopCounterMode(display=False) as counter:
+        module(*(t.detach() if fake is None else fake.from_tensor(t.detach()) for t in inputs))
+    return int(counter.get_total_flops() // 2)
 
 
 _Shape = tuple[int, ...]
@@ -124,16 +126,9 @@ _Calls = list[tuple[LayerCost, _Shape | None]]
 
 
 def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
-    def count(model: nn.Module, inputs: Tensor) -> tuple[_Calls, float]:
-        with FlopCounterMode(display=False) as counter, _Ancestry(counter) as ancestry:
-            calls = _walk(model, inputs, lambda: counter.get_total_flops() // 2, ancestry.share)
-            return calls, float(counter.get_total_flops() // 2)
-
-    try:
-        return on_trial(model, lambda model, fake: count(model, fake(images)))
-    except Exception:  # a decision by a value, say: then the model has to be computed
-        with unfused():
-            return count(model, images)
+    with unfused(), FlopCounterMode(display=False) as counter, _Ancestry(counter) as ancestry:
+        calls = _walk(model, images, lambda: counter.get_total_flops() // 2, ancestry.share)
+        return calls, float(counter.get_total_flops() // 2)
 
 
 class _Ancestry(TorchDispatchMode):
@@ -195,11 +190,11 @@ def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[Laye
     """Find where the picture is in each output: by its shape for images of another size, where the model takes one."""
     height, width = images.shape[2:]
     others: dict[tuple[str, int], _Shape | None] = {}
-    for other in ((2 * height, 3 * width), (2 * height, 2 * width)):
-        larger = images.new_empty(1, images.shape[1], *other)
+    for other in _larger(height, width):
         try:
-            walked = on_trial(model, lambda model, fake: _walk(model, fake(larger), lambda: 0.0))  # noqa: B023
-        except Exception:  # the model takes no such size, or needs values: what one size says has to do
+            with quiet_attempt():
+                walked = _walk(model, F.interpolate(images, other, mode="nearest"), lambda: 0.0)
+        except Exception:  # the model takes no such size: what one size says has to do
             continue
         others = {(layer.name, layer.call): shape for layer, shape in walked}
         break
@@ -215,6 +210,17 @@ def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[Laye
         feature = layout.map_shape(shape, (height, width)) if layout and shape else None
         layers.append(replace(layer, feature=feature, layout=layout))
     return layers
+
+
+def _larger(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Sizes that are larger in both dimensions, by different shares: first by as little as every map of them shows, and
+    by multiples of what divides the size (of powers of two: 64), as a stride does; then for models that want more."""
+    common = math.gcd(height, width)
+    step = common // max(1, (common & -common) // 64)
+    step *= -(-64 // step)
+    yield height + step, width + 2 * step
+    yield 2 * height, 3 * width
+    yield 2 * height, 2 * width
 
 
 def _walk(

@@ -243,8 +243,8 @@ def convert(
 def _check_custom_heads(network: MultiExitNetwork, images: Tensor) -> None:
     """ValueError when a head of the user's does not give logits of the network's classes, or overwrites its feature."""
     own = {id(parameter) for parameter in network.net.parameters()}
-    with evaluating(network):
-        _, features = network.features(images)
+    with torch.inference_mode(False), evaluating(network):  # inference tensors do not tell when they are overwritten
+        _, features = network.features(images.clone())
         for exit_id in network.exits:
             if isinstance(exit_id.head, CustomHead):
                 feature = features[exit_id.point]

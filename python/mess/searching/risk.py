@@ -56,8 +56,8 @@ _FIRST = 20
 def hoeffding_bentkus_p_value(losses: Losses, limit: float, *, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
     """p-value of "the mean loss is `limit` or more" from the mean alone (Hoeffding-Bentkus).
 
-    For losses that are 0 or 1, where it is often the smaller one (10 of 400 at a limit of 0.05: 0.026, betting 0.17);
-    needs far more images than `betting_p_value` for others. Arguments and errors as there.
+    For losses that are 0 or 1, where it is often the smaller one (10 of 400 at a limit of 0.05: 0.026; betting 0.15 in
+    the median order); needs far more images than `betting_p_value` for others. Arguments and errors as there.
     """
     from scipy.stats import binom
 

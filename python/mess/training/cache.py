@@ -101,14 +101,16 @@ class FeatureCache:
         if missing and not hasattr(self._batches, "begin"):
             source = batches_from(self._batches, view, first)
             for _ in range(missing[0] - first):  # its order is drawn now, and comes from its beginning alone
-                next(source)
+                next(source, None)
         for batch in range(first, len(self)):
             path = self._path(view, batch)
             if missing and missing[0] <= batch <= missing[-1]:
                 source = source or batches_from(self._batches, view, batch)
-                images, labels = next(source)
+                given = next(source, None)
+                if given is None:
+                    return  # fewer than they said
                 if batch in missing:
-                    self._save(path, self._run(images), labels)
+                    self._save(path, self._run(given[0]), given[1])
             yield _load(path)
 
     def _path(self, view: int, batch: int) -> Path:

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, its JSON header included, written whole or not at all. No pickle.
 
 Tensors are named `network.<state dict name>` and `optimizer.<parameter index>.<entry>`; the header's `mess` entry holds
-`{"version": 2, "stage": ..., "epoch": epochs done, "step": steps done in the epoch after them, "settings": {...},
+`{"version": 3, "stage": ..., "epoch": epochs done, "step": steps done in the epoch after them, "settings": {...},
 "losses": [{exit: mean loss} of each epoch done], "running": {exit: [sum of losses, pixels] in the unfinished epoch}}`.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mess.files import check_version, differences, entries, entry, read_safetensors, write_safetensors
 from mess.model.weights import check_fits, untied
 
-VERSION = 2
+VERSION = 3
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 """What AdamW keeps of a parameter."""
 

@@ -77,8 +77,8 @@ def train(
         log: called after every step, such as `mess.training.board.tensorboard(folder)`.
 
     Raises:
-        ValueError: a checkpoint in `out` is damaged, or belongs to other exits, data, settings or (of stage 2) another
-            backbone.
+        ValueError: a checkpoint in `out` is damaged, or belongs to other exits, data (as far as it can tell: of a
+            `DataLoader` by its numbers), settings or (of stage 2) another backbone.
         KeyboardInterrupt: Ctrl-C; the last checkpoint is on disk.
     """
     first = pretraining or TrainSettings()
@@ -229,6 +229,8 @@ def train_exits(
         part = f"-{fabric.global_rank}of{fabric.world_size}" if fabric.world_size > 1 else ""
         points = ", ".join(point.name for point in network.points)
         about = {"points": points, "precision": settings.precision}
+        if not hasattr(own, "begin"):
+            about["seed"] = str(settings.seed)  # the order of a DataLoader comes from it
         own = FeatureCache(cache, own, frozen, network.net, views=cache_views, part=part, about=about)
     return stage.run(own, step)
 
@@ -260,7 +262,7 @@ class _Stage:
         self.name, self.fabric, self.network, self.settings = name, fabric, network, settings
         self.parameters, self.data_parallel = parameters, data_parallel
         self.checkpoint, self.checkpoint_minutes, self.log = checkpoint, checkpoint_minutes, log
-        self.memory_format = _memory_format(network)
+        self.memory_format = _memory_format(network, fabric)
         rate, decay = settings.learning_rate, settings.weight_decay
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         # the same behind loss scaling, where the precision has that
@@ -365,6 +367,7 @@ class _Stage:
         return dict(zip(sums, means.tolist(), strict=True)), int(valid)
 
     def prepared(self, images: Any) -> Any:
+        """Images (B, channels, H, W), or what the backbone said of them, where and as the network takes them."""
         if isinstance(images, Frozen):
             return images.to(self.fabric.device)
         return images.to(self.fabric.device, self.parameters[0].dtype).contiguous(memory_format=self.memory_format)
@@ -396,7 +399,7 @@ class _Stage:
             "heads": [spec.name for spec in network.head_specs],
         }
         if self.name == "exits" or not self.settings.epochs:  # the backbone is not trained: it is whose training it is
-            about["backbone"] = state_sha256(network.net)
+            about["backbone"] = self.fabric.broadcast(state_sha256(network.net))  # statistics may differ by process
         fresh = Progress(stage=self.name, settings={**asdict(self.settings), **about})
         if self.checkpoint is None:
             return fresh
@@ -438,16 +441,15 @@ def _checked(batch: Any) -> tuple[Any, Tensor]:
     return parts[0], parts[1]
 
 
-def _memory_format(network: MultiExitNetwork) -> torch.memory_format:
+def _memory_format(network: MultiExitNetwork, fabric: Fabric) -> torch.memory_format:
     """Channels last, which is faster, unless the model joins dimensions by `view`, which it could not then."""
     example = network.example().repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     try:
-        with evaluating(network):
+        with evaluating(network), fabric.autocast():
             network(example)
-    except RuntimeError as error:
+    except Exception as error:  # any other is the training's to tell
         if "view size is not compatible" in str(error):
             return torch.contiguous_format
-        raise
     return torch.channels_last
 
 

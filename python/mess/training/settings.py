@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -48,8 +49,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "loss_stride", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise TypeError(f"{name}: expected an integer, got {type(value).__name__} {value!r}")
+            object.__setattr__(self, name, operator.index(value))  # of NumPy, say
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:

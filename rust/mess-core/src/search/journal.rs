@@ -20,6 +20,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::evaluate::evaluate;
 use super::objective::Query;
 use super::outcome::{Configuration, Gate};
 use super::table::Table;
@@ -80,6 +81,7 @@ impl Journal {
             match line.split_once(' ') {
                 Some(("found", rest)) => {
                     if let Some(configuration) = parsed(rest)
+                        && evaluate(table, query.scoring, &configuration).is_ok()
                         && found.insert(rest.to_string())
                     {
                         known.push(configuration);

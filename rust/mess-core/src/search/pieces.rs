@@ -81,7 +81,7 @@ impl Pieces {
     }
 
     /// Work off tasks of the pass with this gap, until all are done or `control` stops it. Where the preparations were cut
-    /// short, none is done, and others have to do them.
+    /// short, none is done.
     ///
     /// # Errors
     /// [`Error::Value`] for a task that does not exist, another table, or a known configuration that is invalid.

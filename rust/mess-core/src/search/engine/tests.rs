@@ -13,6 +13,7 @@ use crate::search::bound::Ranges;
 use crate::search::compact::{GROUPS, RUNS};
 use crate::search::limits::Limits;
 use crate::search::objective::{Metric, Scoring};
+use crate::search::pieces::Pieces;
 use crate::search::space::Space;
 use crate::search::spread::{Start, widen};
 
@@ -452,4 +453,43 @@ fn a_table_of_one_labelled_image() {
     };
     let found = search(&table, &query, &Control::default(), &[], None).expect("valid").found;
     assert_eq!(found[0].configuration.exits, [1, 4], "{found:?}");
+}
+
+/// Pieces whose preparations are stopped at every place where they ask: they have all tasks or none, and what is finished
+/// of them proves no more than is so.
+#[test]
+fn pieces_that_are_cut_short_prove_nothing() {
+    let arrays = Arrays::new(3, 3, 2, 12);
+    let table = arrays.table();
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let query = Query {
+        scoring: Scoring { setting: Setting::InputDependent, metric: Metric::MeanIou, column: 0 },
+        objective: Objective::MaximizeAccuracy { max_cost: 2.5 },
+        space: Space { max_exits: 3, ..Space::default() },
+        limits: Limits::default(),
+    };
+    let whole = search(&table, &query, &Control::default(), &[], None).expect("valid");
+    let (mut cut, mut patience) = (0, 0);
+    loop {
+        let control = Control::default();
+        control.patience.store(patience, Ordering::Relaxed);
+        let pieces = one_thread.install(|| Pieces::new(&table, &query, &control, &[])).expect("valid");
+        let all = Pieces::new(&table, &query, &Control::default(), &[]).expect("valid");
+        let names: Vec<String> = all.tasks().into_iter().map(String::from).collect();
+        let mut gap = f64::INFINITY;
+        for wanted in pieces.gaps(&table).expect("its table") {
+            let done = pieces.run(&table, &Control::default(), wanted, &names, &[]).expect("its tasks");
+            assert_eq!(done.finished.len(), names.len());
+            gap = wanted;
+        }
+        let outcome = pieces.outcome(&table, gap, &[]).expect("its table");
+        if outcome.status != Status::Stopped {
+            assert_eq!((outcome.status, outcome.found), (whole.status, whole.found));
+            break;
+        }
+        assert!(pieces.tasks().is_empty());
+        assert!(pieces.run(&table, &Control::default(), 0.0, &names, &[]).expect("none").finished.is_empty());
+        (cut, patience) = (cut + 1, patience + 1);
+    }
+    assert!(cut > 5, "asked {cut} times only");
 }
