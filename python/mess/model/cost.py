@@ -192,7 +192,7 @@ def _with_features(model: nn.Module, images: Tensor, calls: _Calls) -> list[Laye
     others: dict[tuple[str, int], _Shape | None] = {}
     for other in _larger(height, width):
         try:
-            with quiet_attempt():
+            with quiet_attempt(), unfused():
                 walked = _walk(model, F.interpolate(images, other, mode="nearest"), lambda: 0.0)
         except Exception:  # the model takes no such size: what one size says has to do
             continue
