@@ -1,5 +1,5 @@
 //! Journals of a search: anything for a file, and real ones that were cut off, shuffled or changed. No panic, what is
-//! found is what it says, and what is damaged in a real journal changes nothing.
+//! found is what it says, and what a real journal lost changes nothing.
 #![no_main]
 
 use std::path::PathBuf;
@@ -93,6 +93,7 @@ fn run(bytes: &mut Unstructured<'_>) -> Result<()> {
     let whole = &*WHOLE;
     let how = bytes.int_in_range(0..=3u8)?;
     let mut journal = whole.journal.clone();
+    let mut is_only_less = how == 2; // what is put in may be a forged line with the right hash: a fuzzer learns it
     let header = journal.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
     match how {
         0 => journal = bytes.bytes(bytes.len())?.to_vec(),
@@ -102,11 +103,13 @@ fn run(bytes: &mut Unstructured<'_>) -> Result<()> {
         }
         2 => journal.truncate(bytes.int_in_range(0..=journal.len())?),
         _ => {
+            is_only_less = bytes.arbitrary()?;
             for _ in 0..bytes.int_in_range(1..=8u8)? {
                 let at = bytes.int_in_range(header..=journal.len())?;
                 let until = (at + bytes.int_in_range(0..=12usize)?).min(journal.len());
+                let most = if is_only_less { 0 } else { 12 };
                 let put: Vec<u8> =
-                    (0..bytes.int_in_range(0..=12usize)?).map(|_| bytes.arbitrary()).collect::<Result<_>>()?;
+                    (0..bytes.int_in_range(0..=most)?).map(|_| bytes.arbitrary()).collect::<Result<_>>()?;
                 journal.splice(at..until, put);
             }
         }
@@ -122,7 +125,9 @@ fn run(bytes: &mut Unstructured<'_>) -> Result<()> {
     for found in &answer.found {
         assert_eq!(evaluate(&whole.table(), whole.query.scoring, &found.configuration).expect("valid").found, *found);
     }
-    let full = whole.answer.as_ref().expect("searched");
-    assert_eq!((answer.status, &answer.found), (full.status, &full.found));
+    if is_only_less {
+        let full = whole.answer.as_ref().expect("searched");
+        assert_eq!((answer.status, &answer.found), (full.status, &full.found));
+    }
     Ok(())
 }
