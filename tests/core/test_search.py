@@ -591,6 +591,7 @@ def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
     whole = mess_core.search(table, max_cost=12.0, journal=path)
     text = path.read_bytes()
     found = [at for at in range(len(text)) if text.startswith(b"found", at)]
+    assert found
     rng = np.random.default_rng(0)
     for at in found:
         end = text.index(b"\n", at)
