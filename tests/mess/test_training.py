@@ -287,6 +287,20 @@ def test_a_checkpoint_of_other_exits_data_or_backbone_is_refused(tmp_path):
         pretrain(other, own_batches(), settings=never, checkpoint=tmp_path / "never")
 
 
+def test_training_goes_on_with_a_cache_or_without(tmp_path):
+    def stop_at(step, values):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    settings, path = mess.TrainSettings(epochs=2), tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        train_exits(plain("1", "3"), own_batches(), settings=settings, checkpoint=path, log=stop_at)
+    continued, whole = plain("1", "3"), plain("1", "3")
+    train_exits(continued, own_batches(), settings=settings, checkpoint=path, cache=tmp_path / "f", cache_views=2)
+    train_exits(whole, own_batches(), settings=settings)
+    assert moved(state(whole), continued) == set()
+
+
 def test_a_cache_of_other_points_precision_or_data_is_refused(tmp_path):
     once = mess.TrainSettings(epochs=1)
     train_exits(plain("1", "3"), own_batches(), settings=once, cache=tmp_path)

@@ -72,7 +72,7 @@ class FeatureCache:
             "version": VERSION,
             "backbone": state_sha256(net),
             "batches": len(batches),
-            "data": identity_of(batches),
+            "data": self.identity,
             **(about or {}),
         }
         if path.is_file() and read_json(path, "cache") != identity:
@@ -86,6 +86,11 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def identity(self) -> str:
+        """That of the batches: training goes on with a cache or without."""
+        return identity_of(self._batches)
 
     def names(self, batch: int) -> tuple[str, ...]:
         """The images of a batch, where the batches can tell."""

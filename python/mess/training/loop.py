@@ -273,7 +273,7 @@ class _Stage:
         if len(batches) == 0:
             raise ValueError("batches: expected at least one batch, got none")
         per_epoch = -(-len(batches) // self.settings.accumulate)
-        done = self._resume(per_epoch, identity_of(batches))
+        done = self._resume(per_epoch, batches)
         self._saved, self._epochs_saved = time.perf_counter(), done.epoch
         synchronised = self.fabric.world_size > 1 and self.settings.sync_batch_norm
         try:
@@ -390,19 +390,19 @@ class _Stage:
             save_checkpoint(self.checkpoint, self.network, self.optimizer, now)
         self._saved, self._epochs_saved = time.perf_counter(), now.epoch
 
-    def _resume(self, per_epoch: int, data: str) -> Progress:
+    def _resume(self, per_epoch: int, batches: Any) -> Progress:
+        if self.checkpoint is None:
+            return Progress(stage=self.name, settings=asdict(self.settings))
         network = self.network
         about = {
             "steps_per_epoch": per_epoch,
-            "data": data,
+            "data": identity_of(batches),
             "points": [point.name for point in network.points],
             "heads": [spec.name for spec in network.head_specs],
         }
         if self.name == "exits" or not self.settings.epochs:  # the backbone is not trained: it is whose training it is
             about["backbone"] = self.fabric.broadcast(state_sha256(network.net))  # statistics may differ by process
         fresh = Progress(stage=self.name, settings={**asdict(self.settings), **about})
-        if self.checkpoint is None:
-            return fresh
         if self.fabric.is_global_zero and not self.checkpoint.is_file():
             save_checkpoint(self.checkpoint, self.network, self.optimizer, fresh)  # for an early Ctrl-C
         self.fabric.barrier()

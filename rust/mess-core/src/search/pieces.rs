@@ -27,8 +27,6 @@ pub struct Pieces {
     incumbents: Incumbents,
     /// What the preparations certify: 0 when nothing is left to prove, else infinite.
     gap: f64,
-    /// Whether they were stopped before they had laid out all tasks; there are none then.
-    is_cut_short: bool,
     fields: Vec<Field>,
     tasks: HashMap<String, TaskId>,
     shape: (usize, usize, usize),
@@ -54,12 +52,11 @@ impl Pieces {
         let shared = prepared.shared(table, query, control, &incumbents);
         known.iter().try_for_each(|configuration| shared.offer_known(configuration))?;
         let (gap, mut fields) = shared.begin();
-        let is_cut_short = gap > 0.0 && control.stopped();
-        if is_cut_short {
+        if gap > 0.0 && control.stopped() {
             fields.clear(); // families that were not reached are missing
         }
         let tasks = shared.tasks(&fields).into_iter().map(|task| (shared.task_name(&fields, task), task)).collect();
-        Ok(Self { query: query.clone(), prepared, incumbents, gap, is_cut_short, fields, tasks, shape: shape(table) })
+        Ok(Self { query: query.clone(), prepared, incumbents, gap, fields, tasks, shape: shape(table) })
     }
 
     /// Gaps of the passes, one after the other, down to 0; none when there are no tasks, as when the preparations were cut
@@ -94,7 +91,8 @@ impl Pieces {
         known: &[Configuration],
     ) -> Result<Done> {
         let mut tasks: Vec<(&String, TaskId)> = Vec::new();
-        for name in names.iter().filter(|_| !self.is_cut_short) {
+        let is_cut_short = self.fields.is_empty() && self.gap > 0.0;
+        for name in names.iter().filter(|_| !is_cut_short) {
             let task = self.tasks.get(name);
             let unknown = || Error::value("tasks", "names of tasks of this search", format!("'{name}'"));
             tasks.push((name, *task.ok_or_else(unknown)?));
