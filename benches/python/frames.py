@@ -142,7 +142,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
         """Nobody leaves before the hardest image of the batch does."""
         state = runtime._start(batch)
         for position, entry in enumerate(manifest.exits):
-            feature, state = runtime._run_stage(position, state)
+            feature, state = runtime._run_stage(position, state, len(batch))
             logits = runtime._logits(position, feature)
             is_last = entry.image_threshold is None
             if is_last or (runtime._confidence(entry, logits) >= entry.image_threshold).all():
