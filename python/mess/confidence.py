@@ -26,10 +26,10 @@ def image_confidence(
     devices torch does the same there (`mess.device_confidence`), and the B numbers are all that is copied.
     """
     if logits.device.type not in ("cpu", "meta"):
-        found = device_confidence.image_confidence(
+        counts = device_confidence.confident_pixels(
             logits, size=size, pixel_threshold=pixel_threshold, output_stride=output_stride, policy=policy
         )
-        return np.asarray(found.cpu().numpy(), dtype=np.float64)
+        return np.asarray(counts.cpu().numpy() / (size[0] * size[1]), dtype=np.float64)
     values = mess_core.image_confidence(
         host_array(logits),
         pixel_threshold=pixel_threshold,

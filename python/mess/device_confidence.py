@@ -1,8 +1,8 @@
 """The image confidence in torch operations, for logits that are not on the CPU: no copy to the host but the result.
 
 The same steps as `mess_core` (whose docstrings say what each is): the boundary mask and the counts are integers and
-equal to it exactly; confidences are torch's softmax, so a pixel within rounding of the threshold may fall on the other
-side.
+equal to it exactly, where no logit is +infinity; confidences are torch's softmax, so a pixel within rounding of the
+threshold may fall on the other side.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _IMPOSSIBLE = -1e37  # what -infinity counts as when logits are upsampled
 
 
 @torch.no_grad()
-def image_confidence(
+def confident_pixels(
     logits: Tensor, *, size: Size, pixel_threshold: float, output_stride: int, policy: PolicySettings
 ) -> Tensor:
-    """Image confidence (B,) float64, on the device of a head's own logits (B, C, h, w), at `size`.
+    """How many pixels are confident, (B,) int64, on the device of a head's own logits (B, C, h, w), at `size`.
 
-    Args and meaning as in `mess.confidence.image_confidence`; nothing waits for the device.
+    Their share is the image confidence. It is for the host to work out: a device that multiplies by a rounded 1 / (H W)
+    misses thresholds that are such shares by a bit. Args and meaning as in `mess.confidence.image_confidence`; nothing
+    waits for the device.
     """
     values = logits.float()
     if tuple(values.shape[-2:]) != tuple(size):
@@ -40,7 +42,7 @@ def image_confidence(
         edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
         near = dilated(edges, output_stride)
         confident = torch.where(near, median_of_binary(confident, 4 * output_stride + 1), confident)
-    return confident.flatten(1).double().mean(dim=1)
+    return confident.flatten(1).sum(dim=1)
 
 
 def _confidences(logits: Tensor, policy: PolicySettings) -> Tensor:
@@ -48,8 +50,6 @@ def _confidences(logits: Tensor, policy: PolicySettings) -> Tensor:
     p = logits.softmax(dim=1)
     if policy.confidence == "top1":
         return p.amax(dim=1)
-    if p.shape[1] == 1:
-        return torch.ones_like(p[:, 0])
     if policy.confidence == "margin":
         first, second = p.topk(2, dim=1).values.unbind(dim=1)
         difference: Tensor = first - second

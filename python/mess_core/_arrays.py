@@ -23,7 +23,7 @@ def as_logits(argument: str, value: Any) -> tuple[npt.NDArray[Any], bool]:
     No copy for these four types, whatever their strides; integers and wider floats are converted to float32.
     ValueError for a single class, whose softmax says nothing.
     """
-    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    array = as_array(argument, value)
     if array.ndim >= 3 and array.shape[-3] == 1:
         raise ValueError(
             f"{argument}: expected at least 2 classes, got shape {array.shape}: the softmax of one is 1 everywhere; "
@@ -32,7 +32,7 @@ def as_logits(argument: str, value: Any) -> tuple[npt.NDArray[Any], bool]:
     dtype = array.dtype
     if dtype.char in _FLOATS and dtype.isnative:
         return (array if array.flags.aligned else array.copy()), False
-    if dtype.name == "bfloat16":  # an extension type of ml_dtypes, also what `_borrowed` calls the bits of one
+    if dtype.name == "bfloat16":  # an extension type of ml_dtypes, also what `as_array` calls the bits of one
         return np.require(array, None, ["ALIGNED"]).view(np.uint16), True
     if dtype == _BFLOAT16_BITS:
         return array.view(np.uint16), True
@@ -47,8 +47,10 @@ def as_logits(argument: str, value: Any) -> tuple[npt.NDArray[Any], bool]:
 _BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
 
 
-def _borrowed(argument: str, value: Any) -> npt.NDArray[Any]:
+def as_array(argument: str, value: Any) -> npt.NDArray[Any]:
     """An array over the memory of a DLPack producer (a tensor of torch, jax, ...), or `numpy.asarray`."""
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{argument}: expected an array without a mask, got a numpy.ma.MaskedArray; fill it first")
     if not hasattr(value, "__dlpack__") or isinstance(value, np.ndarray | np.generic):
@@ -75,7 +77,7 @@ _CPU = 1
 
 def as_float32(argument: str, value: Any, *, ndims: tuple[int, ...], axes: str) -> npt.NDArray[np.float32]:
     """`value` as aligned float32 of one of `ndims` dimensions; no copy when it is that, whatever its strides."""
-    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    array = as_array(argument, value)
     if array.dtype == _BFLOAT16_BITS:
         array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
@@ -87,7 +89,7 @@ def as_float32(argument: str, value: Any, *, ndims: tuple[int, ...], axes: str) 
 
 def as_mask(argument: str, value: Any) -> npt.NDArray[np.uint8]:
     """`value`, bool or uint8 with nonzero meaning true (OpenCV's masks), as uint8 (H, W) over the same memory."""
-    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    array = as_array(argument, value)
     if array.dtype.kind != "b" and array.dtype != np.uint8:
         raise TypeError(f"{argument}: expected bool, or uint8 with nonzero meaning true, got dtype {array.dtype}")
     if array.ndim != 2:
@@ -97,7 +99,7 @@ def as_mask(argument: str, value: Any) -> npt.NDArray[np.uint8]:
 
 def as_labels(argument: str, value: Any) -> npt.NDArray[Any]:
     """`value` as (H, W) integers of any width, over the same memory. The native module checks their range."""
-    array = value if type(value) is np.ndarray else _borrowed(argument, value)
+    array = as_array(argument, value)
     if array.dtype.kind not in "iub":
         raise TypeError(f"{argument}: expected integer class indices, got dtype {array.dtype}")
     if array.ndim != 2:

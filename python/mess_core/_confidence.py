@@ -6,6 +6,7 @@ Source of all of it: Kouris, Venieris, Laskaridis, Lane, "Multi-Exit Semantic Se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from mess_core import _mess_core as native
 from mess_core._arrays import (
+    as_array,
     as_count,
     as_float32,
     as_labels,
@@ -255,7 +257,7 @@ def image_confidence_from_map(
         As in `image_confidence`, and for shapes that differ or labels outside 0..65535.
     """
     maps = as_float32("confidence", confidence, ndims=(2, 3), axes="(H, W) or (B, H, W)")
-    given_labels = np.asarray(labels)
+    given_labels = as_array("labels", labels)
     if given_labels.shape != maps.shape:
         raise ValueError(f"labels: expected shape {maps.shape}, got {given_labels.shape}")
     if maps.ndim == 3 and len(maps) == 0:
@@ -430,6 +432,15 @@ def policy_maps(
     """
     if out is not None and not isinstance(out, PolicyMaps):
         raise TypeError(f"out: expected PolicyMaps, got {type(out).__name__}")
+    output_stride = as_count("output_stride", output_stride)
+    if out is not None:  # each is written while others are still read
+        named = [
+            ("logits", as_array("logits", logits)),
+            *((f"out.{name}", map_) for name, map_ in out._asdict().items()),
+        ]
+        for (one, a), (other, b) in combinations(named, 2):
+            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b):
+                raise ValueError(f"{other}: expected memory of its own, got an array that overlaps {one}")
     pair = None if out is None else (out.confidence, out.labels)
     values, labels = confidence_map(
         logits,
@@ -485,7 +496,7 @@ def canny(
     ----------
     .. [1] J. Canny, "A Computational Approach to Edge Detection", IEEE TPAMI 8(6), 1986. doi:10.1109/TPAMI.1986.4767851
     """
-    array = np.asarray(image)
+    array = as_array("image", image)
     if array.dtype != np.uint8:
         raise TypeError(f"image: expected uint8, got dtype {array.dtype}")
     if array.ndim != 2:
@@ -692,6 +703,8 @@ def _thresholds(value: float | Sequence[float] | npt.NDArray[np.floating]) -> tu
 
 
 def _image_threshold(value: float) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError(f"image_threshold: expected a number, got {value!r}")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -43,6 +43,14 @@ def test_wide_labels_can_be_written_for_few_classes():
     np.testing.assert_array_equal(labels, mess_core.confidence_map(LOGITS)[1])
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_a_stride_of_few_bits_is_a_number_like_others(kind):
+    logits = np.random.default_rng(0).normal(size=(3, 40, 40)).astype(np.float32)
+    found, expected = (mess_core.policy_maps(logits, output_stride=stride) for stride in (kind(64), 64))
+    assert np.array_equal(found.refined, expected.refined)
+    assert not np.array_equal(found.refined, found.confidence)
+
+
 def test_policy_maps_are_the_steps():
     maps = mess_core.policy_maps(LOGITS, output_stride=2, size=(80, 90))
     confidence, labels = mess_core.confidence_map(LOGITS, size=(80, 90))

@@ -33,6 +33,15 @@ def from_map(confidence=MAP, labels=LABELS, **options):
     return mess_core.image_confidence_from_map(confidence, labels, **{"pixel_threshold": 0.5, **options})
 
 
+def overlapping(one, other):
+    """All maps of logits with a class for every byte of them, two of them in the same memory."""
+    logits = np.zeros((4, 8, 16), np.float32)
+    maps = mess_core.policy_maps(logits if other != "labels" else np.zeros((300, 8, 16), np.float32))
+    shared = logits[0] if other == "logits" else getattr(maps, other)
+    place = shared.reshape(-1).view(getattr(maps, one).dtype)[: 8 * 16].reshape(8, 16)
+    return mess_core.policy_maps(logits, out=maps._replace(**{one: place}))
+
+
 BOTH = np.zeros((4, 5), np.float32)
 
 CASES = [
@@ -72,6 +81,13 @@ CASES = [
     (lambda: leaves(image_threshold=10**400), TypeError, r"image_threshold: expected a number, got 10"),
     (lambda: mess_core.confidence_map(LOGITS, out=5), TypeError, r"out: expected \(confidence, labels\), two arrays"),
     (lambda: mess_core.policy_maps(LOGITS, out=(1, 2, 3, 4)), TypeError, r"out: expected PolicyMaps, got tuple"),
+    (lambda: overlapping("mask", "confidence"), ValueError, r"out.mask: .* overlaps out.confidence"),
+    (lambda: overlapping("refined", "labels"), ValueError, r"out.refined: .* overlaps out.labels"),
+    (lambda: overlapping("refined", "logits"), ValueError, r"out.refined: .* overlaps logits"),
+    (lambda: from_map(labels=np.ma.masked_array(LABELS)), TypeError, r"labels: expected an array without a mask"),
+    (lambda: mess_core.canny(np.ma.masked_array(LABELS), 0, 0), TypeError, r"image: expected an array without a mask"),
+    (lambda: leaves(image_threshold="0.9"), TypeError, r"image_threshold: expected a number, got '0.9'"),
+    (lambda: leaves(image_threshold=True), TypeError, r"image_threshold: expected a number, got True"),
     (
         lambda: mess_core.confidence_map(np.zeros((300, 4, 5), np.float32), out=(BOTH, BOTH.view(np.int32))),
         ValueError,

@@ -51,10 +51,23 @@ def test_the_whole_is_mess_cores(confidence, edges, refine):
     for size, stride in (((48, 64), 8), ((24, 32), 4), ((12, 16), 1)):
         logits = 3 * torch.randn(3, 7, 12, 16, generator=generator)
         asked = {"size": size, "pixel_threshold": 0.6, "output_stride": stride, "policy": policy}
-        found = device_confidence.image_confidence(logits, **asked)
-        assert found.dtype == torch.float64
+        counts = device_confidence.confident_pixels(logits, **asked)
+        assert counts.dtype == torch.int64
         # a pixel within rounding of the threshold may fall on the other side, and change as many medians as see it
-        np.testing.assert_allclose(found.numpy(), image_confidence(logits, **asked), atol=2 / (size[0] * size[1]))
+        wanted = image_confidence(logits, **asked) * size[0] * size[1]
+        np.testing.assert_allclose(counts.numpy(), wanted, atol=2.001)
+
+
+def test_a_share_of_pixels_is_what_mess_core_makes_of_it():
+    """To the last bit, as thresholds are such shares: GPUs multiply by a rounded 1 / (H W) where they take a mean."""
+    logits = torch.zeros(1, 2, 96, 128)
+    logits[:, 0] = 9.0
+    rounded_down = [n for n in range(96 * 128) if n * (1 / (96 * 128)) < n / (96 * 128)]
+    logits[:, 0].view(-1)[rounded_down[-1] :] = 0.0
+    asked = {"size": (96, 128), "pixel_threshold": 0.9, "output_stride": 1, "policy": PolicySettings(refine=False)}
+    counts = device_confidence.confident_pixels(logits, **asked)
+    assert counts.tolist() == [rounded_down[-1]]
+    assert counts.numpy() / (96 * 128) == image_confidence(logits, **asked)
 
 
 def test_undefined_pixels_are_never_confident():
@@ -63,7 +76,7 @@ def test_undefined_pixels_are_never_confident():
     logits[0, 0, 0, 0] = torch.nan
     logits[0, 0, 1, 1] = torch.inf
     asked = {"size": (4, 4), "pixel_threshold": 0.0, "output_stride": 1, "policy": PolicySettings(refine=False)}
-    assert device_confidence.image_confidence(logits, **asked).tolist() == [14 / 16]
+    assert device_confidence.confident_pixels(logits, **asked).tolist() == [14]
     assert image_confidence(logits, **asked).tolist() == [14 / 16]
 
 
@@ -83,5 +96,5 @@ def test_impossible_classes_are_mess_cores(refine, size, where, value):
     logits = 6 * torch.randn(2, 5, 5, 5, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
     logits[where] = value
     asked = {"size": size, "pixel_threshold": 0.7, "output_stride": 4, "policy": PolicySettings(refine=refine)}
-    found = device_confidence.image_confidence(logits, **asked).numpy()
-    np.testing.assert_allclose(found, image_confidence(logits, **asked), atol=2 / (size[0] * size[1]))
+    counts = device_confidence.confident_pixels(logits, **asked).numpy()
+    np.testing.assert_allclose(counts, image_confidence(logits, **asked) * size[0] * size[1], atol=2.001)

@@ -60,8 +60,11 @@ pub fn bfloat16_bits<'py>(capsule: Bound<'py, PyCapsule>) -> PyResult<Bound<'py,
     }
     let offset = usize::try_from(tensor.byte_offset).map_err(|_| malformed())?;
     let data = tensor.data.cast::<u8>().wrapping_add(offset).cast::<u16>().cast_const();
-    if shape.contains(&0) || data.is_null() || !data.is_aligned() {
-        return Err(PyBufferError::new_err("expected a tensor that is not empty and whose data is aligned"));
+    if shape.contains(&0) {
+        return Ok(PyArray::zeros(capsule.py(), IxDyn(&shape), false));
+    }
+    if data.is_null() || !data.is_aligned() {
+        return Err(PyBufferError::new_err("expected a tensor whose data is aligned"));
     }
     // SAFETY: the producer vouches for shape and strides of its own memory, which lives as long as the capsule; it is read
     // only while no other thread writes it, as the package's documentation asks.

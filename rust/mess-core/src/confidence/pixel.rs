@@ -9,7 +9,8 @@
 //! 4. Where softmax is undefined - a NaN, a +infinity, or nothing but -infinity among the pixel's logits - the confidence
 //!    is NaN. Such a pixel is below every threshold; it is no error.
 //! 5. Arithmetic is float32 in a fixed order with this crate's own exponential, so the bits do not depend on the
-//!    platform's math library, the instruction set or the thread count. Against the exact value: within (C + 20) 2^-24
+//!    platform's math library, the instruction set or the thread count; but for the entropy's two logarithms, the
+//!    platform's in float64, which show where the rounding to float32 is that close. Against the exact value: within (C + 20) 2^-24
 //!    for top-1 and margin (2.5e-6 at 21 classes, 6.1e-5 at 1000), the roundings of the sum S, and four times that for
 //!    entropy, which has two sums.
 //! 6. Empty pictures (H or W = 0) give empty maps.
@@ -107,7 +108,7 @@ pub fn confidence_map_into<L: LabelOut>(
 ) -> Result<()> {
     let size = output_size(logits, upsampling)?;
     let confidence = super::in_c_order("out", confidence, size)?;
-    let labels = super::in_c_order("out", labels, size)?;
+    let labels = labels_of(logits, labels, size)?;
     let measure = Measure::Confidence(kind);
     let pixels = Pixels::new(logits, upsampling, &measure, isa, plan)?;
     pixels.measure(&measure, 0..size.0, isa, confidence, labels);
@@ -128,10 +129,23 @@ pub fn label_map_into<L: LabelOut>(
     isa: Isa,
 ) -> Result<()> {
     let size = output_size(logits, upsampling)?;
-    let labels = super::in_c_order("out", labels, size)?;
+    let labels = labels_of(logits, labels, size)?;
     let pixels = Pixels::new(logits, upsampling, &Measure::Label, isa, plan)?;
     pixels.measure(&Measure::Label, 0..size.0, isa, &mut vec![(); labels.len()], labels);
     Ok(())
+}
+
+/// A label map to write into, in C order, if it has room for all classes.
+fn labels_of<'l, L: LabelOut>(
+    logits: &Logits<'_>,
+    labels: ArrayViewMut2<'l, L>,
+    size: (usize, usize),
+) -> Result<&'l mut [L]> {
+    let num_classes = logits.dim().0;
+    if num_classes > L::MAX_CLASSES {
+        return Err(Error::value("out", format!("labels of more than {} classes", L::MAX_CLASSES), num_classes));
+    }
+    super::in_c_order("out", labels, size)
 }
 
 /// (H, W) of the maps.
@@ -339,6 +353,19 @@ mod tests {
         assert_eq!(top1.confidence[[0, 1]], 0.5);
         assert!((map(&logits, ConfidenceKind::Margin).confidence[[0, 0]] - 0.5).abs() < 1e-6);
         assert!(map(&logits, ConfidenceKind::Entropy).confidence[[0, 1]].abs() < 1e-6);
+    }
+
+    #[test]
+    fn labels_too_narrow_for_the_classes_are_refused() {
+        let mut plan = Upsampled::default();
+        for (num_classes, is_fine) in [(256, true), (257, false)] {
+            let mut logits = Array3::<f32>::zeros((num_classes, 1, 2));
+            logits[[num_classes - 1, 0, 1]] = 1.0;
+            let mut labels = Array2::<u8>::zeros((1, 2));
+            let said = label_map_into(&logits.view().into(), None, labels.view_mut(), &mut plan, Isa::best());
+            assert_eq!(said.is_ok(), is_fine);
+            assert_eq!(labels, if is_fine { array![[0, 255]] } else { array![[0, 0]] });
+        }
     }
 
     #[test]

@@ -70,6 +70,13 @@ pub fn refine_confidence_into(
     }
     // taken out of the buffers, which the pieces below use too
     let mut buffer = with_scratch(|scratch| std::mem::take(&mut scratch.median.keys));
+    let padded = (size.0 + window - 1) * (size.1 + window - 1);
+    let missing = padded.saturating_sub(buffer.len());
+    // a failed allocation would end the process
+    let has_room = buffer.try_reserve(missing).is_ok();
+    if !has_room {
+        return Err(Error::value("confidence", "a padded map that fits into memory", format!("{padded} pixels")));
+    }
     let keys = isa.run(PaddedKeys { confidence, size, radius: window / 2, keys: &mut buffer });
     let picture = Masked { keys, mask, size, window };
     super::share_map_rows(0..size.0, size.1, refined, |rows, refined| {
@@ -79,9 +86,14 @@ pub fn refine_confidence_into(
             _ => isa.run(tiles::Rows { picture, rows, refined, buffers: &mut scratch.median.tiles }),
         });
     });
-    with_scratch(|scratch| scratch.median.keys = buffer);
+    if padded <= KEPT {
+        with_scratch(|scratch| scratch.median.keys = buffer);
+    }
     Ok(())
 }
+
+/// Padded pixels up to which a thread keeps the memory of their keys for the next picture.
+const KEPT: usize = 1 << 22;
 
 /// Keys of the picture at hand, and room for a tile of medians.
 #[derive(Default)]
