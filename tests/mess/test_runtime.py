@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,12 +190,12 @@ def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictur
     assert mess.Runtime(tmp_path / "net", deadline_ms=1e6).predict(pictures[0]).exit == exits[2]
     clock = iter(range(1000))  # every look at the clock is 1 ms after the last one
     monkeypatch.setattr("mess.runtime.network.time.perf_counter", lambda: next(clock) / 1000)
-    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5.5)
     # start 0; stage 0 from 1 to 2; at 3 nothing is known of stage 1, which runs from 4 to 5; at 6 it is too late
     assert runtime.predict(pictures[0]).exit == exits[1]
-    # the second time a stage is known to take 1 ms: 3 + 1 is in time, 6 + 1 is not
+    # the second time a stage is known to take 1 ms and a label map too: 3 + 1 + 1 is in time, 6 + 1 + 1 is not
     assert runtime.predict(pictures[0]).exit == exits[1]
-    runtime.deadline_ms = 3
+    runtime.deadline_ms = 4.5
     assert runtime.predict(pictures[0]).exit == exits[0]
     for bad in (-1.0, float("nan"), "5"):
         with pytest.raises(ValueError, match="deadline_ms: expected a number of milliseconds, 0 or more"):
@@ -215,7 +216,7 @@ def test_what_batches_need_is_loaded_before_the_clock_runs(folder, pictures, bac
 
 
 def test_a_stage_that_was_slow_is_not_given_up_for_ever(network, table, tmp_path, pictures, monkeypatch):
-    """A deadline of 6 looks at the clock is enough for two exits, as above; stages may be made to take longer."""
+    """A deadline between 5 and 6 looks at the clock is enough for two exits, as above; stages may take longer."""
     mess.export(mess.deploy(network, gated(table, 1.5)), tmp_path / "net", class_names="abcdef")
     exits = ["0:fcn-r1-b0", "2:fcn-r4-b0", "final"]
     now, slow = [0], [0]
@@ -226,7 +227,7 @@ def test_a_stage_that_was_slow_is_not_given_up_for_ever(network, table, tmp_path
 
     monkeypatch.setattr("mess.runtime.network.time.perf_counter", look)
     monkeypatch.setattr("mess.runtime.network.RETRY_AFTER", 3)
-    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    runtime = mess.Runtime(tmp_path / "net", deadline_ms=5.5)
     run = runtime._stages[1].run
 
     def delayed(*args, **options):
@@ -250,9 +251,41 @@ def test_a_stage_that_was_slow_is_not_given_up_for_ever(network, table, tmp_path
     assert [predict() for _ in range(3)] == [exits[1]] * 3  # tried again after three calls without it, and fast again
     runtime.deadline_ms = 0
     assert [predict() for _ in range(9)] == [exits[0]] * 9  # when there is no time left nothing is tried
-    other = mess.Runtime(tmp_path / "net", deadline_ms=5)
+    other = mess.Runtime(tmp_path / "net", deadline_ms=5.5)
     other.predict_batch(pictures[:8])
     assert other.predict(pictures[0]).exit == exits[1]  # what a batch takes says nothing of one picture
+    slow[0] = 50
+    for one in [other] * 3:
+        one.predict(pictures[0])
+    slow[0] = 0
+    other.deadline_ms = 40
+    taken = []
+    for _ in range(12):  # batches that are in time, in between, do not keep pictures from being tried again
+        taken.append(other.predict(pictures[0]).exit)
+        other.predict_batch(pictures[:2])
+    assert taken.count(exits[2]) >= 3
+
+
+def test_the_label_maps_of_those_that_leave_count_for_the_deadline(network, table, tmp_path, pictures, monkeypatch):
+    """They are made before it is decided whether there is time for the others."""
+    mess.export(mess.deploy(network, dividing(table)), tmp_path / "net", class_names="abcdef")
+    pictures = [resized(picture, SETTINGS.size) for picture in pictures]
+    exits = [result.exit for result in mess.Runtime(tmp_path / "net").predict_batch(pictures)]
+    leaving = exits.count("0:fcn-r1-b0")
+    assert 0 < leaving < len(pictures)
+    now = [0.0]
+    monkeypatch.setattr("mess.runtime.network.time.perf_counter", lambda: now[0])
+    runtime = mess.Runtime(tmp_path / "net", deadline_ms=10 * leaving - 1)
+    result = runtime._result
+
+    def of_ten_ms(*args):
+        now[0] += 0.01
+        return result(*args)
+
+    runtime._result = of_ten_ms
+    assert {one.exit for one in runtime.predict_batch(pictures)} == {"0:fcn-r1-b0"}
+    now[0], runtime.deadline_ms = 0.0, 10 * len(pictures)
+    assert [one.exit for one in runtime.predict_batch(pictures)] == exits
 
 
 class Scripted:
@@ -462,10 +495,23 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
     deployed = mess.deploy(network, configuration)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="out: expected a new or empty folder, or an earlier export"):
+    with pytest.raises(ValueError, match="out: expected a new or empty folder, or an earlier one of these"):
         mess.export(deployed, tmp_path / "mine", class_names="abcdef")
+    (tmp_path / "mine" / "thesis.tex").rename(tmp_path / "mine" / "manifest.json")  # a name that others use too
+    for content in ("x", '{"manifest_version": 3}'):
+        (tmp_path / "mine" / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match="out: .*manifest.json is"):
+            mess.export(deployed, tmp_path / "mine", class_names="abcdef")
+        assert (tmp_path / "mine" / "manifest.json").read_text() == content
     with pytest.raises(ValueError, match="class_names: expected 6, one a class, got 2"):
         mess.export(deployed, tmp_path / "new", class_names="ab")
+    for options, message in (
+        ({"palette": [(0, 0, 0)]}, "palette: expected a colour for each of 6 classes, got 1"),
+        ({"mean": (0.5,)}, "mean, std: expected three numbers each"),
+        ({"std": (0.0, 1.0, 1.0)}, "std: expected numbers in 1e-6..1e6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mess.export(deployed, tmp_path / "new", class_names="abcdef", **options)
     with pytest.raises(RuntimeError, match="model: expected stages that are graphs, got eager"):
         mess.export(mess.deploy(network, configuration, backend="eager"), tmp_path / "new", class_names="abcdef")
     monkeypatch.setattr("mess.deployment.export.TOLERANCE", -1.0)
@@ -476,6 +522,9 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
     mess.export(deployed, tmp_path / "new", class_names="abcdef")
     mess.export(deployed, tmp_path / "new", class_names="uvwxyz")  # replaced
     assert mess.Runtime(tmp_path / "new").manifest.classes == tuple("uvwxyz")
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="'notes.txt' would be lost"):
+        mess.export(deployed, tmp_path / "new", class_names="abcdef")
     with pytest.raises(ValueError, match="backend: expected one of"):
         mess.Runtime(folder, backend="tensorrt")
     with pytest.raises(ValueError, match="threads: expected an integer in 1..1024, got 0"):
@@ -487,6 +536,19 @@ def test_openvino_says_the_same(folder, pictures):
     ours, theirs = mess.Runtime(folder), mess.Runtime(folder, backend="openvino")
     for picture in pictures[:4]:
         assert theirs.predict(picture).exit == ours.predict(picture).exit
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_runtime_in_several_threads(folder, pictures, backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    runtime = mess.Runtime(folder, backend=backend, threads=1)
+    expected = [runtime.predict(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(runtime.predict, [*pictures] * 8))
+    for one, wanted in zip(found, expected * 8, strict=True):
+        assert one.exit == wanted.exit
+        assert np.array_equal(one.labels, wanted.labels)
 
 
 def test_the_verb(run_folder, configuration, tmp_path):

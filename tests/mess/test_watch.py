@@ -20,7 +20,8 @@ THRESHOLD = 0.9
 class Camera:
     """A runtime whose images are their own image confidence at its only gate."""
 
-    def __init__(self, calibration, **promise):
+    def __init__(self, calibration, deadline_ms=None, **promise):
+        self.deadline_ms = deadline_ms
         gate = SimpleNamespace(name="0:head", image_threshold=THRESHOLD)
         shares = [float((calibration >= THRESHOLD).mean()), float((calibration < THRESHOLD).mean())]
         known = {PROMISE: histogram(calibration).tolist(), "shares": shares} | promise
@@ -157,6 +158,7 @@ def test_histogram():
         ({}, {"false_alarm": 0.0}, "false_alarm: expected a probability"),
         ({}, {"false_alarm": math.nan}, "false_alarm: expected a probability"),
         ({}, {"every": 0}, "every: expected at least 1"),
+        ({"deadline_ms": 20.0}, {"fall_back": True}, "fall_back: expected a runtime without a deadline, .* of 20 ms"),
     ],
 )
 def test_bad_watches(promise, options, message):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from mess.deployment.network import DeployedNetwork
-from mess.files import file_sha256, whole_folder, write_json
+from mess.files import expect_replaceable, file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages, reason_of
 from mess.model.split import probe_sizes
 from mess.model.stages import State
 from mess.runtime.backends import BATCH, free_name, load
-from mess.runtime.manifest import FILE, Manifest, StageFiles
+from mess.runtime.manifest import FILE, FORMAT, Manifest, StageFiles, check_normalisation
 
 TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime and torch, as a share of the largest number (or of 1)."""
@@ -54,13 +54,13 @@ def export(
         facts: what calibration measured, kept in the manifest.
 
     Raises:
-        ValueError: `out` holds something else, or `class_names` is of another length than the logits.
+        ValueError: `out` holds something else; `class_names` or `palette` is of another length than the logits;
+            `mean` or `std` is no three numbers in range.
         RuntimeError: the model cannot be exported, `onnx`, `onnxscript` or `onnxruntime` is missing, or the files give
             other numbers than the network (more than 1e-4 of the largest, or of 1, apart).
     """
     folder = Path(out)
-    if folder.exists() and not (folder / FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"out: expected a new or empty folder, or an earlier export, got {folder}")
+    expect_replaceable(folder, FILE, FORMAT, lambda manifest: manifest.get("files") or ())
     stages = deployed.stages
     if not isinstance(stages, GraphStages):
         raise RuntimeError(
@@ -74,6 +74,11 @@ def export(
     parameter = next(deployed.parameters())
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
+    if len(palette) not in (0, len(class_names)):
+        raise ValueError(f"palette: expected a colour for each of {len(class_names)} classes, got {len(palette)}")
+    mean = tuple(map(float, deployed.mean if mean is None else mean))
+    std = tuple(map(float, deployed.std if std is None else std))
+    check_normalisation(mean, std)
     with whole_folder(folder) as temporary:
         generator = torch.Generator().manual_seed(0)
         probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in probe_sizes(stages)]
@@ -86,8 +91,8 @@ def export(
             palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
             size=stages.input_size,
             size_step=stages.size_step,
-            mean=tuple(float(x) for x in (deployed.mean if mean is None else mean)),
-            std=tuple(float(x) for x in (deployed.std if std is None else std)),
+            mean=mean,
+            std=std,
             policy=asdict(deployed.configuration.policy),
             exits=tuple(entries),
             promise=dict(deployed.configuration.promise),
@@ -233,8 +238,12 @@ def _compare(
     expected = module(*inputs)
     for name, value in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
         wanted = value.cpu().numpy()
-        apart = float(np.abs(found[name] - wanted).max())
-        if not apart <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+        if wanted.dtype.kind in "fc":
+            apart = float(np.abs(found[name] - wanted).max())
+            is_off = not apart <= TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+        else:  # masks and indices are the same or not
+            apart, is_off = float((found[name] != wanted).mean()), not np.array_equal(found[name], wanted)
+        if is_off:
             raise RuntimeError(f"export: {path.stem}: {name} is {apart:.3g} off torch's in ONNX Runtime; not exported")
 
 

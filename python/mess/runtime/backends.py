@@ -142,12 +142,20 @@ class _OpenVino:
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         if batch > 1:
             self.load_for_batches()
-        model, names = self._alone if batch == 1 else self._any
-        found = model({name: np.ascontiguousarray(value) for name, value in inputs.items() if name in names})
-        return {name: found[name].copy() for name in self._outputs}  # the next run writes over them
+        model, names, idle = self._alone if batch == 1 else self._any
+        try:
+            request = idle.pop()
+        except IndexError:  # all are at work, in other threads
+            request = model.create_infer_request()
+        given = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in names}
+        found = request.infer(given, share_inputs=True)
+        outputs = {name: found[name].copy() for name in self._outputs}  # the next run writes over them
+        idle.append(request)
+        return outputs
 
-    def _compiled(self, *, one_image: bool) -> tuple[Any, set[str]]:
-        """The model, and its inputs: one that is asked for its batch size alone is optimised away."""
+    def _compiled(self, *, one_image: bool) -> tuple[Any, set[str], list[Any]]:
+        """The model; its inputs, as one that is asked for its batch size alone is optimised away; and requests that no
+        thread uses: the model's own serves one thread at a time, and gives what the last one asked for."""
         model = self._model.clone()
         shapes = {given.get_any_name(): given.get_partial_shape() for given in model.inputs}
         for name, shape in shapes.items():
@@ -155,10 +163,10 @@ class _OpenVino:
                 if shape[axis].is_dynamic and name in self._sizes:
                     shape[axis] = self._sizes[name][axis]
             if one_image and len(shape) > 0 and shape[0].is_dynamic:
-                shape[0] = 1
+                shape[0] = self._sizes[name][0] if name in self._sizes else 1  # not every value has a batch
         model.reshape(shapes)
         compiled = self._core.compile_model(model, "CPU", self._settings)
-        return compiled, {name for given in compiled.inputs for name in given.get_names()}
+        return compiled, {name for given in compiled.inputs for name in given.get_names()}, []
 
 
 def _shape(given: Sequence[Any]) -> Shape:

@@ -24,7 +24,7 @@ null where the exit is unconditional.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -159,9 +159,7 @@ class Manifest:
         area = self.size[0] * self.size[1]
         _expect(step is None or area <= LARGEST_AREA, "input.size", f"at most {LARGEST_AREA} pixels", self.size)
         _expect(step is None or not any(side % step for side in self.size), "input.size", f"steps of {step}", self.size)
-        _expect(len(self.mean) == len(self.std) == 3, "input.mean, input.std", "three numbers each", self.mean)
-        _expect(all(1e-6 <= x <= 1e6 for x in self.std), "input.std", "numbers in 1e-6..1e6", self.std)
-        _expect(all(abs(x) <= 1e6 for x in self.mean), "input.mean", "numbers in -1e6..1e6", self.mean)
+        check_normalisation(self.mean, self.std)
         _expect(set(self.policy) == {"refine", "edges", "confidence"}, "policy", "its three entries", self.policy)
         _expect(self.policy["edges"] in get_args(EdgeKind), "policy.edges", get_args(EdgeKind), self.policy["edges"])
         _expect(isinstance(self.policy["refine"], bool), "policy.refine", "true or false", self.policy["refine"])
@@ -189,6 +187,13 @@ class Manifest:
         for name, facts in self.files.items():
             _expect(re.fullmatch(r"[\w-]+\.onnx", name) is not None, "files", "names like stage-0.onnx", name)
             _expect(set(facts) == {"sha256", "bytes"}, f"files.{name}", "sha256 and bytes", sorted(facts))
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError unless they are three numbers each, in a range that leaves images finite."""
+    _expect(len(mean) == len(std) == 3, "mean, std", "three numbers each", (tuple(mean), tuple(std)))
+    _expect(all(1e-6 <= x <= 1e6 for x in std), "std", "numbers in 1e-6..1e6", tuple(std))
+    _expect(all(abs(x) <= 1e6 for x in mean), "mean", "numbers in -1e6..1e6", tuple(mean))
 
 
 def _expect(holds: bool, entry: str, expected: object, got: object) -> None:

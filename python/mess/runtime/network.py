@@ -85,6 +85,7 @@ class Runtime:
         self.deadline_ms = deadline_ms
         self._workspace = mess_core.Workspace()
         self._pace = [_Pace() for _ in self.manifest.exits]
+        self._label_ms: deque[float] = deque(maxlen=5)
         self.size = self.manifest.size if size is None else _checked_size(size, self.manifest)
         self._stages: list[Session] = []
         self._heads: list[Session | None] = []
@@ -117,7 +118,7 @@ class Runtime:
         state = self._start(images)
         remaining = np.arange(len(images))
         confidences: list[list[float]] = [[] for _ in images]
-        results: list[Result | None] = [None] * len(images)
+        results: dict[int, Result] = {}
         times: list[float] = []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
@@ -136,17 +137,16 @@ class Runtime:
                 leaves = values >= threshold
             times.append(1000 * (time.perf_counter() - began))
             self._pace[position].ran(len(remaining), times[-1])
-            num_left = int(np.count_nonzero(~leaves))
-            if num_left and self._is_late(position + 1, num_left, start):
-                leaves[:] = True
-            for image, values in zip(remaining[leaves], logits[leaves], strict=True):
-                results[image] = self._result(images[image], values, entry, confidences[image], times)
+
+            results |= self._results(images, remaining[leaves], logits[leaves], entry, confidences, times)
             if leaves.all():
+                break
+            if self._is_late(position + 1, int(np.count_nonzero(~leaves)), start):
+                results |= self._results(images, remaining[~leaves], logits[~leaves], entry, confidences, times)
                 break
             state = {name: state[name][~leaves] if is_batched else state[name] for name, is_batched in entry.carried}
             remaining = remaining[~leaves]
-        assert all(result is not None for result in results)
-        return [result for result in results if result is not None]
+        return [results[image] for image in range(len(images))]
 
     def anytime(self, image: Picture) -> Iterator[Result]:
         """One better prediction after the other, an exit each; stop iterating to stop computing."""
@@ -245,9 +245,29 @@ class Runtime:
         return None if logits.shape[-2:] == self.size else self.size
 
     def _is_late(self, position: int, images: int, start: float) -> bool:
+        """Whether a stage for so many images, and their label maps, would probably end behind the deadline."""
         if self.deadline_ms is None:
             return False
-        return not self._pace[position].may_begin(images, self.deadline_ms - 1000 * (time.perf_counter() - start))
+        for_labels = images * statistics.median_low(self._label_ms) if self._label_ms else 0.0
+        ms_left = self.deadline_ms - 1000 * (time.perf_counter() - start) - for_labels
+        return not self._pace[position].may_begin(images, ms_left)
+
+    def _results(
+        self,
+        images: Sequence[Picture],
+        leaving: npt.NDArray[np.int64],
+        logits: npt.NDArray[np.float32],
+        entry: StageFiles,
+        confidences: Sequence[Sequence[float]],
+        times: Sequence[float],
+    ) -> dict[int, Result]:
+        """By number, of those that leave at an exit."""
+        results = {}
+        for image, values in zip(leaving.tolist(), logits, strict=True):
+            began = time.perf_counter()
+            results[image] = self._result(images[image], values, entry, confidences[image], times)
+            self._label_ms.append(1000 * (time.perf_counter() - began))
+        return results
 
     def _result(
         self,
@@ -271,22 +291,23 @@ class _Pace:
 
     def __init__(self) -> None:
         self._ms_an_image: tuple[deque[float], deque[float]] = deque(maxlen=5), deque(maxlen=5)
-        self._put_off = 0
+        self._put_off = [0, 0]
 
     def ran(self, images: int, ms: float) -> None:
-        known = self._ms_an_image[images > 1]
-        if self._put_off >= RETRY_AFTER:
-            known.clear()
-        known.append(ms / images)
-        self._put_off = 0
+        kind = images > 1
+        if self._put_off[kind] >= RETRY_AFTER:
+            self._ms_an_image[kind].clear()
+        self._ms_an_image[kind].append(ms / images)
+        self._put_off[kind] = 0
 
     def may_begin(self, images: int, ms_left: float) -> bool:
         """Whether it is likely to end in this time, or was put off so often that it is due."""
-        known = self._ms_an_image[images > 1]
+        kind = images > 1
+        known = self._ms_an_image[kind]
         expected = images * statistics.median_low(known) if known else 0.0
-        if ms_left >= expected or (ms_left > 0 and self._put_off >= RETRY_AFTER):
+        if ms_left >= expected or (ms_left > 0 and self._put_off[kind] >= RETRY_AFTER):
             return True
-        self._put_off += 1
+        self._put_off[kind] += 1
         return False
 
 

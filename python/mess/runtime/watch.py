@@ -85,6 +85,7 @@ class Watch:
         false_alarm: probability of an alarm, ever, while images are like those of calibration.
         fall_back: after an alarm every image goes to the deployment's last exit, which needs no threshold to be
             trusted; the original network's own, where the search had to keep that (`required_exits=["final"]`).
+            Not with `deadline_ms`, by which the runtime may stop before it.
         every: only every so many images are bet on; all are counted.
         seed: of the breaking of ties.
 
@@ -116,6 +117,11 @@ class Watch:
             )
         if not 0 < false_alarm < 1:
             raise ValueError(f"false_alarm: expected a probability above 0 and below 1, got {false_alarm}")
+        if fall_back and runtime.deadline_ms is not None:
+            raise ValueError(
+                f"fall_back: expected a runtime without a deadline, which may stop before the last exit, got one of "
+                f"{runtime.deadline_ms:g} ms"
+            )
         if every < 1:
             raise ValueError(f"every: expected at least 1, got {every}")
         self._calibration = _counts(manifest.promise.get(PROMISE), BINS, PROMISE)
