@@ -121,7 +121,7 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
     """The untrained multi-exit network of a run."""
     num_classes = len((settings if settings.class_names else settings.described()).class_names)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed those of the GPUs too
         net = model_from_spec(settings.model, num_classes=num_classes, weights=weights)
     return convert(
         net,
@@ -135,6 +135,11 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
 
 def trained_network(folder: Path) -> MultiExitNetwork:
     """The network of a run with the weights that `mess train` left, in eval mode."""
+    if not (folder / EXITS_FILE).is_file():
+        RunSettings.load(folder)  # says what is wrong with a folder that is no run
+        raise FileNotFoundError(
+            f"run: {folder / EXITS_FILE} is not there yet; `mess train` with the same --out goes on"
+        )
     network = new_network(RunSettings.load(folder))
     done = load_checkpoint(folder / EXITS_FILE, network)
     wanted = done.settings.get("epochs", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import sys
 import threading
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mess
 from mess.deployment.configuration import ChosenExit, Configuration
+from mess.deployment.measure import measure_deployed
 from mess.model.adapter import quiet_attempt
 from mess.model.capture import captured_features
 from mess.model.cost import count_macs
@@ -196,8 +198,27 @@ def test_a_head_that_overwrites_its_feature_is_refused():
     def pre(channels: int, num_classes: int) -> nn.Module:
         return nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(channels, num_classes, 1))
 
-    with pytest.raises(ValueError, match="heads: expected 'pre' to leave its feature as it is"):
-        new(Net(), heads=[pre])
+    def drops(channels: int, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Dropout2d(0.5, inplace=True), nn.Conv2d(channels, num_classes, 1), nn.BatchNorm2d(4))
+
+    for head in (pre, drops):  # the second one in training only
+        with pytest.raises(ValueError, match=f"heads: expected '{head.__name__}' to leave its feature as it is"):
+            new(Net(), heads=[head])
+
+
+def test_a_head_is_tried_without_a_trace():
+    """In train mode, where batch norm counts and dropout draws."""
+
+    def own(channels: int, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels, num_classes, 1), nn.BatchNorm2d(num_classes))
+
+    torch.manual_seed(5)
+    network = mess.convert(Net(), torch.rand(1, 3, *SIZE), exit_points=["body.0"], heads=[own])
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    Net(), torch.rand(1, 3, *SIZE)
+    assert torch.equal(after, torch.rand(3))
+    assert {int(m.num_batches_tracked) for m in network.heads.modules() if isinstance(m, nn.BatchNorm2d)} == {0}
 
 
 def test_heads_that_cannot_be_are_refused():
@@ -224,6 +245,11 @@ def test_a_model_that_overwrites_its_images_is_cut_and_the_example_stays():
     network = mess.convert(Normalising().eval(), example, exit_points=["body.0"], heads=["fcn-r1-b0"])
     assert torch.equal(example, before)
     assert network.split().backend == "graph"
+    single = Configuration(setting="budgeted", model=("body.0",), exits=(ChosenExit(exit="final"),))
+    deployed = mess.deploy(network, single, example)
+    assert torch.equal(example, before)
+    measure_deployed(network.net, deployed, [example], rounds=2)
+    assert torch.equal(example, before)
 
 
 class Shared(Net):
@@ -241,6 +267,61 @@ def eager_anytime() -> tuple[mess.MultiExitNetwork, Callable[[Tensor], list[Tens
     chosen = Configuration(setting="anytime", model=tuple(p.name for p in network.points), exits=exits)
     deployed = mess.deploy(network, chosen, backend="eager")
     return network, lambda images: [prediction.labels for prediction in deployed.anytime(images)], deployed
+
+
+class WithoutGradients(Shared):
+    def forward(self, images):
+        with torch.no_grad():
+            return super().forward(images)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_run_that_is_dropped_leaves_the_callers_modes(inference):
+    """What the model entered before the exit sets the modes back to those that it found there."""
+    torch.manual_seed(0)
+    network = new(WithoutGradients(nn.Conv2d(8, 8, 3, padding=1)), exit_points=["body", "body#1"])
+    exits = tuple(ChosenExit(exit=name) for name in ("0:fcn-r1-b0", "1:fcn-r1-b0", "final"))
+    chosen = Configuration(setting="anytime", model=tuple(p.name for p in network.points), exits=exits)
+    deployed = mess.deploy(network, chosen, backend="eager")
+    with torch.inference_mode(inference):
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        run = deployed.anytime(torch.rand(1, 3, *SIZE))
+        next(run)
+        del run
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == modes
+    assert torch.is_grad_enabled()
+
+
+def test_a_run_that_is_dropped_in_another_thread_is_none_of_its_business(monkeypatch):
+    _, _, deployed = eager_anytime()
+    with ThreadPoolExecutor(1) as pool:
+        run = deployed.anytime(torch.rand(1, 3, *SIZE))
+        pool.submit(next, run).result()
+        said = []
+        monkeypatch.setattr(sys, "unraisablehook", said.append)
+        del run
+        gc.collect()
+        assert not said
+
+
+class Measuring(Net):
+    """Takes a number out of the pass, before the exit, and uses it behind it."""
+
+    def forward(self, images):
+        scale = images.abs().max().item()
+        return self.classifier(self.body(self.stem(images)) / scale)
+
+
+def test_a_number_from_the_values_runs_suspended():
+    net = Measuring().eval()
+    network = new(net, exit_points=["body.0"])
+    with pytest.warns(UserWarning, match="deployed with back end 'eager', since graph: model"):
+        stages = network.split()
+    images = torch.rand(1, 3, *SIZE)
+    state = stages.start(images)
+    for index in range(2):
+        output, state = stages.run_stage(index, state)
+    assert torch.equal(output, net(images))
 
 
 def test_suspended_runs_in_turn_are_as_one_after_the_other():

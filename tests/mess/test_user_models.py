@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -438,6 +439,62 @@ def test_stages_that_the_user_declares():
     assert deployed(images).exits.tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="stages: expected different modules of the model, in order"):
         converted(Chain(), (32, 48), stages=["stem", "none"])
+
+
+class Handing(nn.Module):
+    """Hands on a skip in a form of its own."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 8, 3, padding=1), form
+
+    def forward(self, images: Tensor):
+        x = self.conv(images)
+        if self.form == "dict":
+            return {"map": x}
+        return x, [x.flatten(0, 1)] if self.form == "folded" else [x.relu(), {"size": x.shape[-1]}]
+
+
+class Taking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x, others=None) -> Tensor:
+        if isinstance(x, dict):
+            return self.conv(x["map"])
+        skip = others[0].view_as(x) if others[0].ndim == 3 else others[0]
+        return self.conv(torch.cat([x[:, :4], skip[:, 4:]], dim=1))
+
+
+class Nested(nn.Sequential):
+    def __init__(self, form: str) -> None:
+        super().__init__(OrderedDict(encoder=Handing(form), decoder=Taking()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        state = self.encoder(images)
+        return self.decoder(*state) if isinstance(state, tuple) else self.decoder(state)
+
+
+@pytest.mark.parametrize("form", ["dict", "list"])
+def test_what_stages_hand_on_in_lists_and_dicts_is_thinned_out(form):
+    """Else the images that are left would get the maps of those that have left."""
+    network = converted(Nested(form).eval(), (32, 48), stages=["encoder", "decoder"], exit_points=["encoder"])
+    first = network.exits[0].name
+    images = torch.rand(4, 3, 32, 48)
+    deployed = mess.deploy(network, chosen(network, first, "final", image_threshold=2.0), backend="stages")
+    with torch.no_grad():
+        state = deployed.stages.start(images)
+        _, state = deployed.stages.run_stage(0, state)
+        kept = torch.tensor([1, 3])
+        output, _ = deployed.stages.run_stage(1, deployed.stages.keep(0, state, kept))
+        torch.testing.assert_close(output, network(images)[kept])
+
+
+def test_a_batch_that_stages_fold_into_a_size_is_refused():
+    network = converted(Nested("folded").eval(), (32, 48), stages=["encoder", "decoder"], exit_points=["encoder"])
+    with pytest.raises(RuntimeError, match="stages: 'encoder' hands on a value that depends on the batch otherwise"):
+        network.split(backend="stages")
 
 
 def test_declared_stages_that_are_not_the_model_are_given_up():

@@ -125,7 +125,8 @@ class SeededLoader:
         if not self.train:
             return apply_transform(self._transform, image, labels)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, self._epoch, index + 1))
+            # torch.manual_seed would seed the generators of GPUs too
+            torch.default_generator.manual_seed(mixed_seed(self.seed, self._epoch, index + 1))
             return apply_transform(self._transform, image, labels)
 
 

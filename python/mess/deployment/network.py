@@ -124,7 +124,7 @@ class DeployedNetwork(nn.Module):
         stages = network.split(example_input, points=points, backend=backend, any_size=any_size)
         self.stages = stages.up_to(len(chosen))
         with evaluating(network.net), captured_features(network.net, points) as features:
-            network.net(example_input[:1])
+            network.net(example_input[:1].clone())  # a model may overwrite what it gets
         heads: list[nn.Module] = [
             _frozen_head(network.head(exit_id), features[i], size_step=1 if any_size else None)
             for i, exit_id in enumerate(early)

@@ -44,7 +44,8 @@ class LayerCost:
     (channels, height, width) of an output that is a map of the picture, in whatever `layout`, else None. `is_container`
     marks Sequential, ModuleList, ModuleDict; `is_bundle` an output that only holds the map; `is_stack` a module whose
     children are all leaves. `is_overwritten`: the output is modified in place further on. `uses`: the share of the MACs
-    so far that went into the feature; the rest went into other branches.
+    so far that went into the feature; the rest went into other branches. `macs`: cumulative MACs at its completion,
+    whatever the workload is.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LayerCost:
     layout: Layout | None = None
     is_overwritten: bool = False
     uses: float = 1.0
+    macs: float = 0.0
 
     @property
     def call_name(self) -> str:
@@ -107,7 +109,7 @@ def profile(model: nn.Module, example_input: Tensor, *, cost: CostKind = "macs",
         images = images.clone()  # a model may overwrite what it gets; no inference tensor
         calls, total = _counted(model, images)
         if cost == "latency":
-            calls, total = _timed(model, images, rounds, {(call.name, call.call): call.uses for call, _ in calls})
+            calls, total = _timed(model, images, rounds, {(call.name, call.call): call for call, _ in calls})
         layers = _with_features(model, images, calls)
     return WorkloadProfile(cost=cost, input_size=(images.shape[2], images.shape[3]), total=total, layers=tuple(layers))
 
@@ -128,7 +130,7 @@ _Calls = list[tuple[LayerCost, _Shape | None]]
 def _counted(model: nn.Module, images: Tensor) -> tuple[_Calls, float]:
     with unfused(), FlopCounterMode(display=False) as counter, _Ancestry(counter) as ancestry:
         calls = _walk(model, images, lambda: counter.get_total_flops() // 2, ancestry.share)
-        return calls, float(counter.get_total_flops() // 2)
+        return [(replace(layer, macs=layer.end), s) for layer, s in calls], float(counter.get_total_flops() // 2)
 
 
 class _Ancestry(TorchDispatchMode):
@@ -167,22 +169,25 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _timed(model: nn.Module, images: Tensor, rounds: int, uses: dict[tuple[str, int], float]) -> tuple[_Calls, float]:
+def _timed(
+    model: nn.Module, images: Tensor, rounds: int, counted: dict[tuple[str, int], LayerCost]
+) -> tuple[_Calls, float]:
     def clock() -> float:
         return milliseconds(images.device)
 
     runs: list[_Calls] = []
     totals: list[float] = []
     for _ in range(rounds + 1):  # the first round warms up
+        fresh = images.clone()  # a model may overwrite what it gets
         start = clock()
-        runs.append(_walk(model, images, lambda: clock() - start))  # noqa: B023  (called before `start` changes)
+        runs.append(_walk(model, fresh, lambda: clock() - start))  # noqa: B023  (called before `start` changes)
         totals.append(clock() - start)
     calls = []
     for same in zip(*runs[1:], strict=True):
         layer, shape = same[0]
         start, end = median(c.start for c, _ in same), median(c.end for c, _ in same)
-        used = uses.get((layer.name, layer.call), 1.0)
-        calls.append((replace(layer, start=start, end=end, uses=used), shape))
+        known = counted.get((layer.name, layer.call), layer)
+        calls.append((replace(layer, start=start, end=end, uses=known.uses, macs=known.macs), shape))
     return calls, median(totals[1:])
 
 

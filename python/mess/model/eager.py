@@ -8,9 +8,11 @@ dropped simply never goes on. A batch cannot be thinned out, since the suspended
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
-from greenlet import getcurrent, greenlet
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from mess.model.adapter import LogitsModel, evaluating
@@ -70,7 +72,8 @@ class _Run:
         """The feature of exit point `index`, or the logits."""
         self._greenlet.parent = getcurrent()  # whoever asks gets the answer, and the errors
         arguments, self._arguments = self._arguments, ()
-        with evaluating(self._parts):
+        # a model may enter modes in front of an exit, which are its own
+        with evaluating(self._parts), torch.inference_mode(torch.is_inference_mode_enabled()):
             met, output = cast("tuple[int, Tensor]", self._greenlet.switch(*arguments))
         if met != index:
             names = [point.name for point in self._points]
@@ -79,6 +82,16 @@ class _Run:
                 f"{met} instead of {index}; exit where every image passes"
             )
         return output
+
+    def __del__(self) -> None:
+        """End the pass, and leave the modes of whoever drops it: what it entered resets those it found itself."""
+        run = self._greenlet
+        if not run:  # it was not begun, or has ended
+            return
+        # a run of another thread cannot be ended here: it is there, when that goes on
+        with torch.inference_mode(torch.is_inference_mode_enabled()), suppress(greenlet.error, ValueError):
+            run.parent = getcurrent()
+            run.throw(GreenletExit)
 
 
 def _forward(

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
@@ -195,11 +196,23 @@ def _block(channels: int, kind: BlockKind, dilation: int) -> nn.Module:
     return block
 
 
+class _PooledNorm(nn.BatchNorm2d):
+    """Batch norm of maps of one pixel: of a single image there is nothing to normalise by but what is known already."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] == 1:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 def _deeplab_head(channels: int, num_classes: int) -> nn.Sequential:
     """torchvision's DeepLabHead with a width that follows the feature (at most its 256) instead of always 256."""
     width = min(256, max(32, channels))
+    aspp = ASPP(channels, [12, 24, 36], width)
+    pooling = cast("nn.Sequential", aspp.convs[-1])
+    pooling[2] = _PooledNorm(width)
     return nn.Sequential(
-        ASPP(channels, [12, 24, 36], width),
+        aspp,
         nn.Conv2d(width, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),

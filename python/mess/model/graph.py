@@ -365,9 +365,12 @@ def _stage(
             copies[node] = graph.node_copy(node)
         elif node.target is torch.ops.aten.sym_size.int:
             copies[node] = rebuilt(node)
-        else:
-            assert _is_size(node), node
+        elif _is_size(node):
             copies[node] = graph.node_copy(node, copy_of)
+        else:
+            raise RuntimeError(
+                f"model: a number that comes from values of {node.name} is needed behind an exit point; exit elsewhere"
+            )
         return copies[node]
 
     def rebuilt(size: fx.Node) -> fx.Node:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,7 +233,7 @@ def convert(
                 stacklevel=2,
             )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of the GPUs too
         network = MultiExitNetwork(model, points, specs, num_classes, workload, images.shape[1], pick_logits, stages)
     network.heads.to(device=images.device, dtype=images.dtype)  # the model is left as it is
     if any(isinstance(spec, CustomHead) for spec in specs):
@@ -255,16 +256,27 @@ def _check_custom_heads(network: MultiExitNetwork, images: Tensor) -> None:
                         "which would be trained with it (copy.deepcopy makes others)"
                     )
                 logits = network.head(exit_id)(feature)
-                if feature._version != version:
+                if feature._version != version or _overwrites_in_training(network.head(exit_id), feature):
                     raise ValueError(
                         f"heads: expected {exit_id.head.name!r} to leave its feature as it is, which other heads and "
-                        "the rest of the model go on with, got one that overwrites it (inplace=True in front?)"
+                        "the rest of the model go on with, got one that overwrites it (inplace=True in front, of a "
+                        "dropout too?)"
                     )
                 if logits.ndim != 4 or logits.shape[1] != network.num_classes:
                     raise ValueError(
                         f"heads: expected logits (B, {network.num_classes}, h, w) of {exit_id.head.name!r}, got "
                         f"{tuple(logits.shape)} for a feature of {tuple(feature.shape)}"
                     )
+
+
+def _overwrites_in_training(head: nn.Module, feature: Tensor) -> bool:
+    """Whether a head overwrites a feature in train mode, when a dropout does something; told by a copy of the head."""
+    feature = feature.repeat(2, 1, 1, 1)  # of one value a channel there is no batch norm
+    version = feature._version
+    devices = [feature.device] if feature.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        copy.deepcopy(head).train()(feature)
+    return feature._version != version
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:

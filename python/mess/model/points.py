@@ -115,7 +115,7 @@ def named_points(workload: WorkloadProfile, names: Sequence[str]) -> tuple[ExitP
 
 
 def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[LayerCost]:
-    """Every block end before the last 1/(2 N) of the workload, in order of execution, one per distinct workload.
+    """Every block end before the last 1/(2 N) of the workload, in order of execution, one per distinct number of MACs.
 
     Behind that an early exit saves next to nothing; but a block that ends there may be half of the model, a decoder
     say, so blocks inside it count too, as far as they are modules with parts of their own.
@@ -133,9 +133,9 @@ def block_candidates(workload: WorkloadProfile, *, num_exits: int) -> list[Layer
             continue
         if layer.uses < LEAST_USE:
             continue
-        rival = best.get(layer.end)
+        rival = best.get(layer.macs)
         if rival is None or layer.name.count(".") <= rival.name.count("."):
-            best[layer.end] = layer
+            best[layer.macs] = layer
     return list(best.values())
 
 

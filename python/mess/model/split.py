@@ -13,10 +13,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mess.model.adapter import LogitsModel, check_example, evaluating, logits_from_output
 from mess.model.eager import EagerStages
@@ -144,18 +145,50 @@ class DeclaredStages(Stages):
 
     def keep(self, index: int, state: State, kept: Tensor) -> State:
         """The state after stage `index` of the images that `kept` (B,) bool or indices selects."""
-        return tuple(v[kept] if batched else v for v, batched in zip(state, self.batched[index], strict=True))
+        values, form = tree_flatten(state)
+        thinned = [v[kept] if batched else v for v, batched in zip(values, self.batched[index], strict=True)]
+        result: State = tree_unflatten(thinned, form)
+        return result
 
     def _batched(self, example: Tensor) -> tuple[tuple[bool, ...], ...]:
-        """Which values of the state after each stage grow with the batch."""
-        runs = []
-        for batch in (2, 3):
-            state, shapes = self.start(example[:1].expand(batch, -1, -1, -1)), []
+        """Which values of the state after each stage, those in lists and dicts too, have the batch in front.
+
+        Raises:
+            RuntimeError: one depends on the batch in another way, so that no image can leave it.
+        """
+        states: list[list[list[Any]]] = [[], []]
+        for batch, after in zip((2, 3), states, strict=True):
+            state = self.start(example[:1].repeat(batch, 1, 1, 1))
             for index in range(len(self.points)):
                 _, state = self.run_stage(index, state)
-                shapes.append([value.shape[0] if isinstance(value, Tensor) and value.ndim else 0 for value in state])
-            runs.append(shapes)
-        return tuple(tuple(a == 2 and b == 3 for a, b in zip(*pair, strict=True)) for pair in zip(*runs, strict=True))
+                after.append(tree_leaves(state))
+        found = []
+        for point, of_two, of_three in zip(self.points, *states, strict=True):
+            if len(of_two) != len(of_three):
+                raise RuntimeError(f"stages: {point.name!r} hands on a value an image, so no image can leave it")
+            pairs = zip(of_two, of_three, strict=True)
+            found.append(tuple(_has_batch(point.name, two, three) for two, three in pairs))
+        return tuple(found)
+
+
+def _has_batch(stage: str, of_two: Any, of_three: Any) -> bool:
+    """Whether a value that a stage hands on has the batch in front, from what it is of two images and of three."""
+    if isinstance(of_two, Tensor):
+        two, three = of_two.shape, of_three.shape
+        if two[:1] == (2,) and three[:1] == (3,) and two[1:] == three[1:]:
+            return True
+    else:
+        two, three = of_two, of_three
+    if two is not None and not isinstance(two, tuple | int | float | str):
+        raise RuntimeError(
+            f"stages: {stage!r} hands on a {type(two).__name__}, which nobody knows to take images out of"
+        )
+    if two != three:
+        raise RuntimeError(
+            f"stages: {stage!r} hands on a value that depends on the batch otherwise than in its first size ({two} of "
+            f"two images, {three} of three), so no image can leave it"
+        )
+    return False
 
 
 def _probes(stages: Stages, example: Tensor) -> Iterator[Tensor]:

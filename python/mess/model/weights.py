@@ -56,9 +56,15 @@ def check_fits(what: str, path: str | Path, own: Mapping[str, Tensor], given: Ma
 def state_sha256(net: nn.Module) -> str:
     """SHA-256 of all parameters and buffers by name, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    state: dict[str, object] = net.state_dict()
+    for name, value in sorted(state.items()):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"net: expected tensors alone in its state_dict, got {name!r} of type {type(value).__name__} "
+                "(get_extra_state)"
+            )
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
