@@ -100,7 +100,8 @@ class Workers:
             raise ValueError(f"workers: expected at least 1, of at least 1 thread, got {count} of {threads}")
         with ExitStack() as stack:
             self._ray = stack.enter_context(connection(count=count, threads=threads))
-            room = int(self._ray.cluster_resources().get("CPU", 0) // threads)
+            nodes = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
+            room = sum(int(cores // threads) for cores in nodes)  # a worker is on one node
             if not room:
                 raise ValueError(f"threads: expected no more than a node of the cluster has, got {threads}")
             self.count = room if count is None else min(count, room)

@@ -596,7 +596,7 @@ def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
     for at in found:
         end = text.index(b"\n", at)
         swapped = bytearray(text)
-        swapped[rng.integers(at, end)] ^= 1 << rng.integers(7)
+        swapped[rng.integers(at, end)] ^= 1 << rng.integers(8)
         zeroed = text[:at] + bytes(64) + text[at + 64 :]
         for damaged in (text[:at] + text[end + 1 :], text[: end - 3] + text[end + 1 :], bytes(swapped), zeroed):
             path.write_bytes(damaged)

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -24,11 +25,11 @@ from typer.testing import CliRunner
 
 import mess
 import mess_core
-from mess import cli, runs, verbs
+from mess import cli, runs, search_verb, verbs
 from mess.calibration.cluster import on_ray as calibrated_on_ray
 from mess.calibration.table import CalibrationTable
 from mess.cluster import Workers, connection, every_interrupt
-from mess.searching import on_ray
+from mess.searching import on_ray, request
 from mess.searching.sweep import wishes
 from mess_core import SearchPieces
 
@@ -136,6 +137,26 @@ def test_what_a_worker_raises_is_raised_here(ray, monkeypatch):
         Workers(Failing, count=0)
     with pytest.raises(ValueError, match="threads: expected no more than"):
         Workers(Failing, threads=10_000)
+
+
+def test_a_worker_is_on_one_node(monkeypatch):
+    """Cores of several nodes make none: a worker that no node has room for would be waited for for ever."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+
+    @contextlib.contextmanager
+    def cluster(**_):
+        yield SimpleNamespace(nodes=lambda: nodes, put=lambda x: x, remote=ray_remote, kill=lambda *_, **__: None)
+
+    def ray_remote(**options):
+        actor = SimpleNamespace(prepare=SimpleNamespace(remote=lambda *_: None))
+        return lambda kind: SimpleNamespace(remote=lambda *_: actor)
+
+    monkeypatch.setattr("mess.cluster.connection", cluster)
+    with pytest.raises(ValueError, match="threads: expected no more than a node of the cluster has, got 8"):
+        Workers(Failing, threads=8)
+    for threads, count in ((3, 2), (2, 4), (4, 2)):
+        with Workers(Failing, threads=threads) as workers:
+            assert workers.count == count
 
 
 def test_without_ray(monkeypatch, small):
@@ -333,6 +354,34 @@ def test_a_sweep_has_the_answers_of_single_searches(ray, small, tmp_path):
         assert found == list(alone.configurations)
         assert json.loads(mine[0]["asked"]) == dict(wish.asked)
     assert next(row["cost"] for row in rows if row["search"] == "impossible") is None
+
+
+def test_a_sweep_that_is_interrupted_leaves_what_is_done(small, tmp_path, monkeypatch):
+    table, out = tmp_path / "table.safetensors", tmp_path / "out.parquet"
+    as_calibration_table(small, "val").save(table)
+    (tmp_path / "targets.toml").write_text("[[search]]\nbudget = ['0.5x', '0.6x', '0.7x']\n")
+    with pytest.raises(IsADirectoryError, match="out: expected the name of a file"):
+        search_verb.sweep_run(table, tmp_path / "targets.toml", tmp_path)
+    done = []
+
+    def search(self, *args, **options):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(original(self, *args, **options))
+        return done[-1]
+
+    original = request.SearchSettings.search
+    monkeypatch.setattr(request.SearchSettings, "search", search)
+    with pytest.raises(KeyboardInterrupt):
+        search_verb.sweep_run(table, tmp_path / "targets.toml", out)
+    found = pyarrow.parquet.read_table(tmp_path / "out.partial.parquet").to_pylist()
+    assert [row["cost"] for row in found] == [one.best.promise["cost"] for one in done]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.partial.parquet", "table.safetensors", "targets.toml"]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done.clear()
+    with pytest.raises(RuntimeError, match=r"sweep: Parquet needs the ray extra"):
+        search_verb.sweep_run(table, tmp_path / "targets.toml", tmp_path / "other.parquet")
+    assert not done
 
 
 @pytest.mark.parametrize(

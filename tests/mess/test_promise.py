@@ -150,6 +150,7 @@ def test_words():
         ("disagreement <= 2 with 95 %", "limit: expected a share above 0"),
         ("disagreement <= 0.02 with 100 %", "confidence: expected 50 % or more"),
         ("disagreement <= 0.02 with 5 %", "confidence: expected 50 % or more"),
+        ("miss rate of cat <= 0.1 on average", "guarantee: expected a confidence for a miss rate, got one on average"),
     ],
 )
 def test_other_words(text, message):

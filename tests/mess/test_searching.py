@@ -181,6 +181,34 @@ def test_bad_options_of_a_promise(options, message):
         mess.guarantee(losing_table(), "disagreement <= 0.2 with 90 %", **options)
 
 
+def test_held_out_images_without_names_are_told_apart_by_what_is_on_them():
+    table = losing_table()
+    numbered = replace(table, images=tuple(str(i) for i in range(len(table.images))))
+    promise = "disagreement <= 0.2 with 90 %"
+    with pytest.raises(ValueError, match="held_out: expected other images than those searched"):
+        mess.guarantee(numbered, promise, held_out=numbered)
+    truth = numbered.ground_truth + np.arange(len(table.images))[:, None]
+    others = replace(numbered, ground_truth=truth)
+    part = replace(others.select(np.arange(9, 3, -1)), images=tuple("012345"))
+    with pytest.raises(ValueError, match="held_out: expected other images than those searched"):
+        mess.guarantee(others, promise, held_out=part)
+    assert mess.guarantee(numbered, promise, held_out=others).held_out == len(table.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"required_exits": ["0:h"], "forbidden_exits": ["0:h"]}, "expected different exits, got '0:h' in both"),
+        ({"required_exits": ["0:h", "0:g"]}, "required_exits: expected one at a point, got '0:h' and '0:g' at one"),
+    ],
+)
+def test_exits_that_cannot_be_together_are_named(options, message):
+    table = losing_table()
+    both = replace(table, exits=("0:h", "0:g", "final"), points=np.array([0, 0, 2]))
+    with pytest.raises(ValueError, match=message):
+        mess.search(both, max_cost_ratio=1.0, **options)
+
+
 def test_one_held_out_image_is_too_few():
     table = losing_table()
     one = replace(table.select(np.array([0])), images=("z",))

@@ -15,7 +15,7 @@ from mess.calibration.counts import BatchCounts, Measure
 from mess.calibration.latency import measure_latency
 from mess.calibration.partial import Partial
 from mess.calibration.table import CalibrationTable, Costs
-from mess.data.loader import batches_from, identity_of
+from mess.data.loader import SeededLoader, batches_from, identity_of
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.cost import count_macs, profile
@@ -77,6 +77,10 @@ def calibrate(
         raise ValueError(f"class_names: expected {network.num_classes} names, got {class_names!r}")
     if isinstance(image_names, str):
         raise ValueError(f"image_names: expected a name an image, got {image_names!r}")
+    if image_names is not None and isinstance(batches, SeededLoader) and not batches.train:
+        _check_names(image_names, len(batches.dataset))
+    if spread is not None and not isinstance(batches, Sized):
+        raise ValueError(f"batches: expected a number of them (len) beside spread, got {type(batches).__name__}")
     measure = Measure(pixel_thresholds=tuple(float(t) for t in pixel_thresholds), policy=policy or PolicySettings())
     device = next(network.parameters()).device
     done = Partial(
@@ -88,12 +92,13 @@ def calibrate(
         facts={"device": str(device), "machine": platform.machine(), "torch": torch.__version__, **(facts or {})},
     )
     if partial is not None:
-        done.resume(Path(partial), _identity(network, batches, latency_rounds))
+        identity = {**_identity(network, batches, latency_rounds), "device": device.type}
+        done.resume(Path(partial), identity, facts or {})
     total = len(batches) if isinstance(batches, Sized) else 0
     unreadable: list[str] = []
     try:
         with evaluating(network):
-            if spread is not None and done.input_size is None:
+            if spread is not None and total and done.input_size is None:
                 images, _ = next(batches_from(batches, 0, 0))
                 _measure_costs(network, done, images, latency_rounds)
             with progress("calibrate", total, len(done.batches)) as advance:
@@ -117,6 +122,8 @@ def calibrate(
                 raise ValueError(f"batches: expected {total}, got none of number {missing[0]} ({len(missing)} missing)")
         if done.input_size is None:
             raise ValueError("batches: expected at least one batch, got none")
+        if image_names is not None:
+            _check_names(image_names, done.images)
     except BaseException as error:
         done.save()
         if partial is not None and done.batches and isinstance(error, KeyboardInterrupt):
@@ -125,6 +132,11 @@ def calibrate(
             )
         raise
     return done.table(None if image_names is None else tuple(image_names))
+
+
+def _check_names(names: Sequence[str], images: int) -> None:
+    if len(names) != images:
+        raise ValueError(f"image_names: expected {images}, one an image, got {len(names)}")
 
 
 def _here(

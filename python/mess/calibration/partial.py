@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import KeysView, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,24 @@ class Partial:
     _before: CalibrationTable | None = None
     _numbers: tuple[tuple[int, int], ...] = ()
     """Of the batches in `_before`: (number, images)."""
+    _done: dict[int, int] = field(default_factory=dict)
+    """Images of each batch, there and added."""
     _file: Path | None = None
     _identity: dict[str, Any] = field(default_factory=dict)
     _next_save: float = field(default_factory=lambda: time.monotonic() + SAVE_SECONDS)
 
     @property
-    def batches(self) -> set[int]:
+    def batches(self) -> KeysView[int]:
         """Numbers of those that are done."""
-        return self._added.keys() | {number for number, _ in self._numbers}
+        return self._done.keys()
 
-    def resume(self, path: Path, identity: dict[str, Any]) -> None:
-        """Keep the state in `path`, and begin with what is there.
+    @property
+    def images(self) -> int:
+        """In them."""
+        return sum(self._done.values())
+
+    def resume(self, path: Path, identity: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        """Keep the state in `path`, and begin with what is there; of the facts, those that the caller gives are new.
 
         Raises:
             ValueError: what is there is of another calibration, or no table.
@@ -74,8 +82,9 @@ class Partial:
         ):
             raise ValueError(f"partial: {path}: expected batches of {len(before.images)} images, got {pairs}")
         self._before, self._numbers = before, tuple((number, images) for number, images in pairs)
+        self._done = dict(self._numbers)
         self.input_size, self.costs = before.input_size, dict(before.costs)
-        self.facts = {name: value for name, value in before.facts.items() if name != PARTIAL}
+        self.facts = {name: value for name, value in before.facts.items() if name != PARTIAL} | dict(facts)
 
     def add(self, number: int, counts: BatchCounts) -> None:
         """One batch more.
@@ -86,6 +95,7 @@ class Partial:
         if self.input_size != counts.size:
             raise ValueError(f"batches: expected images of one size, {self.input_size}, got {counts.size}")
         self._added[number] = counts
+        self._done[number] = len(counts.ground_truth)
         if self._file is not None and time.monotonic() >= self._next_save:
             self.save()
 

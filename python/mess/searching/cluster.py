@@ -50,9 +50,11 @@ def on_ray(*, workers: int | None = None, threads: int = 1) -> Callable[[SearchP
     """
 
     def search(problem: SearchProblem) -> Outcome:
-        outcome = _Driver(problem, workers, threads).search()
+        driver = _Driver(problem, workers, threads)
+        outcome = driver.search()
         if outcome.status == "infeasible" and problem.nearest is not None:
-            nearest = _Driver(problem.nearest, workers, threads).search()
+            left = replace(problem.nearest, time_limit=driver.seconds_left())
+            nearest = _Driver(left, workers, threads).search()
             outcome = replace(outcome, nearest=nearest.found[-1] if nearest.found else None)
         return outcome
 
@@ -102,7 +104,7 @@ class _Driver:
             self._show(len(tasks) - len(waiting), len(tasks), gap)
 
         def next_piece(worker: int) -> tuple[float, list[str], list[Configuration], float | None] | None:
-            seconds = self._seconds_left()
+            seconds = self.seconds_left()
             if not left or seconds == 0:
                 return None
             size = chunk_size(len(left), workers.count, spent / max(1, begun - len(waiting)))
@@ -129,7 +131,8 @@ class _Driver:
         show()
         return not waiting
 
-    def _seconds_left(self) -> float | None:
+    def seconds_left(self) -> float | None:
+        """Of the time limit, if there is one."""
         limit = self.problem.time_limit
         return None if limit is None else max(0.0, limit - (time.monotonic() - self.started))
 

@@ -24,7 +24,7 @@ from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.searching import risk
-from mess.searching.solve import found_configuration, index_of
+from mess.searching.solve import check_required, found_configuration, index_of
 from mess_core import SearchTable
 
 Loss = Literal["disagreement", "error increase", "miss rate"]
@@ -72,6 +72,11 @@ class Guarantee:
             raise ValueError(f"limit: expected a share above 0 and below 1, got {self.limit}")
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence: expected 50 % or more, and below 100 %, got {self.confidence:.4g}")
+        if self.confidence is None and self.loss == "miss rate":
+            raise ValueError(
+                "guarantee: expected a confidence for a miss rate, got one on average: conformal risk control falls "
+                "back to the original network, which misses pixels of the class too"
+            )
         if (self.of_class is not None) != (self.loss == "miss rate"):
             raise ValueError(f"of_class: expected a class for a miss rate and only there, got {self.of_class!r}")
 
@@ -230,6 +235,7 @@ def guarantee(
     unknown = set(search_options) - _SEARCH_OPTIONS
     if unknown:
         raise ValueError(f"search_options: expected some of {sorted(_SEARCH_OPTIONS)}, got {sorted(unknown)}")
+    check_required(table, search_options.get("required_exits", ()), search_options.get("forbidden_exits", ()))
     options = {"cost": cost, "max_exits": max_exits, "time_limit": time_limit, **search_options}
     path = list(_knob(learn, wanted[0], options) if on_average else _front(learn, wanted, options))
     order = rng.permutation(len(test.images))
@@ -294,6 +300,10 @@ def _divided(
                     f"{getattr(held_out, name)}"
                 )
         both = set(held_out.images) & set(table.images)
+        if not any(_has_names(one) for one in (table, held_out)):  # what is on images that have no names
+            searched = {row.tobytes() for row in table.ground_truth}
+            known = [row.tobytes() in searched for row in held_out.ground_truth]
+            both = both if 2 * sum(known) >= len(known) else set()
         if both and table.facts.get("split") == held_out.facts.get("split"):
             raise ValueError(f"held_out: expected other images than those searched, got {sorted(both)[:3]} in both")
         if len(held_out.images) < 2:
@@ -308,6 +318,11 @@ def _divided(
         )
     order = rng.permutation(len(table.images))
     return table.select(np.sort(order[:count])), table.select(np.sort(order[count:]))
+
+
+def _has_names(table: CalibrationTable) -> bool:
+    """Whether images were named, not numbered by `mess.calibrate`."""
+    return table.images != tuple(str(number) for number in range(len(table.images)))
 
 
 def _front(

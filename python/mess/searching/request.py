@@ -83,6 +83,15 @@ class SearchSettings:
         return search(table, **(asked | other))
 
 
+def differing(settings: SearchSettings) -> list[str]:
+    """Names of flags by which a search differs from what is usual, but for who does it (engine, workers, threads)."""
+    usual = SearchSettings()
+    flags = {"required_exits": "require", "forbidden_exits": "forbid", "max_class_drop": "class-drop"}
+    flags |= {"cost_limits": "cost-limit"}
+    found = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(usual, f.name)]
+    return [flags.get(n, n).replace("_", "-") for n in found if n not in ("engine", "workers", "threads")]
+
+
 def show(bar: Bar, state: Progress) -> None:
     """How far a search is, on a bar."""
     known = "" if state.cost is None else f", best {state.cost:.4g} / {state.accuracy:.2%}"

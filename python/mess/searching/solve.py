@@ -11,6 +11,7 @@ import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
+from mess.files import WEIGHTS
 from mess.runtime import watch
 from mess_core import Found, Metric, Outcome, Progress, SearchProblem, Setting, Status
 
@@ -126,6 +127,7 @@ def search(
         raise ValueError(f"{given[0]}: expected at most one target, got {' and '.join(given)}")
     if max_drop is not None and not max_drop < 1:
         raise ValueError(f"max_drop: expected a share below 1 (0.01 is 1 percentage point), got {max_drop}")
+    check_required(table, required_exits, forbidden_exits)
     final = table.exits.index(FINAL_EXIT)
     arrays = table.search_table(cost)
     # from the same arithmetic as the search, so that the bounds it implies are met exactly
@@ -244,6 +246,19 @@ def _mixture_iou(table: CalibrationTable, taken: list[int]) -> tuple[float, ...]
     return tuple(float(i / u) if t else float("nan") for i, u, t in zip(intersection, union, truth, strict=True))
 
 
+def check_required(table: CalibrationTable, required: Sequence[str], forbidden: Sequence[str]) -> None:
+    """ValueError, by name, for exits that no configuration has together."""
+    both = sorted(set(required) & set(forbidden))
+    if both:
+        raise ValueError(f"required_exits, forbidden_exits: expected different exits, got {both[0]!r} in both")
+    at: dict[int, str] = {}
+    for name in dict.fromkeys(required):
+        point = int(table.points[index_of("exits", table.exits, name)])
+        if point in at:
+            raise ValueError(f"required_exits: expected one at a point, got {at[point]!r} and {name!r} at one")
+        at[point] = name
+
+
 def exit_accuracy(table: CalibrationTable, exit_index: int, metric: Metric) -> float:
     """Accuracy when all images take one exit."""
     if metric == "mean-iou":
@@ -275,6 +290,8 @@ def found_configuration(
         "cost_column": cost,
         "shares": [count / images for count in found.stopped],
     }
+    if WEIGHTS in table.facts:
+        promise[WEIGHTS] = table.facts[WEIGHTS]
     first = found.configuration.gates[0] if found.configuration.gates else None
     if first is not None:  # what `mess.runtime.watch` compares with
         confidence = table.image_confidence[found.configuration.exits[0], first.pixel_threshold]

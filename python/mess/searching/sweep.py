@@ -28,7 +28,7 @@ import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.cluster import Workers
 from mess.deployment.configuration import Configuration, describe
-from mess.files import entries, entry, json_text, write_whole
+from mess.files import entries, entry, expect_file, json_text, write_whole
 from mess.searching import request
 from mess.searching.request import SearchSettings, Target
 from mess.searching.solve import SearchResult
@@ -200,10 +200,7 @@ def write_parquet(path: str | Path, asked: Sequence[Wish], results: Mapping[str,
     Raises:
         RuntimeError: pyarrow is not installed.
     """
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise RuntimeError(f"sweep: Parquet needs the ray extra: pip install 'mess[ray]' ({error})") from None
+    arrow, parquet = _parquet()
     text, number = arrow.string(), arrow.float64()
     columns = {
         "search": text,
@@ -223,6 +220,22 @@ def write_parquet(path: str | Path, asked: Sequence[Wish], results: Mapping[str,
     rows = [row for wish in asked for row in _rows(wish, results[wish.name])]
     content = arrow.Table.from_pylist(rows, schema=arrow.schema(list(columns.items())))
     write_whole(Path(path), lambda temporary: parquet.write_table(content, temporary))
+
+
+def check_parquet(path: str | Path) -> None:
+    """Raise what `write_parquet` would because of the library or the place."""
+    _parquet()
+    expect_file(Path(path))
+    trial = Path(path).with_name(f".{Path(path).name}.trial")
+    write_whole(trial, lambda temporary: temporary.touch())
+    trial.unlink()
+
+
+def _parquet() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise RuntimeError(f"sweep: Parquet needs the ray extra: pip install 'mess[ray]' ({error})") from None
 
 
 def _rows(wish: Wish, result: SearchResult | str) -> Iterator[dict[str, Any]]:

@@ -69,12 +69,17 @@ impl Control {
     pub(crate) fn stopped(&self) -> bool {
         #[cfg(test)]
         if self.patience.fetch_sub(1, Ordering::Relaxed) == 0 {
-            self.cancel.store(true, Ordering::Relaxed);
+            self.cancel();
         }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.cancel.store(true, Ordering::Relaxed);
+            self.cancel();
         }
         self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Stop as soon as possible.
+    pub(crate) fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
     }
 
     /// Begin a pass; `covered` of its configurations are known already.

@@ -22,7 +22,7 @@ use super::ascent::{Family, Valued, ascend, excluding_multiplier, hull, interest
 use super::bound::MARGIN;
 use super::compact::{Compact, Mixture};
 use super::control::{Control, Progress};
-use super::evaluate::{Evaluation, evaluate, exit_accuracy, total_cost};
+use super::evaluate::{Evaluation, evaluate_on_valid, exit_accuracy, total_cost};
 use super::field::{Band, Field};
 use super::incumbent::{Incumbents, Targets};
 use super::journal::Journal;
@@ -227,6 +227,9 @@ impl Shared<'_, '_> {
                     && let Some(journal) = journal
                 {
                     journal.finish(wanted, &[name], &self.incumbents.configurations());
+                    if journal.check().is_err() {
+                        self.control.cancel(); // what it finds from now on would be lost with the error
+                    }
                 }
             });
             if self.control.stopped() {
@@ -272,7 +275,7 @@ impl Shared<'_, '_> {
 
     /// Take a configuration into account that somebody else found, if space and limits allow it.
     pub(crate) fn offer_known(&self, configuration: &Configuration) -> Result<()> {
-        let Evaluation { found, position } = evaluate(self.table, self.query.scoring, configuration)?;
+        let Evaluation { found, position } = evaluate_on_valid(self.table, self.query.scoring, configuration)?;
         let exits = &configuration.exits;
         let space = &self.query.space;
         if exits.len() > space.max_exits || !self.is_wanted(exits) {
@@ -487,8 +490,9 @@ impl Shared<'_, '_> {
                 (bound, if best.cost > 0.0 { (best.cost - bound) / best.cost } else { 0.0 })
             }
             (Objective::MaximizeAccuracy { .. }, Some(best)) => {
-                let bound = (best.accuracy * (1.0 + gap)).min(1.0);
-                (bound, if best.accuracy > 0.0 { (bound - best.accuracy) / best.accuracy } else { 0.0 })
+                let bound = if gap.is_finite() { (best.accuracy * (1.0 + gap)).min(1.0) } else { 1.0 };
+                let above = bound - best.accuracy;
+                (bound, if above > 0.0 { above / best.accuracy } else { 0.0 }) // of accuracy 0, an infinite part
             }
             (Objective::ParetoFront { .. }, None) if gap > 0.0 => (1.0, f64::INFINITY),
             (Objective::ParetoFront { .. }, _) => (gap.min(1.0), gap.min(1.0)),

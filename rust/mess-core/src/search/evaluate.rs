@@ -22,6 +22,15 @@ pub struct Evaluation {
 pub fn evaluate(table: &Table<'_>, scoring: Scoring, configuration: &Configuration) -> Result<Evaluation> {
     table.validate()?;
     scoring.validate(table)?;
+    evaluate_on_valid(table, scoring, configuration)
+}
+
+/// The same on a table that was validated: to do so reads all of it.
+pub(crate) fn evaluate_on_valid(
+    table: &Table<'_>,
+    scoring: Scoring,
+    configuration: &Configuration,
+) -> Result<Evaluation> {
     check(table, scoring.setting, configuration)?;
     let exits = &configuration.exits;
     let last = exits.len() - 1;
@@ -55,7 +64,8 @@ pub fn evaluate(table: &Table<'_>, scoring: Scoring, configuration: &Configurati
     Ok(Evaluation { found: Found { configuration: configuration.clone(), cost, accuracy, stopped }, position })
 }
 
-fn check(table: &Table<'_>, setting: Setting, configuration: &Configuration) -> Result<()> {
+/// Whether a configuration fits a table and a setting.
+pub(crate) fn check(table: &Table<'_>, setting: Setting, configuration: &Configuration) -> Result<()> {
     let Configuration { exits, gates } = configuration;
     if exits.is_empty() || exits.iter().any(|e| *e >= table.num_exits()) {
         return Err(Error::value("exits", format!("indices 0..{}", table.num_exits()), format!("{exits:?}")));

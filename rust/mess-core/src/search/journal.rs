@@ -20,7 +20,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use super::evaluate::evaluate;
+use super::evaluate;
 use super::objective::Query;
 use super::outcome::{Configuration, Gate};
 use super::table::Table;
@@ -58,19 +58,21 @@ impl Journal {
         if !file.metadata().map_err(fails)?.is_file() {
             return Err(Error::value("journal", "a file that can be written", path.display()));
         }
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(fails)?;
-        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(fails)?;
+        let num_whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let (whole, torn) = bytes.split_at(num_whole);
+        let (whole, torn) = (String::from_utf8_lossy(whole), String::from_utf8_lossy(torn));
         let mut lines = whole.lines();
-        let first = lines.next().unwrap_or(&text);
+        let first = lines.next().unwrap_or(&torn);
         let is_begun = whole.is_empty() && key.starts_with(first); // killed while it wrote its first line
         if first != key && !is_begun {
             let first: String = first.chars().take(80).collect();
             return Err(Error::value("journal", format!("one of this table and search ({key})"), first));
         }
         // nothing is cut off but a torn last line of a journal
-        if whole.len() < text.len() {
-            file.set_len(whole.len() as u64).map_err(fails)?;
+        if num_whole < bytes.len() {
+            file.set_len(num_whole as u64).map_err(fails)?;
         }
         if whole.is_empty() {
             file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
@@ -81,7 +83,7 @@ impl Journal {
             match line.split_once(' ') {
                 Some(("found", rest)) => {
                     if let Some(configuration) = parsed(rest)
-                        && evaluate(table, query.scoring, &configuration).is_ok()
+                        && evaluate::check(table, query.scoring.setting, &configuration).is_ok()
                         && found.insert(rest.to_string())
                     {
                         known.push(configuration);

@@ -11,6 +11,7 @@ use ndarray::{Array1, Array2, Array3};
 use super::*;
 use crate::search::bound::Ranges;
 use crate::search::compact::{GROUPS, RUNS};
+use crate::search::evaluate::evaluate;
 use crate::search::limits::Limits;
 use crate::search::objective::{Metric, Scoring};
 use crate::search::pieces::Pieces;
