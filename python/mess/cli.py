@@ -389,6 +389,8 @@ def search(
     given = request.targets(accuracy_drop=accuracy_drop, min_accuracy=min_accuracy, budget=budget, front=front)
     if min_cost and not (given and given[0][1].minimises_cost):
         raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
+    if min_cost and setting == "anytime":
+        raise ValueError("--min-cost: expected another setting than anytime, whose accuracy is what is best")
     if max_accuracy and budget is None:
         raise ValueError("--max-accuracy: expected --budget beside it")
     if journal is not None and not given:
@@ -411,8 +413,11 @@ def search(
         workers=workers,
     )
     if sweep is not None:
-        if given or guarantee or journal is not None:
-            raise ValueError("--sweep: expected no target, --guarantee or --journal beside it")
+        if given or guarantee or journal is not None or held_out is not None:
+            raise ValueError("--sweep: expected no target, --guarantee, --held-out or --journal beside it")
+        apart = request.differing(settings)
+        if apart:
+            raise ValueError(f"--{apart[0]}: expected in the entries of the sweep file, got it beside --sweep")
         swept = search_verb.sweep_run(
             run, sweep, out, split=split, engine=settings.engine, workers=workers, threads=threads
         )
@@ -463,8 +468,8 @@ def search(
 def evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="split to report on; not the one that was searched")] = "test",
-    clock_images: Annotated[int, typer.Option(min=0, help="images to time, one at a time")] = 40,
-    rounds: Annotated[int, typer.Option(help="timing rounds")] = 3,
+    clock_images: Annotated[int, typer.Option(min=1, help="images to time, one at a time")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="timing rounds")] = 3,
     as_json: JsonOption = False,
 ) -> None:
     """Report what was found on an unseen split: accuracy, MACs, the clock, and the share of images at each exit."""
@@ -496,12 +501,11 @@ def run(
     from mess import verbs
     from mess.progress import console
 
-    results = verbs.run_images(run, images, configuration=configuration, out=out, model=model)
-    for path, result in results.items():
+    for path, result in verbs.run_images(run, images, configuration=configuration, out=out, model=model):
         # cut off, not rounded: 0.9997 is not the 1 that was asked for
         confidences = ", ".join(f"{int(c * 1000 + 1e-9) / 1000:.3f}" for c in result.image_confidence)
         if as_json:
-            fields = {"image": path, "exit": result.exit, "image_confidence": result.image_confidence}
+            fields = {"image": str(path), "exit": result.exit, "image_confidence": result.image_confidence}
             typer.echo(json_text({**fields, "milliseconds": result.milliseconds}))
         else:
             console.print(

@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,6 +30,9 @@ NUMPY_DTYPES = {
 READ_TRIES = 20
 """Of a file that is replaced each time while it is read."""
 
+OURS = ".mess-"
+"""What names of temporary files and folders begin with: they may be deleted, and nobody else's."""
+
 Result = TypeVar("Result")
 
 
@@ -42,8 +46,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     expect_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, f".*.{path.name}")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which some writers go by
+    sweep(path.parent, rf"{re.escape(OURS)}\d+-{re.escape(path.name)}")
+    temporary = path.with_name(f"{OURS}{os.getpid()}-{path.name}")  # keeps the suffix, which some writers go by
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
@@ -54,22 +58,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Delete what killed writers left in `folder`: temporary files or folders that nobody touched for an hour."""
-    for path in folder.glob(pattern):
+    """Delete what killed writers left in `folder`: temporary files or folders that nobody touched for an hour.
+
+    `pattern` is a regular expression for their whole name, of nothing but what the writers here give.
+    """
+    try:
+        names = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
+    except PermissionError:  # a folder that can be written and not listed
+        return
+    for path in names:
         with contextlib.suppress(FileNotFoundError):  # another process sweeps too
-            if time.time() - path.stat().st_mtime > 3600:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if time.time() - path.lstat().st_mtime > 3600:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which becomes `path` when the block ends well, and is deleted otherwise.
 
-    Its files are flushed to the disk before that.
+    Its files are flushed to the disk before that. Of a link, the folder that it leads to is replaced.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, f".{path.name}-*")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    sweep(path.parent, rf"{re.escape(OURS)}{re.escape(path.name)}-[a-z0-9_]{{8}}")  # as mkdtemp names them
+    temporary = Path(tempfile.mkdtemp(prefix=f"{OURS}{path.name}-", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -85,13 +97,13 @@ def replace_folder(new: Path, path: Path) -> None:
     """Give `new` the name `path`, and delete the folder that had it, if any.
 
     On Linux the two are exchanged in one step, so that `path` always holds the old folder or the new one, whatever
-    kills the process. Elsewhere it is without a folder for a moment, and the old one is beside it, as `.<name>.old`.
+    kills the process. Elsewhere it is without a folder for a moment, and the old one beside it, as `.mess-<name>.old`.
     """
     if not path.exists():
         new.replace(path)
         return
     if not _exchanged(new, path):
-        old = path.with_name(f".{path.name}.old")
+        old = path.with_name(f"{OURS}{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         path.replace(old)
         new.replace(path)
@@ -170,6 +182,9 @@ KINDS = {
 EXITS_FILE = "exits.safetensors"
 """Of a run folder: the trained multi-exit network (`mess.runs`)."""
 
+WEIGHTS = "weights_sha256"
+"""Of a table's facts and of a promise: the SHA-256 of the `EXITS_FILE` that they were measured with."""
+
 
 def kind_of(folder: Path) -> str:
     """`; FOLDER is a ...`, for whoever expected another kind of folder; nothing when it is none of ours."""
@@ -181,6 +196,24 @@ def expect_run(folder: Path) -> None:
     if not (folder / "run.json").is_file():
         made = kind_of(folder) or "; `mess train` makes one"
         raise FileNotFoundError(f"run: expected a run folder, got {folder} (no run.json there){made}")
+
+
+def expect_replaceable(
+    folder: Path, file: str, kind: str, holds: Callable[[Mapping[str, Any]], Collection[str]]
+) -> None:
+    """ValueError unless `folder` is new, empty, or an earlier one of its kind with nothing else in it: `file` there is
+    a JSON object whose `format` is `kind`, and `holds` gives the names of the others from it."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    what = f"out: expected a new or empty folder, or an earlier one of these, got {folder}"
+    if not (folder / file).is_file():
+        raise ValueError(f"{what} (no {file} there)")
+    value = read_json(folder / file, "out")
+    if value.get("format") != kind:
+        raise ValueError(f"{what} ({file} is of no {kind!r})")
+    others = {path.name for path in folder.iterdir()} - {file, *holds(value)}
+    if others:
+        raise ValueError(f"{what}, in which {sorted(others)[0]!r} would be lost")
 
 
 def expect_file(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,15 +12,12 @@ from typing import Any
 from mess.calibration.table import CalibrationTable
 from mess.cluster import connection
 from mess.deployment.configuration import Configuration
-from mess.files import EXITS_FILE, expect_run, file_sha256, write_json
-from mess.progress import progress
+from mess.files import EXITS_FILE, WEIGHTS, expect_run, file_sha256, write_json
+from mess.progress import console, progress
 from mess.reporting import charts
 from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
-from mess.searching.sweep import sweep, wishes, write_parquet
-
-WEIGHTS = "weights_sha256"
-"""Among a table's facts: of the run's `EXITS_FILE`."""
+from mess.searching.sweep import Wish, check_parquet, sweep, wishes, write_parquet
 
 
 def search_run(
@@ -89,19 +86,29 @@ def sweep_run(
     Args:
         source: a run folder, or a table file.
         targets: the sweep file.
-        out: the Parquet file.
+        out: the Parquet file. Interrupted, what is done is in `<its name>.partial.parquet`.
     """
     asked = wishes(targets)
+    check_parquet(out)  # what cannot be written is told before the long part
+    done: dict[str, SearchResult | str] = {}
+    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     with progress("sweep", len(asked)) as bar:
-        results = sweep(
-            table_of(source, split),
-            asked,
-            engine=engine,
-            workers=workers,
-            threads=threads,
-            report=lambda done, wish, result: bar.set(done, len(asked), wish.name),
-        )
+
+        def report(number: int, wish: Wish, result: SearchResult | str) -> None:
+            done[wish.name] = result
+            bar.set(number, len(asked), wish.name)
+
+        table = table_of(source, split)
+        try:
+            results = sweep(table, asked, engine=engine, workers=workers, threads=threads, report=report)
+        except BaseException:
+            if done:
+                with suppress(OSError):
+                    write_parquet(partial, [wish for wish in asked if wish.name in done], done)
+                    console.print(f"sweep: {len(done)} of {len(asked)} searches are in {partial}", highlight=False)
+            raise
     write_parquet(out, asked, results)
+    partial.unlink(missing_ok=True)
     return results
 
 
@@ -154,7 +161,8 @@ def search_baselines(
     """What a single exit, uniform placement and a greedy choice reach for the same target."""
     table = table_of(source, split)
 
-    here = replace(settings, engine="local", threads=None)  # each takes less than starting workers does
+    # each takes less than starting workers does, whose threads are not this process's
+    here = settings if settings.engine == "local" else replace(settings, engine="local", threads=None)
 
     def one(**other: Any) -> SearchResult:
         return here.search(table, target, **other)
@@ -192,17 +200,19 @@ def table_of(source: Path, split: str) -> CalibrationTable:
     if not path.is_file():
         raise FileNotFoundError(f"table: {path} is not there; run `mess calibrate {source} --split {split}` first")
     table = CalibrationTable.load(path)
-    weights = source / EXITS_FILE
-    if (
-        WEIGHTS in table.facts
-        and weights.is_file()
-        and _sha256(weights, weights.stat().st_mtime_ns) != table.facts[WEIGHTS]
-    ):
+    if not is_of_weights(source, table.facts):
         raise ValueError(
-            f"table: {path} is of other weights than {weights} has now; run `mess calibrate {source} --split {split}` "
-            "again"
+            f"table: {path} is of other weights than {source / EXITS_FILE} has now; run `mess calibrate {source} "
+            f"--split {split}` again"
         )
     return table
+
+
+def is_of_weights(run: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether `facts`, of a table, a promise or an evaluation, were measured with the weights that the run has now, as
+    far as they tell."""
+    path = run / EXITS_FILE
+    return WEIGHTS not in facts or not path.is_file() or _sha256(path, path.stat().st_mtime_ns) == facts[WEIGHTS]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save
 from mess.deployment.run import RunResult
 from mess.deployment.run import run as run_image
 from mess.exit_names import FINAL_EXIT
-from mess.files import EXITS_FILE, expect_file, file_sha256, read_json, write_json, write_whole
+from mess.files import EXITS_FILE, WEIGHTS, expect_file, file_sha256, read_json, write_json, write_whole
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.zoo import comes_from_a_library, model_from_spec
 from mess.policy import PolicySettings
@@ -36,7 +36,7 @@ from mess.reporting import charts, figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
 from mess.runtime import Manifest
-from mess.search_verb import WEIGHTS, search_run, table_of
+from mess.search_verb import is_of_weights, search_run, table_of
 from mess.searching import evaluate, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine
 from mess.searching.solve import metric_of
@@ -209,8 +209,8 @@ def _of_policy(found: Mapping[str, Configuration], policy: PolicySettings) -> di
 
 def run_images(
     folder: Path, paths: list[Path], *, configuration: str | None, out: Path, model: str = ""
-) -> dict[str, RunResult]:
-    """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each.
+) -> Iterator[tuple[Path, RunResult]]:
+    """Segment image files; write `<stem>.png`, an indexed picture in the dataset's colours, for each, one by one.
 
     Args:
         folder: a run, or one that `share_run` wrote.
@@ -234,15 +234,13 @@ def run_images(
     else:
         palette, deployed = runs.RunSettings.load(folder).palette, load_run(folder, configuration)
     colours = bytes(channel for colour in palette for channel in colour)
-    results = {}
     for path in paths:
         result = run_image(deployed, decode(path, "RGB", upright=True))
         picture = Image.fromarray(result.labels.astype(np.uint8), mode="P")
         if colours:
             picture.putpalette(colours)
         _save_picture(picture, targets[path])
-        results[str(path)] = result
-    return results
+        yield path, result
 
 
 def export_run(folder: Path, *, configuration: str | None, out: Path, any_size: bool = False) -> Manifest:
@@ -253,8 +251,10 @@ def export_run(folder: Path, *, configuration: str | None, out: Path, any_size: 
     """
     settings = runs.RunSettings.load(folder)
     deployed = load_run(folder, configuration, any_size=any_size)
-    tables_there = sorted(folder.glob("table-*.safetensors"))
-    facts = CalibrationTable.load(tables_there[0]).facts if tables_there else {}
+    split = deployed.configuration.promise.get("split") or "val"  # the table that it was found in
+    path = folder / f"table-{split}.safetensors"
+    facts = CalibrationTable.load(path).facts if path.is_file() else {}
+    facts = facts if is_of_weights(folder, facts) else {}
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
 
 
@@ -271,10 +271,17 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
     wanted = names or sorted(found, key=lambda name: name != "drop-1pp")
     if not set(wanted) <= found.keys():
         raise ValueError(f"configuration: expected some of {sorted(found)}, got {wanted}")
-    evaluation = folder / "evaluation-test.json"
-    measured = read_json(evaluation, "evaluation") if evaluation.is_file() else None
-    if measured is not None and not set(wanted) <= measured["configurations"].keys():
-        raise ValueError(f"configuration: {evaluation} has no numbers of all of {wanted}; run `mess evaluate` again")
+    there = {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
+    there.pop("train", None)  # whose images the weights have seen
+    evaluation = there.get("test") or next(iter(there.values()), None)  # data without a test split has another
+    measured = None if evaluation is None else read_json(evaluation, "evaluation")
+    if measured is not None:
+        exits = {name: row["exits"] for name, row in measured["configurations"].items()}
+        is_of_these = all(exits.get(name) == [asdict(chosen) for chosen in found[name].exits] for name in wanted)
+        if not (is_of_these and is_of_weights(folder, measured["facts"])):
+            raise ValueError(
+                f"configuration: {evaluation} is not of {wanted} as they are now; run `mess evaluate {folder}` again"
+            )
     if not comes_from_a_library(settings.model):
         console.print(
             f"note: the folder does not hold the code of {settings.model}: whoever loads it gives the model (net=, or "
@@ -363,7 +370,7 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
         network=network,
         tables=splits,
         named=named,
-        front=[c for c in front if _is_in(c, splits)],
+        front=[c for c in front if _is_in(c, splits) and is_of_weights(folder, c.promise)],
         cost=cost,
         samples=samples(network, settings, splits, list(named.values()), num_samples),
         palette=np.array(settings.palette, dtype=np.uint8),
@@ -384,7 +391,21 @@ def _is_in(configuration: Configuration, splits: Mapping[str, CalibrationTable])
 
 
 def configurations(folder: Path) -> dict[str, Configuration]:
-    """The configurations that `search_run` left, by name; standard targets first."""
+    """The configurations that `search_run` left, by name, standard targets first; not those of other weights."""
+    found = _all_configurations(folder)
+    fitting = {name: chosen for name, chosen in found.items() if is_of_weights(folder, chosen.promise)}
+    if others := ", ".join(name for name in found if name not in fitting):
+        if not fitting:
+            raise ValueError(f"configuration: {others}: {_of_other_weights(folder)}")
+        console.print(f"warning: left out: {others}: {_of_other_weights(folder)}", highlight=False, soft_wrap=True)
+    return fitting
+
+
+def _of_other_weights(folder: Path) -> str:
+    return f"searched with other weights than {folder} has now; run `mess calibrate` and `mess search` again"
+
+
+def _all_configurations(folder: Path) -> dict[str, Configuration]:
     paths = {path.stem: path for path in sorted((folder / "configurations").glob("*.json"))}
     if not paths:
         raise FileNotFoundError(f"configuration: {folder / 'configurations'} holds none; run `mess search` first")
@@ -394,13 +415,14 @@ def configurations(folder: Path) -> dict[str, Configuration]:
 
 def configuration_named(folder: Path, name: str | None) -> Configuration:
     """A configuration of the run by name, or any configuration file by path; by default `drop-1pp`, or the only one."""
-    if name is not None and Path(name).is_file():
-        return Configuration.load(name)
-    found = configurations(folder)
-    default = next(iter(found)) if len(found) == 1 else "drop-1pp"
-    if (name or default) in found:
-        return found[name or default]
-    raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {name or default!r}")
+    is_file = name is not None and Path(name).is_file()
+    found = {str(name): Configuration.load(str(name))} if is_file else _all_configurations(folder)
+    wanted = name or (next(iter(found)) if len(found) == 1 else "drop-1pp")
+    if wanted not in found:
+        raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {wanted!r}")
+    if not is_of_weights(folder, found[wanted].promise):
+        raise ValueError(f"configuration: {wanted}: {_of_other_weights(folder)}")
+    return found[wanted]
 
 
 def load_run(folder: str | Path, configuration: str | None = None, *, any_size: bool = False) -> DeployedNetwork:

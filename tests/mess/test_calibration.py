@@ -163,15 +163,31 @@ def test_bad_input(network, val_images, batches, options, message):
         mess.calibrate(network, batches(images, labels), **{"latency_rounds": 0, **options})
 
 
-def test_a_table_of_other_weights_is_refused(run_folder, tmp_path):
+def test_a_table_of_other_weights_is_refused(run_folder, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
-    assert search_verb.table_of(folder, "val").facts["split"] == "val"
+    table_before = search_verb.table_of(folder, "val")
+    assert table_before.facts["split"] == "val"
     with safe_open(folder / "exits.safetensors", "pt") as file:
         tensors, header = {name: file.get_tensor(name) + 1 for name in file.keys()}, file.metadata()  # noqa: SIM118
     save_file(tensors, folder / "exits.safetensors", metadata=header)
+    found = mess.search(table_before, max_cost_ratio=1.0).best
+    assert found.promise["weights_sha256"] == table_before.facts["weights_sha256"]
+    (folder / "configurations").mkdir()
+    for name in ("old", "unknown"):
+        promise = dict(found.promise) if name == "old" else {}
+        replace(found, promise=promise).save(folder / "configurations" / f"{name}.json")
     with pytest.raises(ValueError, match="table: .* is of other weights than .*; run `mess calibrate .* --split val`"):
         search_verb.table_of(folder, "val")
+    assert list(verbs.configurations(folder)) == ["unknown"]
+    with pytest.raises(ValueError, match="expected one of .'old', 'unknown'. or a file, got 'drop-1pp'"):
+        verbs.load_run(folder)  # not the only one that is left
+    assert "left out: old: searched with other weights" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(ValueError, match="configuration: .*old.json: searched with other weights than .* has now"):
+        verbs.load_run(folder, str(folder / "configurations" / "old.json"))
+    (folder / "configurations" / "unknown.json").unlink()
+    with pytest.raises(ValueError, match="configuration: old: searched with other weights .*`mess search` again"):
+        verbs.load_run(folder)
 
 
 def test_another_policy_leaves_earlier_configurations_out(run_folder, tmp_path, capsys):
@@ -281,6 +297,24 @@ def test_names_are_looked_at_before_anything_is_computed(network):
         mess.calibrate(network, [None], class_names=["a", "b"])
     with pytest.raises(ValueError, match="image_names: expected a name an image, got 'abc'"):
         mess.calibrate(network, [None], image_names="abc")
+    loader = runs.loader(SETTINGS, split="val")
+    with pytest.raises(ValueError, match=f"image_names: expected {len(loader.dataset)}, one an image, got 2"):
+        mess.calibrate(network, loader, image_names=["a", "b"])
+    with pytest.raises(ValueError, match="batches: expected a number of them .len. beside spread, got generator"):
+        mess.calibrate(network, (None for _ in range(2)), spread=lambda measure, numbers: iter(()))
+    with pytest.raises(ValueError, match="batches: expected at least one batch, got none"):
+        mess.calibrate(network, [], spread=lambda measure, numbers: iter(()))
+
+
+def test_a_wrong_number_of_names_loses_nothing(network, tmp_path):
+    batches = [(torch.rand(2, 3, 32, 48), torch.randint(0, 6, (2, 32, 48))) for _ in range(2)]
+    partial = tmp_path / "partial.safetensors"
+    options = {"latency_rounds": 0, "partial": partial}
+    with pytest.raises(ValueError, match="image_names: expected 4, one an image, got 3"):
+        mess.calibrate(network, batches, image_names=["a", "b", "c"], **options)
+    again = mess.calibrate(network, batches, image_names=["a", "b", "c", "d"], facts={"split": "val"}, **options)
+    assert again.images == ("a", "b", "c", "d")
+    assert again.facts["split"] == "val"  # what is known now counts, not what was when it began
 
 
 def test_a_partial_table_is_kept_from_time_to_time(network, tmp_path, monkeypatch):

@@ -213,6 +213,19 @@ TRAIN = ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size",
         (("search", "/no/where", "--min-accuracy", "0.5"), "--min-accuracy: expected percent, such as 60, got 0.5"),
         (("search", "/no/where", "--max-drop", "1", "--budget", "1x"), "expected at most one"),
         (("search", "/no/where", "--min-cost"), "--min-cost: expected --accuracy-drop or --min-accuracy beside it"),
+        (
+            ("search", "/no/where", "--max-drop", "1", "--min-cost", "--setting", "anytime"),
+            "--min-cost: expected another setting than anytime",
+        ),
+        (
+            ("search", "/no/where", "--sweep", "x", "--cost", "latency_ms", "--max-exits", "2"),
+            "--cost: expected in the entries of the sweep file, got it beside --sweep",
+        ),
+        (("search", "/no/where", "--sweep", "x", "--require", "final"), "--require: expected in the entries of"),
+        (
+            ("search", "/no/where", "--sweep", "x", "--held-out", "test"),
+            "--sweep: expected no target, --guarantee, --held",
+        ),
         (("search", "/no/where", "--budget", "half"), "--budget: expected a share such as 0.5x, or a cost, got 'half'"),
         (("search", "/no/where", "--class-drop", "car"), "--class-drop: expected CLASS=PERCENTAGE_POINTS, got 'car'"),
         (

@@ -130,7 +130,8 @@ def test_no_folder_has_code_run_or_other_files_read(shared, code, tmp_path, monk
 def test_which_models_come_from_libraries():
     for spec in ("small_resnet_fcn", "mobilenet_v2_fcn:16", "torchvision:fcn_resnet50", "smp:Unet/resnet18", "hf:dpt"):
         assert comes_from_a_library(spec)
-    for spec in ("", "torchvision:nothing", "mobilenet_v2_fcn:x", "package.module:factory"):
+    foreign = ("smp:Unet/tu-local-dir:/some/path", "smp:Unet/tu-hf-hub:somebody/model")
+    for spec in ("", "torchvision:nothing", "mobilenet_v2_fcn:x", "package.module:factory", *foreign):
         assert not comes_from_a_library(spec)
 
 
@@ -186,9 +187,19 @@ def test_what_is_written_over(network, found, shared):
         mess.save_pretrained(network, shared, found, measured=nothing, **options)
     assert (shared / "config.json").read_bytes() == before
     (shared / "precious.txt").touch()
-    with pytest.raises(ValueError, match="out: expected a new or empty folder"):
+    with pytest.raises(ValueError, match=r"out: expected a new or empty folder.*'precious.txt' would be lost"):
         mess.save_pretrained(network, shared, found, **options)
-    assert [path.name for path in shared.parent.iterdir()] == ["net"]
+    (shared / "precious.txt").unlink()
+    for name, content in (
+        ("README.md", "mine"),
+        ("config.json", '{"model_type": "segformer"}'),
+    ):  # as transformers has it
+        mine = shared.with_name(name)
+        mine.mkdir()
+        (mine / name).write_text(content)
+        with pytest.raises(ValueError, match=r"out: expected a new or empty folder, .*config.json"):
+            mess.save_pretrained(network, mine, found, **options)
+        assert (mine / name).read_text() == content
 
 
 def test_other_networks_configurations(network, found, tmp_path):
@@ -215,6 +226,11 @@ def test_the_card_is_one_for_the_hub(found):
         ('odd: "name" #1', "mean_iou", 0.5)
     }
     assert "| best | 50.00% | 50.0% | 75.0% | 50%, 50% |" in text
+    assert "which the search did not see" in text
+    seen = model_card(found, model="", size=(48, 64), measured=measured | {"split": "val"})
+    assert "which the search did not see" not in seen
+    assert "by which `best`, `half` was chosen" in seen
+    assert huggingface_hub.ModelCard(seen).data.eval_results is None
     plain = huggingface_hub.ModelCard(model_card(found, model="small_resnet_fcn", size=(48, 64)))
     assert plain.data.eval_results is None
     assert "Not measured on images that the search did not see" in plain.text
@@ -278,6 +294,13 @@ def test_the_verbs(run_folder, tmp_path):
     card = huggingface_hub.ModelCard.load(tmp_path / "net" / "README.md")
     assert card.data.license == "mit"
     assert len(card.data.eval_results) == 2
+    kept = (run / "configurations" / "drop-1pp.json").read_text()
+    other = json.loads(kept) | {"exits": [{"exit": "final"}]}
+    (run / "configurations" / "drop-1pp.json").write_text(json.dumps(other))  # searched again, and not measured
+    with pytest.raises(ValueError, match=r"evaluation-test.json is not of .* as they are now; run `mess evaluate"):
+        verbs.share_run(run, names=[], out=tmp_path / "stale")
+    assert not (tmp_path / "stale").exists()
+    (run / "configurations" / "drop-1pp.json").write_text(kept)
     photo = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     for folder, out in ((run, "a"), (tmp_path / "net", "b")):
@@ -286,7 +309,7 @@ def test_the_verbs(run_folder, tmp_path):
     config = json.loads((tmp_path / "net" / "config.json").read_text())
     (tmp_path / "net" / "config.json").write_text(json.dumps({**config, "model": "mine.py:net"}))
     with pytest.raises(ValueError, match="mess run has --model"):
-        verbs.run_images(tmp_path / "net", [tmp_path / "photo.png"], configuration=None, out=tmp_path / "c")
+        next(verbs.run_images(tmp_path / "net", [tmp_path / "photo.png"], configuration=None, out=tmp_path / "c"))
     command = [sys.executable, "-m", "mess", "run", "net", "photo.png", "--out", "c", "--model", "small_resnet_fcn"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert np.array_equal(Image.open(tmp_path / "b" / "photo.png"), Image.open(tmp_path / "c" / "photo.png"))

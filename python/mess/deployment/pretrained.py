@@ -32,6 +32,7 @@ from mess.files import (
     colours,
     entries,
     entry,
+    expect_replaceable,
     file_sha256,
     height_and_width,
     read_json,
@@ -205,9 +206,7 @@ def save_pretrained(
     if not isinstance(network, MultiExitNetwork):
         raise TypeError(f"network: expected a MultiExitNetwork, from mess.convert, got {type(network).__name__}")
     folder = Path(out)
-    known = {CONFIG, WEIGHTS, CARD}
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):
-        raise ValueError(f"out: expected a new or empty folder, or an earlier one of these, got {folder}")
+    expect_replaceable(folder, CONFIG, FORMAT, lambda _: (WEIGHTS, CARD))
     hub = _hub() if push_to_hub else None
     named = {"default": configurations} if isinstance(configurations, Configuration) else dict(configurations)
     if len(class_names) != network.num_classes:
@@ -240,7 +239,9 @@ def save_pretrained(
         written = Pretrained.load(temporary)
     if hub is not None:
         hub.HfApi().create_repo(push_to_hub, exist_ok=True)
-        hub.HfApi().upload_folder(repo_id=push_to_hub, folder_path=folder, allow_patterns=sorted(known))
+        hub.HfApi().upload_folder(
+            repo_id=push_to_hub, folder_path=folder, allow_patterns=sorted({CONFIG, WEIGHTS, CARD})
+        )
     return written
 
 

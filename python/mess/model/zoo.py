@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,10 @@ def comes_from_a_library(spec: str) -> bool:
     if name == "hf":
         return rest in _library("transformers", "transformers").CONFIG_MAPPING
     own = spec == "small_resnet_fcn" or (name == "mobilenet_v2_fcn" and (not rest or rest.isdigit()))
-    return own or name == "smp" or spec.removeprefix("torchvision:") in list_models(module=segmentation)
+    is_smp = (
+        name == "smp" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest) is not None
+    )  # timm's local-dir:, hf-hub: are not
+    return own or is_smp or spec.removeprefix("torchvision:") in list_models(module=segmentation)
 
 
 def _from_smp(rest: str, num_classes: int) -> nn.Module:
