@@ -190,6 +190,12 @@ def test_a_table_of_other_weights_is_refused(run_folder, tmp_path, capsys):
         verbs.load_run(folder)
 
 
+def test_a_run_that_is_not_trained_yet_says_how_to_go_on(run_folder, tmp_path):
+    shutil.copy(run_folder / "run.json", tmp_path / "run.json")
+    with pytest.raises(FileNotFoundError, match="run: .*exits.safetensors is not there yet; `mess train` .* goes on"):
+        runs.trained_network(tmp_path)
+
+
 def test_another_policy_leaves_earlier_configurations_out(run_folder, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)

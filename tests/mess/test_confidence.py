@@ -73,3 +73,11 @@ def test_fused_upsampling_equals_torch(align_corners, size):
     np.testing.assert_allclose(confidence, expected.numpy(), atol=2e-5)
     clear = (whole.topk(2, dim=0).values.diff(dim=0).abs() > 1e-4)[0].numpy()
     np.testing.assert_array_equal(labels[clear], expected_labels.numpy()[clear])
+
+
+def test_an_empty_tensor_of_bfloat16_is_told_as_others_are():
+    empty = torch.zeros(0, 3, 4, 5, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="logits: expected at least one image"):
+        mess_core.image_confidence(empty, pixel_threshold=0.5)
+    values, labels = mess_core.confidence_map(torch.zeros(3, 0, 5, dtype=torch.bfloat16))
+    assert values.shape == labels.shape == (0, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,19 @@ def test_equal_blocks_give_equidistant_points():
     points = exit_points(mess.profile(plain_net(), torch.zeros(1, 4, 8, 8)), num_exits=4)
     assert [(p.module, p.share) for p in points] == [("0", 0.25), ("1", 0.5), ("2", 0.75)]
     assert [p.output_stride for p in points] == [1, 1, 1]
+
+
+def test_points_by_time_have_seen_the_activation_too():
+    """Ends of a convolution, its norm and its activation are never the same milliseconds."""
+    parts = {}
+    for number in range(6):
+        parts |= {f"conv{number}": nn.Conv2d(4, 4, 3, padding=1), f"norm{number}": nn.BatchNorm2d(4)}
+        parts |= {f"relu{number}": nn.ReLU()}
+    net = nn.Sequential(OrderedDict(parts))
+    workload = mess.profile(net, torch.zeros(1, 4, 32, 32), cost="latency", rounds=3)
+    points = exit_points(workload, num_exits=4)
+    assert len(points) > 1
+    assert all(point.name.startswith("relu") for point in points)
 
 
 def test_latency_profile_grows_along_the_layers():
@@ -191,6 +205,21 @@ def test_the_full_grid_has_every_combination_once():
 def test_heads_keep_the_resolution(spec, kind):
     head = ExitHead(spec, channels=24, num_classes=5, block_kind=kind).eval()
     assert head(torch.rand(2, 24, 9, 11)).shape == (2, 5, 9, 11)
+
+
+def test_a_deeplab_head_learns_from_one_image():
+    """Its pooled branch has one value a channel then, without a variance; of more images nothing is changed."""
+    head = ExitHead(mess.HeadSpec(segmentation_head="deeplabv3"), channels=8, num_classes=3, block_kind="plain").train()
+    norm = head.segmentation[0].convs[-1][2]
+    before = norm.running_mean.clone()
+    loss = head(torch.rand(1, 8, 9, 11)).square().mean()
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+    assert torch.equal(norm.running_mean, before)
+    pooled = torch.rand(4, norm.num_features, 1, 1)
+    usual = nn.BatchNorm2d(norm.num_features)
+    assert torch.equal(norm(pooled), usual(pooled))
+    assert torch.equal(norm.running_var, usual.running_var)
 
 
 def test_rapid_dilation_doubles_at_every_block():

@@ -19,6 +19,7 @@ import mess
 from mess import runs, verbs
 from mess.data import SceneDataset, SeededLoader
 from mess.files import read_safetensors
+from mess.model.weights import state_sha256
 from mess.model.zoo import small_resnet_fcn
 from mess.training.board import tensorboard
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -423,6 +424,8 @@ def test_state_that_is_no_tensor_is_told(tmp_path):
     try:
         with pytest.raises(TypeError, match="network: expected tensors alone in its state_dict, .*_extra_state.*dict"):
             pretrain(network, own_batches(), settings=mess.TrainSettings(epochs=1), checkpoint=tmp_path / "c")
+        with pytest.raises(TypeError, match="net: expected tensors alone in its state_dict, .*_extra_state.*dict"):
+            state_sha256(network.net)
     finally:
         del type(network.net).get_extra_state
 
