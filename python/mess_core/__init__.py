@@ -10,11 +10,11 @@ prediction alone.
 
 *What is a network fed?*  `network_input(picture, ...)`: resized and normalised as in training, without torch.
 
-Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes; arrays out
-are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input from another
-thread meanwhile. Kernels exist for several instruction sets, with the same bits; MESS_CORE_ISA (portable, avx2,
-avx512) forces one. MESS_CORE_THREADS sets the threads of calls that do not say. `build_info()` tells both, and what
-was built.
+Arrays in are NumPy arrays, DLPack producers (torch tensors on the CPU) or anything `numpy.asarray` takes but masked
+arrays; arrays out are fresh, or the caller's (`out=`). The GIL is released while the core works; do not change an input
+from another thread meanwhile. Kernels exist for several instruction sets, with the same bits; MESS_CORE_ISA (portable,
+avx2, avx512) forces one. MESS_CORE_THREADS sets the threads of calls that do not say. `build_info()` tells both, and
+what was built.
 """
 
 from mess_core._build import BuildInfo, build_info

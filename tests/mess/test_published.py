@@ -32,6 +32,24 @@ def write_labels(path: Path, values: list[int]) -> np.ndarray:
     return labels
 
 
+@pytest.mark.parametrize("names", [("a", "a"), ("train_00001", "trainannot_00001")])
+def test_camvid_as_segnet_has_it(tmp_path, names):
+    write_image(tmp_path / f"train/{names[0]}.png")
+    labels = write_labels(tmp_path / f"trainannot/{names[1]}.png", [0, 10, 11])
+    data = dataset_from_spec(f"camvid:{tmp_path}", split="train")
+    assert (len(data), data.num_classes, data.class_names[3]) == (1, 11, "road")
+    assert (data.pair(0)[1] == np.where(labels == 11, 255, labels)).all()
+    with pytest.raises(FileNotFoundError, match=r"split 'val' expects the folder .*val; splits there: \['train'\]"):
+        dataset_from_spec(f"camvid:{tmp_path}", split="val")
+    write_image(tmp_path / "train/b.png")
+    with pytest.raises(ValueError, match="b"):
+        dataset_from_spec(f"camvid:{tmp_path}", split="train")
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["x", "y"]}))
+    write_image(tmp_path / "images/train/a.png")
+    write_labels(tmp_path / "labels/train/a.png", [0, 1])
+    assert dataset_from_spec(f"camvid:{tmp_path}", split="train").class_names == ("x", "y")
+
+
 @pytest.fixture
 def voc_root(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"

@@ -2,8 +2,7 @@
 
 `dataset.json` names the classes: `{"classes": ["sky", ...], "ignore_index": 11, "palette_rgb": [[r, g, b], ...]}`;
 the last two are optional, `ignore_index` being 255 when left out.
-`splits/<split>.txt`, when there, gives the order and the subset. CamVid in the
-SegNet layout reads as it is.
+`splits/<split>.txt`, when there, gives the order and the subset.
 """
 
 from __future__ import annotations

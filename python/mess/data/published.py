@@ -1,5 +1,6 @@
 """The published datasets, in the folders that their archives unpack to. Nothing is downloaded.
 
+`camvid`      <split>/, <split>annot/ (SegNet's split); or a folder with dataset.json, as `mess.data.folder` reads it
 `voc`         JPEGImages/, SegmentationClass/, ImageSets/Segmentation/<split>.txt (VOC2012, or the VOCdevkit around it);
               train is train_aug where SegmentationClassAug/ and its list are (Hariharan et al., SBD, 2011)
 `cityscapes`  leftImg8bit/<split>/<city>/, gtFine/<split>/<city>/*_gtFine_labelIds.png
@@ -18,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mess.data.dataset import IGNORE_INDEX, SegmentationDataset
+from mess.data.folder import FolderDataset
 from mess.data.pairs import PairDataset, decode, files_by_stem, lookup_of, matched, split_folders
+
+CAMVID_CLASSES = {
+    "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),
+    "pavement": (60, 40, 222), "tree": (128, 128, 0), "sign": (192, 128, 128), "fence": (64, 64, 128),
+    "car": (64, 0, 128), "pedestrian": (64, 64, 0), "bicyclist": (0, 128, 192),
+}  # fmt: skip
+"""With their colours, of SegNet."""
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -30,6 +39,28 @@ COCO_OF_VOC = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 6
 
 LEAST_COCO_PIXELS = 1000
 """Labelled pixels below which an image of COCO is not trained on (the same reference)."""
+
+
+def camvid(root: str | Path, split: str) -> PairDataset:
+    """CamVid as SegNet divides it: 11 classes, the label 11 is ignored.
+
+    Raises:
+        FileNotFoundError: a folder of the split is missing; says which.
+        ValueError: pairs are incomplete, all of them listed.
+    """
+    root = Path(root)
+    if (root / "dataset.json").is_file() or not root.is_dir():
+        return FolderDataset(root, split)
+    for folder in (root / split, root / f"{split}annot"):
+        if not folder.is_dir():
+            known = sorted(p.name for p in root.iterdir() if (root / f"{p.name}annot").is_dir())
+            raise FileNotFoundError(f"data: split {split!r} expects the folder {folder}; splits there: {known}")
+    images = {path.stem.removeprefix(f"{split}_"): path for path in sorted((root / split).glob("*.png"))}
+    labels = {p.stem.removeprefix(f"{split}annot_"): p for p in sorted((root / f"{split}annot").glob("*.png"))}
+    lookup = lookup_of({i: i for i in range(len(CAMVID_CLASSES))}, [len(CAMVID_CLASSES)])
+    palette = np.array(list(CAMVID_CLASSES.values()), dtype=np.uint8)
+    pairs = matched(root, split, list(images), images, labels)
+    return PairDataset("camvid", split, pairs, list(CAMVID_CLASSES), lookup, palette)
 
 
 def voc(root: str | Path, split: str) -> PairDataset:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from mess.data.dataset import SegmentationDataset
 from mess.data.folder import FolderDataset
-from mess.data.published import CocoDataset, ade20k, cityscapes, voc
+from mess.data.published import CocoDataset, ade20k, camvid, cityscapes, voc
 from mess.data.scenes import SceneDataset
 
 _KINDS: dict[str, Callable[[str, str], SegmentationDataset]] = {
     "folder": FolderDataset,
-    "camvid": FolderDataset,
+    "camvid": camvid,
     "voc": voc,
     "cityscapes": cityscapes,
     "ade20k": ade20k,
@@ -19,8 +19,8 @@ _KINDS: dict[str, Callable[[str, str], SegmentationDataset]] = {
 }
 
 _FORMS = (
-    "'scenes' or 'scenes:COUNT' (drawn, nothing to download), 'folder:PATH' or 'camvid:PATH' (images/<split>, "
-    "labels/<split>, dataset.json), 'voc:PATH', 'cityscapes:PATH', 'ade20k:PATH' or 'coco:PATH'"
+    "'scenes' or 'scenes:COUNT' (drawn, nothing to download), 'folder:PATH' (images/<split>, labels/<split>, "
+    "dataset.json), 'camvid:PATH', 'voc:PATH', 'cityscapes:PATH', 'ade20k:PATH' or 'coco:PATH'"
 )
 
 

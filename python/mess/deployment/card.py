@@ -61,7 +61,7 @@ def model_card(
 
 
 def _measured(configurations: Mapping[str, Configuration], measured: Mapping[str, Any]) -> list[str]:
-    """Accuracy, work and time on images that the search did not see."""
+    """Accuracy, work and time on a split, and whether the search saw it."""
     original, found = measured["original"], measured["configurations"]
     missing = [name for name in configurations if name not in found]
     if missing:

@@ -58,8 +58,9 @@ class Runtime:
         size: (height, width) that pictures are resized to and the network is loaded for; by default the one that was
             calibrated. Thresholds, costs and the promise are of that one.
         deadline_ms: give the best prediction there is at this time after the call of `predict`: a stage that would end
-            later, going by the median of its last 5 runs, is not begun. The first exit always runs. One that was not
-            begun in `RETRY_AFTER` calls is tried again, as it may have become faster; that prediction may be late.
+            later, label maps included, going by the medians of the last 5 runs, is not begun. The first exit always
+            runs. One that was not begun in `RETRY_AFTER` calls is tried again, as it may have become faster; that
+            prediction may be late.
 
     Raises:
         FileNotFoundError, ValueError: no deployment, another version, a file that is missing or altered, or a `size`
