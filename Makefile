@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 setup: $(VENV)/.ready ## make .venv with everything, at the versions of requirements.lock
 
 build: setup ## compile the Rust core into .venv (release)
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/maturin develop --release --quiet
 
 demo: build ## the whole job on drawn scenes, about three minutes; pictures in demo-run/pictures
 	$(BIN)/mess demo --out $(RUN)
@@ -73,13 +73,15 @@ FUZZ_FLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args
 fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux); findings go to fuzz-findings/
 	cd rust/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --quiet --release --target $(HOST)
 	@mkdir -p fuzz-findings
+	@$(BIN)/python -m tests.fuzz --list > rust/fuzz/target/python-targets
 	@{ for t in confidence maps search journal; do echo "rust/fuzz/target/$(HOST)/release/$$t -max_len=256"; done; \
-	   for t in $$($(BIN)/python -m tests.fuzz --list 2>/dev/null); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
+	   for t in $$(cat rust/fuzz/target/python-targets); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
 	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
 	  'log=$$(COMMAND -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 \
 	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: $$(echo "$$log" | grep -a "^Done")" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
 
 memcheck: ## the core's tests under valgrind, which must be installed
+	cargo test --quiet --no-run -p mess-core
 	set -e; for t in $$(cargo test --no-run -p mess-core --message-format=json 2>/dev/null \
 	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'); do RAYON_NUM_THREADS=2 PROPTEST_CASES=4 \
 	  valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite \

@@ -111,7 +111,8 @@ def against_torch(
 ) -> list[str]:
     """Exits taken and label maps of every picture, by the folder and by the deployed torch network."""
     chosen = verbs.configuration_named(arguments.run, arguments.configuration)
-    deployed = mess.deploy(network, chosen)
+    settings = runs.RunSettings.load(arguments.run)
+    deployed = mess.deploy(network, chosen, mean=settings.mean, std=settings.std)
     same, labels, margins = 0, [], []
     for picture in pictures:
         ours, theirs = runtime.predict(picture), mess.run(deployed, picture)
@@ -136,7 +137,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
             [mess_core.network_input(p, mean=manifest.mean, std=manifest.std, size=manifest.size) for p in batch]
         )
         for logits in whole.run({"images": pixels}, batch=len(pixels))["logits"]:
-            mess_core.confidence_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
+            mess_core.label_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
 
     def run_together(batch: list[np.ndarray]) -> None:
         """Nobody leaves before the hardest image of the batch does."""
@@ -147,7 +148,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
             is_last = entry.image_threshold is None
             if is_last or (runtime._confidence(entry, logits) >= entry.image_threshold).all():
                 for values in logits:
-                    mess_core.confidence_map(values, size=runtime._upsampling(values))
+                    mess_core.label_map(values, size=runtime._upsampling(values))
                 return
 
     ways = {"plain": run_plain, "leaving": runtime.predict_batch, "waiting": run_together}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -70,10 +71,13 @@ def lines(settings: dict, result: dict, commands: Path) -> list[str]:
         out.append(f"| {name} | {exits} | {', '.join(f'{share:.1%}' for share in row['shares'])} |")
     classes = list(next(iter(found.values()))["iou"])
     out += ["", f"| IoU (%) | {' | '.join(classes)} |", "|---" * (len(classes) + 1) + "|"]
-    out += [
-        f"| {name} | {' | '.join(format(100 * row['iou'][c], '.1f') for c in classes)} |" for name, row in found.items()
-    ]
+    out += [f"| {name} | {' | '.join(_percent(row['iou'][c]) for c in classes)} |" for name, row in found.items()]
     return out
+
+
+def _percent(share: float | None) -> str:
+    """Nothing of a class without ground truth."""
+    return "" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main() -> None:
         original = Configuration(setting="budgeted", model=chosen.model, exits=(ChosenExit(exit=FINAL_EXIT),))
         folders = {"original": Path(folder) / "original", "deployment": Path(folder) / "deployment"}
         for configuration, path in ((original, folders["original"]), (chosen, folders["deployment"])):
-            deployed = mess.deploy(network, configuration, any_size=True)
+            deployed = mess.deploy(network, configuration, any_size=True, mean=settings.mean, std=settings.std)
             mess.export(deployed, path, class_names=settings.class_names)
         step = max(MULTIPLE, Runtime(folders["deployment"]).manifest.size_step or 1)
         sizes = [

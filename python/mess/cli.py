@@ -130,7 +130,7 @@ def profile(
     from mess.model.cost import CostKind
     from mess.model.network import convert
     from mess.model.zoo import model_from_spec
-    from mess.progress import console
+    from mess.progress import console, say
     from mess.searching.request import choice
 
     size = _shape(shape)
@@ -150,7 +150,7 @@ def profile(
     console.print(layers_table(network, depth))
     console.print(points_table(network))
     workload_figure(network, picture)
-    console.print(f"picture: {picture}", highlight=False)
+    say(f"picture: {picture}")
 
 
 @app.command()
@@ -270,7 +270,7 @@ def calibrate(
     """Run every exit on a split once, and keep counts, confidences and costs for the search."""
     from mess import verbs
     from mess.policy import PolicySettings
-    from mess.progress import console
+    from mess.progress import say
     from mess.searching.request import choice
 
     policy = PolicySettings(
@@ -293,10 +293,9 @@ def calibrate(
         return
     final = len(table.exits) - 1
     best = max(range(final), key=table.mean_iou)
-    console.print(
+    say(
         f"{len(table.images)} images, {len(table.exits)} exits; final exit {table.mean_iou(final):.2%} mIoU, "
-        f"best early exit {table.exits[best]} {table.mean_iou(best):.2%}",
-        highlight=False,
+        f"best early exit {table.exits[best]} {table.mean_iou(best):.2%}"
     )
 
 
@@ -382,7 +381,7 @@ def search(
     A front is given 10 seconds unless --time-limit says otherwise; it tells how complete it is.
     """
     from mess import search_verb
-    from mess.progress import console
+    from mess.progress import say
     from mess.reporting import tables
     from mess.searching import request
 
@@ -429,8 +428,8 @@ def search(
         else:
             for name, found in swept.items():
                 text = f"{name}: error: {found}" if isinstance(found, str) else tables.search_text(name, found, {})
-                console.print(text, highlight=False, soft_wrap=True)
-            console.print(f"table: {out}", highlight=False)
+                say(text)
+            say(f"table: {out}")
         if any(isinstance(found, str) or not found.configurations for found in swept.values()):
             raise typer.Exit(1)
         return
@@ -441,7 +440,7 @@ def search(
         if as_json:
             typer.echo(json_text(tables.guaranteed_json(promised)))
         else:
-            console.print(tables.guaranteed_text(promised), highlight=False, soft_wrap=True)
+            say(tables.guaranteed_text(promised))
         if promised.configuration is None:
             raise typer.Exit(1)
         return
@@ -455,11 +454,11 @@ def search(
         typer.echo(json_text({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
     else:
         for name, result in results.items():
-            console.print(tables.search_text(name, result, smaller), highlight=False, soft_wrap=True)
+            say(tables.search_text(name, result, smaller))
             target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
             if baselines and target not in (None, request.Target()) and setting == "input-dependent":
                 simpler = search_verb.search_baselines(run, split=split, target=target, settings=settings)
-                console.print(tables.baselines_text(result, simpler), highlight=False, soft_wrap=True)
+                say(tables.baselines_text(result, simpler))
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
 
@@ -499,7 +498,7 @@ def run(
 ) -> None:
     """Segment pictures with a configuration that was found; easy ones stop early."""
     from mess import verbs
-    from mess.progress import console
+    from mess.progress import say
 
     for path, result in verbs.run_images(run, images, configuration=configuration, out=out, model=model):
         # cut off, not rounded: 0.9997 is not the 1 that was asked for
@@ -508,10 +507,9 @@ def run(
             fields = {"image": str(path), "exit": result.exit, "image_confidence": result.image_confidence}
             typer.echo(json_text({**fields, "milliseconds": result.milliseconds}))
         else:
-            console.print(
+            say(
                 f"{path}: left at {result.exit} after {result.milliseconds:.1f} ms "
-                f"(image confidence {confidences or '-'})",
-                highlight=False,
+                f"(image confidence {confidences or '-'})"
             )
 
 
@@ -527,7 +525,7 @@ def export(
 ) -> None:
     """Write a configuration as a folder of ONNX files that `mess.Runtime` runs without torch."""
     from mess import verbs
-    from mess.progress import console
+    from mess.progress import say
 
     manifest = verbs.export_run(run, configuration=configuration, out=out, any_size=any_size)
     if as_json:
@@ -535,7 +533,7 @@ def export(
         return
     size = sum(facts["bytes"] for facts in manifest.files.values())
     exits = ", ".join(entry.name for entry in manifest.exits)
-    console.print(f"{out}: {len(manifest.files)} files, {size / 1e6:.1f} MB, exits {exits}", highlight=False)
+    say(f"{out}: {len(manifest.files)} files, {size / 1e6:.1f} MB, exits {exits}")
 
 
 @app.command()
@@ -552,13 +550,13 @@ def share(
 ) -> None:
     """Write the network as a folder for `mess.from_pretrained` and the Hugging Face Hub, with a model card."""
     from mess import verbs
-    from mess.progress import console
+    from mess.progress import say
 
     shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
     if as_json:
         typer.echo(json_text(shared.to_json()))
         return
-    console.print(f"{out}: configurations {', '.join(shared.configurations)}", highlight=False)
+    say(f"{out}: configurations {', '.join(shared.configurations)}")
 
 
 @app.command()
@@ -589,14 +587,14 @@ def report(
 ) -> None:
     """Write one HTML file: work, trade-off, thresholds to play with, sample images. It opens offline."""
     from mess import verbs
-    from mess.progress import console
+    from mess.progress import say
 
     column = {"latency": "latency_ms"}.get(cost, cost)
     path = verbs.report_run(run, out, cost=column, num_samples=num_samples)
     if as_json:
         typer.echo(json_text({"report": str(path), "bytes": path.stat().st_size}))
         return
-    console.print(f"report: {path}, {path.stat().st_size / 1e6:.1f} MB", highlight=False)
+    say(f"report: {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -624,7 +622,7 @@ def doctor(as_json: JsonOption = False) -> None:
 def _configured(path: Path, context: typer.Context) -> dict[str, dict[str, Any]]:
     """What the file says, by verb and by the verb's parameter."""
     try:
-        given = tomllib.loads(path.read_text())
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:  # no TOML, no UTF-8, no file
         raise ValueError(f"--config: {path}: {error}") from None
     verbs = cast("Any", context.command).commands

@@ -169,7 +169,7 @@ def _finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON (`json_text`), whole or not at all."""
     text = json_text(value, indent=1) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 KINDS = {
@@ -232,7 +232,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{what}: expected a file, got {path} (no such file{kind_of(path.parent)})")
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ValueError(f"{what}: {path} is no complete JSON file: {error}") from None
     if not isinstance(value, dict):

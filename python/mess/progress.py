@@ -52,3 +52,9 @@ def progress(title: str, total: int, completed: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal, transient=True) as bar:
         yield Bar(bar, bar.add_task(title, total=total, completed=completed, text=""))
+
+
+def say(text: str) -> None:
+    """Print a line as it is, without markup and unbroken however long: names of files may hold anything, and other
+    programs read it."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

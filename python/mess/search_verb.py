@@ -13,7 +13,7 @@ from mess.calibration.table import CalibrationTable
 from mess.cluster import connection
 from mess.deployment.configuration import Configuration
 from mess.files import EXITS_FILE, WEIGHTS, expect_run, file_sha256, write_json
-from mess.progress import console, progress
+from mess.progress import progress, say
 from mess.reporting import charts
 from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
@@ -105,7 +105,7 @@ def sweep_run(
             if done:
                 with suppress(OSError):
                     write_parquet(partial, [wish for wish in asked if wish.name in done], done)
-                    console.print(f"sweep: {len(done)} of {len(asked)} searches are in {partial}", highlight=False)
+                    say(f"sweep: {len(done)} of {len(asked)} searches are in {partial}")
             raise
     write_parquet(out, asked, results)
     partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -31,7 +32,7 @@ from mess.files import EXITS_FILE, WEIGHTS, expect_file, file_sha256, read_json,
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.zoo import comes_from_a_library, model_from_spec
 from mess.policy import PolicySettings
-from mess.progress import IS_FIRST_PROCESS, console
+from mess.progress import IS_FIRST_PROCESS, console, say
 from mess.reporting import charts, figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
@@ -81,7 +82,7 @@ def train_run(
         try:
             network.split()  # warns when it will run one image at a time
         except RuntimeError as error:
-            console.print(f"warning: this model can be trained, but not timed or deployed: {error}", highlight=False)
+            say(f"warning: this model can be trained, but not timed or deployed: {error}")
         charts.workload_figure(network, folder / "pictures" / "workload.png")
     network.to(place)
     with tensorboard(folder / "tensorboard") if with_tensorboard and IS_FIRST_PROCESS else nullcontext() as log:
@@ -160,11 +161,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     plain_ms: float | None = None
     seen = [name for name, configuration in found.items() if configuration.promise.get("split") == split]
     if seen:
-        console.print(
-            f"warning: {', '.join(seen)}: chosen on the {split} split itself, so too good to be true of others",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"warning: {', '.join(seen)}: chosen on the {split} split itself, so too good to be true of others")
     for name, configuration in _of_policy(found, table.policy).items():
         report = evaluate(configuration, table)
         metric = metric_of(configuration)
@@ -189,7 +186,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
         if configuration.setting == "input-dependent":
             by = "" if metric == "mean-iou" else f" by {metric}, {report.accuracy:.2%}"
             answers.append(f"{name}{by}: {tables.smaller_text(report.accuracy, smaller, baseline[1])}")
-    console.print("\n".join(answers), highlight=False, soft_wrap=True)
+    say("\n".join(answers))
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)
     return result
@@ -201,7 +198,7 @@ def _of_policy(found: Mapping[str, Configuration], policy: PolicySettings) -> di
     others = sorted(set(found) - set(fitting))
     why = f"searched with other confidences than {policy}; calibrate both splits alike and search again"
     if others and fitting:
-        console.print(f"warning: left out: {', '.join(others)}: {why}", highlight=False, soft_wrap=True)
+        say(f"warning: left out: {', '.join(others)}: {why}")
     if not fitting:
         raise ValueError(f"configuration: expected one for these confidences, got {', '.join(others)}: {why}")
     return fitting
@@ -280,14 +277,13 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
         is_of_these = all(exits.get(name) == [asdict(chosen) for chosen in found[name].exits] for name in wanted)
         if not (is_of_these and is_of_weights(folder, measured["facts"])):
             raise ValueError(
-                f"configuration: {evaluation} is not of {wanted} as they are now; run `mess evaluate {folder}` again"
+                f"configuration: {evaluation} is not of {wanted} as they are now; run `mess evaluate {folder}` again, "
+                "or choose among those that it evaluates (--configuration)"
             )
     if not comes_from_a_library(settings.model):
-        console.print(
+        say(
             f"note: the folder does not hold the code of {settings.model}: whoever loads it gives the model (net=, or "
-            "mess run --model)",
-            highlight=False,
-            soft_wrap=True,
+            "mess run --model)"
         )
     return save_pretrained(
         runs.trained_network(folder),
@@ -356,7 +352,11 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
     named = {n: c for n, c in configurations(folder).items() if c.setting != "anytime" and _is_in(c, splits)}
     suffix = "" if cost == "macs" else f"-{cost}"
     path = folder / f"front{suffix}.json"
-    front = [Configuration.from_json(value) for value in json.loads(path.read_text())] if path.is_file() else []
+    front = (
+        [Configuration.from_json(value) for value in json.loads(path.read_text(encoding="utf-8"))]
+        if path.is_file()
+        else []
+    )
     for table in splits.values():
         if cost not in table.costs:
             raise ValueError(f"cost: expected one of {sorted(table.costs)}, which were calibrated, got {cost!r}")
@@ -397,7 +397,7 @@ def configurations(folder: Path) -> dict[str, Configuration]:
     if others := ", ".join(name for name in found if name not in fitting):
         if not fitting:
             raise ValueError(f"configuration: {others}: {_of_other_weights(folder)}")
-        console.print(f"warning: left out: {others}: {_of_other_weights(folder)}", highlight=False, soft_wrap=True)
+        say(f"warning: left out: {others}: {_of_other_weights(folder)}")
     return fitting
 
 
@@ -462,16 +462,18 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
     search_run(folder)
     result = evaluate_run(folder, split="test")
     picture_run(folder, configuration="drop-1pp")
-    console.print(f"pictures: {folder / 'pictures'}", highlight=False)
+    say(f"pictures: {folder / 'pictures'}")
     if find_spec("plotly") is not None:
-        console.print(f"report: {report_run(folder, folder / 'report.html')}", highlight=False)
+        say(f"report: {report_run(folder, folder / 'report.html')}")
     return result
 
 
 def _device(name: str) -> torch.device:
-    """A device that is there."""
+    """A device that is there; of several processes, each has its own."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways of saying so
         reason = str(error).strip().splitlines()[0]
@@ -485,7 +487,7 @@ def _check_data(settings: runs.RunSettings) -> None:
     try:
         problems += runs.dataset(settings, split="val").check()
     except FileNotFoundError as error:
-        console.print(f"warning: `mess calibrate` will need a labelled split that is not trained on: {error}")
+        say(f"warning: `mess calibrate` will need a labelled split that is not trained on: {error}")
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"data: {len(problems)} problems:\n  " + "\n  ".join(problems[:20]) + more)

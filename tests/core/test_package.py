@@ -9,6 +9,7 @@ import sys
 import threading
 
 import numpy as np
+import pytest
 
 import mess_core
 from mess_core._arrays import as_float32, as_labels
@@ -130,6 +131,7 @@ def test_build_info():
     assert set(info) == set(mess_core.BuildInfo.__annotations__)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 def test_a_forked_child_works_after_its_parent_used_the_pool():
     expected = each_of(1)  # with the pool
     with multiprocessing.get_context("fork").Pool(2) as pool:

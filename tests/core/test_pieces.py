@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import resource
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +163,7 @@ def test_a_full_disk_is_told_at_once(tmp_path):
     problem = problem_of(random_table(0), min_accuracy=0.3)
     pieces, path = SearchPieces(problem), tmp_path / "journal"
     journal = SearchJournal(path, problem)
+    resource = pytest.importorskip("resource")  # not on Windows
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
     try:

@@ -19,6 +19,8 @@ from tests.oracles import search as oracle
 
 TOLERANCE = 1e-12
 
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
+
 
 def random_table(
     seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2, levels=4, round_costs=True
@@ -330,6 +332,7 @@ def test_the_unit_of_cost_changes_nothing(seed, power):
         ]
 
 
+@on_posix
 def test_ctrl_c_interrupts():
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a background job ignores it
@@ -574,6 +577,7 @@ def test_a_killed_search_goes_on_from_its_journal(tmp_path):
         mess_core.search(table, max_cost=16.0, journal=journal)
 
 
+@on_posix
 def test_a_full_disk_is_told(tmp_path):
     code = (
         "import resource, sys; from tests.core.test_search import random_table; import mess_core;"
@@ -604,6 +608,7 @@ def test_damage_in_a_journal_costs_work_and_never_the_answer(tmp_path):
             assert (again.status, again.found) == (whole.status, whole.found)
 
 
+@on_posix
 def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_path):
     """The disk is full in the middle of a configuration that was found, and has room again at once."""
     table, path = random_table(3, points=4, heads=3, images=60, levels=30), tmp_path / "journal"
@@ -704,6 +709,7 @@ def test_a_time_limit_that_never_comes_is_none():
     assert mess_core.search(random_table(3), max_cost=15.0, time_limit=1e30).status == "optimal"
 
 
+@on_posix
 @pytest.mark.parametrize("path", ["/dev/full", "/no/where/journal"])
 def test_a_journal_is_a_file(path):
     with pytest.raises(ValueError, match="journal: expected a file that can be written, got"):

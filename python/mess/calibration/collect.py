@@ -22,7 +22,7 @@ from mess.model.cost import count_macs, profile
 from mess.model.network import MultiExitNetwork
 from mess.model.weights import state_sha256
 from mess.policy import PolicySettings
-from mess.progress import console, progress
+from mess.progress import progress, say
 
 PIXEL_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 
@@ -127,9 +127,7 @@ def calibrate(
     except BaseException as error:
         done.save()
         if partial is not None and done.batches and isinstance(error, KeyboardInterrupt):
-            console.print(
-                f"calibrate: interrupted; {len(done.batches)} batches are in {partial}, the same call goes on"
-            )
+            say(f"calibrate: interrupted; {len(done.batches)} batches are in {partial}, the same call goes on")
         raise
     return done.table(None if image_names is None else tuple(image_names))
 

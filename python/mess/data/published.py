@@ -125,7 +125,7 @@ def ade20k(root: str | Path, split: str) -> PairDataset:
     info = Path(root) / "objectInfo150.txt"
     if not info.is_file():
         raise FileNotFoundError(f"data: expected {info} naming the classes, got no such file")
-    rows = [line.split("\t") for line in info.read_text().splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in info.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
     names = [row[-1].split(",")[0].strip() for row in rows]
     images, labels = files_by_stem(images_dir, (".jpg",)), files_by_stem(labels_dir, (".png",))
     lookup = lookup_of({i + 1: i for i in range(len(names))}, [0])

@@ -201,7 +201,8 @@ def save_pretrained(
     Raises:
         TypeError: `network` is a deployed one.
         ValueError: `out` holds something else, or configurations, classes and network do not fit.
-        RuntimeError: huggingface_hub is not installed and `push_to_hub` is given.
+        RuntimeError: huggingface_hub is not installed and `push_to_hub` is given, or the Hub refuses it; the folder is
+            written then.
     """
     if not isinstance(network, MultiExitNetwork):
         raise TypeError(f"network: expected a MultiExitNetwork, from mess.convert, got {type(network).__name__}")
@@ -235,13 +236,15 @@ def save_pretrained(
         digest = file_sha256(temporary / WEIGHTS)
         write_json(temporary / CONFIG, {**shared.to_json(), "weights": {"sha256": digest}})
         card = model_card(shared.configurations, model=model, size=shared.size, measured=measured, license=license)
-        write_whole(temporary / CARD, lambda path: path.write_text(card))
+        write_whole(temporary / CARD, lambda path: path.write_text(card, encoding="utf-8"))
         written = Pretrained.load(temporary)
     if hub is not None:
-        hub.HfApi().create_repo(push_to_hub, exist_ok=True)
-        hub.HfApi().upload_folder(
-            repo_id=push_to_hub, folder_path=folder, allow_patterns=sorted({CONFIG, WEIGHTS, CARD})
-        )
+        files = sorted({CONFIG, WEIGHTS, CARD})
+        try:
+            hub.HfApi().create_repo(push_to_hub, exist_ok=True)
+            hub.HfApi().upload_folder(repo_id=push_to_hub, folder_path=folder, allow_patterns=files)
+        except Exception as error:  # the library's own kinds, and those of what it reaches the Hub by
+            raise RuntimeError(f"push_to_hub: {push_to_hub}: {error}; {folder} is written") from error
     return written
 
 

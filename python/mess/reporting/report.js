@@ -78,12 +78,12 @@ function label(configuration) {
 }
 
 function answer(found) {
-  const fitting = table().singles.filter((single) => single.cost <= found.cost);
+  const fitting = table().singles.filter((single) => single.cost <= found.cost * (1 + 1e-12)); // sums are rounded
   if (!fitting.length) return "There is none: no exit alone costs so little.";
   const best = fitting.reduce((a, b) => (b.accuracy > a.accuracy ? b : a));
   const gain = 100 * (best.accuracy - found.accuracy);
   const compared = Math.abs(gain) < 0.005 ? "the same" : `${Math.abs(gain).toFixed(2)} points ${gain > 0 ? "more" : "less"}`;
-  return `${gain > 0 ? "Yes" : "No"}: the network cut off at ${best.exit} reaches ${percent(best.accuracy)} at ` +
+  return `${gain >= 0.005 ? "Yes" : "No"}: the network cut off at ${best.exit} reaches ${percent(best.accuracy)} at ` +
     `${percent(best.cost / original().cost, 1)} of the cost, ${compared} (${state.split} split).`;
 }
 
@@ -203,7 +203,7 @@ function drawSamples() {
       if (gate.confidence) {
         const leaves = gate.value >= gate.imageThreshold;
         row.append(figure(gate.confidence, "confidence"), figure(gate.mask, "near label edges"),
-          figure(gate.refined, "confidence, refined", element("br"),
+          figure(gate.refined, data.isRefined ? "confidence, refined" : "confidence, not refined", element("br"),
             `${gate.value.toFixed(4)} of the pixels ≥ ${gate.pixelThreshold}: ` +
             `${leaves ? "≥" : "<"} ${gate.imageThreshold.toFixed(4)}, ${leaves ? "leaves here" : "goes on"}`,
             element("meter", { value: gate.value, min: 0, max: 1, "aria-label": "image confidence" })));
@@ -212,7 +212,7 @@ function drawSamples() {
     }
     return element("article", { class: "sample" }, element("h3", {}, `${sample.kind}: ${sample.name}`), ...rows);
   });
-  byId("samples").replaceChildren(...(made.length ? made : ["No images: the data set of the run is not at hand."]));
+  byId("samples").replaceChildren(...(made.length ? made : ["No images: no configuration has a gate, or the data set of the run is not at hand."]));
 }
 
 byId("title").textContent = data.title;

@@ -77,6 +77,7 @@ def write_report(
         "tables": {split: _table(table, exits, cost) for split, table in tables.items()},
         "configurations": configurations,
         "samples": [_sample(sample, palette, policy) for sample in samples],
+        "isRefined": policy.refine,
         "facts": {key: value for key, value in searched.facts.items() if isinstance(value, str | int | float)},
         "version": mess_core.build_info()["version"],
     }

@@ -17,7 +17,7 @@ from mess.confidence import host_array
 from mess.data import SeededLoader
 from mess.deployment.configuration import Configuration
 from mess.model.network import MultiExitNetwork
-from mess.progress import console
+from mess.progress import say
 from mess.reporting import figures
 
 
@@ -58,7 +58,7 @@ def samples(
     try:
         batches = runs.loader(settings, split=split)
     except (FileNotFoundError, ValueError) as error:
-        console.print(f"report: no sample images: {error}", highlight=False)
+        say(f"report: no sample images: {error}")
         return []
     chosen = gated[0]
     rows = [table.exits.index(entry.exit) for entry in chosen.exits]

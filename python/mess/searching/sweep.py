@@ -69,7 +69,7 @@ def wishes(path: str | Path) -> list[Wish]:
         ValueError: no TOML, no search, a flag that is unknown or off, two searches of one name; names the entry.
     """
     try:
-        given = tomllib.loads(Path(path).read_text())
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"sweep: {path}: {error}") from None
     asked = given.get("search")

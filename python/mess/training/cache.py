@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mess.data.loader import batches_from, identity_of
 from mess.files import differences, read_json, read_safetensors, write_json, write_safetensors
 from mess.model.weights import state_sha256
-from mess.progress import console
+from mess.progress import say
 
 VERSION = 2
 
@@ -80,9 +80,7 @@ class FeatureCache:
             raise ValueError(f"cache: {folder} belongs to another training: {changed}; choose another folder")
         need = self._check_room()
         write_json(path, identity)
-        console.print(
-            f"feature cache: {_gigabytes(need)} in {folder} ({views} views of {len(batches)} batches)", highlight=False
-        )
+        say(f"feature cache: {_gigabytes(need)} in {folder} ({views} views of {len(batches)} batches)")
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -30,7 +30,7 @@ from mess.files import EXITS_FILE
 from mess.model.adapter import evaluating
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.weights import state_sha256
-from mess.progress import console, progress
+from mess.progress import progress, say
 from mess.training.cache import FeatureCache, Frozen
 from mess.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mess.training.launch import average_gradients, batch_norm_synchronised, launcher
@@ -283,7 +283,7 @@ class _Stage:
                     self._save(done)
         except KeyboardInterrupt:
             kept = f"; {self._epochs_saved} epochs are in {self.checkpoint}, the same call goes on from there"
-            console.print(f"{self.name}: interrupted{kept if self.checkpoint else ''}", highlight=False)
+            say(f"{self.name}: interrupted{kept if self.checkpoint else ''}")
             raise
         self.network.eval()
         return done.losses
@@ -335,7 +335,7 @@ class _Stage:
         means = {name: total / max(1, count) for name, (total, count) in running.items()}
         seconds = time.perf_counter() - start
         left = seconds / (per_epoch - first) * per_epoch * (settings.epochs - epoch - 1)
-        console.print(_line(title, means, rate, speed, seconds, left), highlight=False)
+        say(_line(title, means, rate, speed, seconds, left))
         return replace(done, epoch=epoch + 1, step=0, running={}, losses=(*done.losses, means))
 
     def _gradients(self, group: Sequence[tuple[Any, Tensor]], step: Step, number: int) -> tuple[dict[str, float], int]:
@@ -411,7 +411,7 @@ class _Stage:
         if done.epoch or done.step:
             part = f" and {done.step} of {per_epoch} steps" if done.step else ""
             epochs = f"{done.epoch} of {self.settings.epochs} epochs{part}"
-            console.print(f"{self.name}: {epochs} are done already", highlight=False)
+            say(f"{self.name}: {epochs} are done already")
         return done
 
 
