@@ -1,7 +1,5 @@
 //! What the tasks of one family of chains share: a plane for the whole of it, and the values of its exits by that plane.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::bound::{Plane, Ranges, Values};
 use super::engine::Shared;
 use super::spread::{Widths, widen};
@@ -26,30 +24,6 @@ pub(crate) struct Field {
     pub any_steps: Vec<Widths>,
     /// Sum over images of the largest magnitude of a value.
     pub magnitude: f64,
-    pub planes_in_common: Yield,
-}
-
-/// How much a way of bounding excludes, so that it is left out where it does not pay. It decides on time alone.
-#[derive(Default)]
-pub(crate) struct Yield {
-    tried: AtomicU64,
-    survived: AtomicU64,
-}
-
-impl Yield {
-    /// Sets that tell enough.
-    const ENOUGH: u64 = 256;
-
-    /// Whether at most a third survives, as far as is known.
-    pub fn pays(&self) -> bool {
-        let (tried, survived) = (self.tried.load(Ordering::Relaxed), self.survived.load(Ordering::Relaxed));
-        tried < Self::ENOUGH || 3 * survived <= tried
-    }
-
-    pub fn note(&self, tried: usize, survived: usize) {
-        self.tried.fetch_add(tried as u64, Ordering::Relaxed);
-        self.survived.fetch_add(survived as u64, Ordering::Relaxed);
-    }
 }
 
 /// A range of costs that has targets of its own (see [`Shared::targets`]), and a multiplier that suits them.
@@ -86,20 +60,7 @@ impl Field {
             |pair: &[Vec<usize>]| pair[0].iter().map(|e| shared.steps.widest(&[*e], &pair[1])).collect::<Vec<_>>();
         let next_steps = exits.windows(2).flat_map(steps).collect();
         let any_steps = exits.windows(2).map(|pair| shared.steps.widest(&pair[0], &pair[1])).collect();
-        let planes_in_common = Yield::default();
-        Self {
-            plane,
-            bands,
-            exits,
-            num_images,
-            row_of,
-            values,
-            reference,
-            next_steps,
-            any_steps,
-            magnitude,
-            planes_in_common,
-        }
+        Self { plane, bands, exits, num_images, row_of, values, reference, next_steps, any_steps, magnitude }
     }
 
     /// The widest step from an exit to the next point.

@@ -1,7 +1,7 @@
-//! Bounds on one chain whose first image threshold is in one group, gate by gate, by the secant plane of its own box; or,
-//! before that, by one that it shares with the chains that are alike but for the last exit, of the mean of their boxes. Any
-//! plane holds for any box, with the lift of that box (`bound.rs`), so each chain has a lift of its own, while what images
-//! are worth at the exits in common is worked out once.
+//! Bounds on one chain whose first image threshold is in one group, gate by gate, by a plane that it shares with the chains
+//! that are alike but for the last exit: the secant plane of the mean of their boxes. Any plane holds for any box, with the
+//! lift of that box (`bound.rs`), so each chain has a lift of its own, while what images are worth at the exits in common is
+//! worked out once.
 //!
 //! The order of the second gate is cut into runs too: with the two image thresholds in runs (r, s), images that go on from
 //! the first gate stop at the second exit when their run there is before s, go on when it is behind, and do either in s.
@@ -75,9 +75,9 @@ impl Left {
 
 impl Fitted {
     /// The secant plane of each of some boxes, for chains that begin with these exits; `images` as in `tails::Task`.
-    pub fn all(shared: &Shared<'_, '_>, exits: &[usize], boxes: &[&Ranges], images: &[u32]) -> Vec<Self> {
+    pub fn all(shared: &Shared<'_, '_>, exits: &[usize], boxes: &[Ranges], images: &[u32]) -> Vec<Self> {
         let (compact, isa) = (shared.compact, shared.isa);
-        let plane = |ranges: &&Ranges| Plane::secant(shared.query.scoring.metric, compact, ranges);
+        let plane = |ranges: &Ranges| Plane::secant(shared.query.scoring.metric, compact, ranges);
         let planes: Vec<Plane> = boxes.iter().map(plane).collect();
         let slopes: Vec<Slopes> = planes.iter().map(Slopes::of).collect();
         let each: Vec<&Slopes> = slopes.iter().collect();

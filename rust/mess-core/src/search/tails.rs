@@ -12,7 +12,7 @@
 //! that does not exclude it, over that of each group of runs. A front asks for this for each band of costs, with its own
 //! multiplier and targets; but the greatest accuracy less m times the cost is a convex function of m, so bounds at two
 //! multipliers bound it at all between, and most bands are given up without a look (`bands_alive`). What survives is
-//! bounded by a plane that suits it better (`gates`), what survives that is left to `regions`.
+//! bounded by a plane that suits it better, gate by gate (`gates`), what survives that is left to `regions`.
 //!
 //! # Rounding
 //!
@@ -38,8 +38,6 @@ use super::table::Costs;
 
 /// Neighbouring bands of costs in which a chain is left to one search of its regions.
 const BANDS_TOGETHER: usize = 4;
-/// Planes by which an exit is valued together, as many as stay in the caches.
-const PLANES_TOGETHER: usize = 16;
 
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
@@ -100,7 +98,7 @@ struct Candidate {
     bands: (usize, usize),
 }
 
-/// A chain with the first image threshold in one group, to be bounded by a plane that is fitted to it and its like.
+/// A chain with the first image threshold in one group, to be bounded by a plane that is fitted to its like.
 struct Pending {
     exits: Vec<usize>,
     group: usize,
@@ -441,8 +439,8 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         2.0 * (self.num_rows + 3 * RUNS + 3) as f64 * f64::from(f32::EPSILON) * magnitude
     }
 
-    /// Bound the pending chains by a plane for each group, fitted to the mean of their boxes there, as long as that excludes
-    /// most; what survives, by planes of their own.
+    /// Bound the pending chains, which differ in the last exit, by a plane for each group of runs: the secant of the mean of
+    /// their boxes there. One of its own for each chain excludes hardly more.
     fn narrow_pending(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         let Some((_, before)) = pending.first().and_then(|chain| chain.exits.split_last()) else { return };
@@ -451,49 +449,22 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let runs = |pixel: usize| arranged(&self.images, &compact.gate(before[1], pixel).runs);
             self.second_orders = (0..compact.num_pixels).map(runs).collect();
         }
-        let left = match self.field.planes_in_common.pays() {
-            true => self.left_in_common(before, &pending),
-            false => pending.iter().map(|chain| (chain, chain.alive.clone())).collect(),
-        };
+        let (planes, of_group) = self.planes(before, &pending);
         let mut found = Vec::new();
-        for some in left.chunks(PLANES_TOGETHER) {
-            let boxes: Vec<&Ranges> = some.iter().map(|(chain, _)| &chain.ranges).collect();
-            let mut own = Fitted::all(self.shared, before, &boxes, &self.images).into_iter();
-            for same in some.chunk_by(|(a, _), (b, _)| a.exits == b.exits) {
-                let exits = &same[0].0.exits;
-                let fitted: Vec<Fitted> = own.by_ref().take(same.len()).collect();
-                let chains: Vec<(&Fitted, &Ranges)> = fitted.iter().zip(same.iter().map(|(c, _)| &c.ranges)).collect();
-                let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
-                for ((_, alive), values) in same.iter().zip(values) {
-                    found.extend(self.narrow(exits, &values, alive));
-                }
-            }
-        }
-        self.candidates.extend(found);
-    }
-
-    /// The chains that may hold something by planes in common, in which bands and runs.
-    fn left_in_common<'p>(&self, before: &[usize], pending: &'p [Pending]) -> Vec<(&'p Pending, Vec<(usize, Runs)>)> {
-        let (planes, of_group) = self.planes_in_common(before, pending);
-        let mut left = Vec::new();
         for same in pending.chunk_by(|a, b| a.exits == b.exits) {
             let exits = &same[0].exits;
             let chains: Vec<(&Fitted, &Ranges)> =
                 same.iter().map(|c| (&planes[of_group[c.group]], &c.ranges)).collect();
             let values = Fitted::chains(self.shared, exits[exits.len() - 1], &chains, &self.images);
             for (chain, values) in same.iter().zip(values) {
-                let alive = self.alive(exits, &values, &chain.alive);
-                if !alive.is_empty() {
-                    left.push((chain, alive.into_iter().map(|(at, (_, _, left))| (at, left.first)).collect()));
-                }
+                found.extend(self.narrow(exits, &values, &chain.alive));
             }
         }
-        self.field.planes_in_common.note(pending.len(), left.len());
-        left
+        self.candidates.extend(found);
     }
 
     /// Planes for the groups of these chains, which begin with `before`, and which of them each group has.
-    fn planes_in_common(&self, before: &[usize], pending: &[Pending]) -> (Vec<Fitted>, [usize; GROUPS]) {
+    fn planes(&self, before: &[usize], pending: &[Pending]) -> (Vec<Fitted>, [usize; GROUPS]) {
         let mut of_group = [0; GROUPS];
         let mut means: Vec<Ranges> = Vec::new();
         for (group, plane) in of_group.iter_mut().enumerate() {
@@ -501,7 +472,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             *plane = means.len();
             means.extend(Ranges::mean(&here));
         }
-        (Fitted::all(self.shared, before, &means.iter().collect::<Vec<_>>(), &self.images), of_group)
+        (Fitted::all(self.shared, before, &means, &self.images), of_group)
     }
 
     /// The bands of a chain with the first image threshold in one group that may hold something by `values`, of those and in
