@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 setup: $(VENV)/.ready ## make .venv with everything, at the versions of requirements.lock
 
 build: setup ## compile the Rust core into .venv (release)
-	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/maturin develop --release --quiet
+	@VIRTUAL_ENV="$$(cd "$(VENV)" && pwd)" $(BIN)/maturin develop --release --quiet
 
 demo: build ## the whole job on drawn scenes, about three minutes; pictures in demo-run/pictures
 	$(BIN)/mess demo --out $(RUN)
@@ -82,10 +82,11 @@ fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux)
 
 memcheck: ## the core's tests under valgrind, which must be installed
 	cargo test --quiet --no-run -p mess-core
-	set -e; for t in $$(cargo test --no-run -p mess-core --message-format=json 2>/dev/null \
-	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'); do RAYON_NUM_THREADS=2 PROPTEST_CASES=4 \
+	cargo test --no-run -p mess-core --message-format=json 2>/dev/null \
+	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' > target/memcheck
+	while IFS= read -r t; do RAYON_NUM_THREADS=2 PROPTEST_CASES=4 \
 	  valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite \
-	  $$t --test-threads=1 --skip the_peak; done
+	  "$$t" --test-threads=1 --skip the_peak || exit; done < target/memcheck
 
 audit: setup ## compare the locked dependencies with the advisory databases (needs the network and cargo-audit)
 	cargo audit

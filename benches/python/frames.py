@@ -130,14 +130,15 @@ def against_torch(
 
 def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments: argparse.Namespace) -> list[str]:
     whole = load("onnxruntime", plain, ["images"], ["logits"], arguments.threads)
-    manifest = runtime.manifest
+    manifest, workspace = runtime.manifest, mess_core.Workspace()
 
     def run_plain(batch: list[np.ndarray]) -> None:
         pixels = np.stack(
             [mess_core.network_input(p, mean=manifest.mean, std=manifest.std, size=manifest.size) for p in batch]
         )
         for logits in whole.run({"images": pixels}, batch=len(pixels))["logits"]:
-            mess_core.label_map(logits, size=None if logits.shape[-2:] == manifest.size else manifest.size)
+            size = None if logits.shape[-2:] == manifest.size else manifest.size
+            mess_core.label_map(logits, size=size, workspace=workspace)
 
     def run_together(batch: list[np.ndarray]) -> None:
         """Nobody leaves before the hardest image of the batch does."""
@@ -148,7 +149,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
             is_last = entry.image_threshold is None
             if is_last or (runtime._confidence(entry, logits) >= entry.image_threshold).all():
                 for values in logits:
-                    mess_core.label_map(values, size=runtime._upsampling(values))
+                    mess_core.label_map(values, size=runtime._upsampling(values), workspace=workspace)
                 return
 
     ways = {"plain": run_plain, "leaving": runtime.predict_batch, "waiting": run_together}

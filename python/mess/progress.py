@@ -43,12 +43,12 @@ class Bar:
 def progress(title: str, total: int, completed: int = 0) -> Iterator[Bar]:
     """A bar of `total` steps inside the block, of which `completed` are done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal, transient=True) as bar:
         yield Bar(bar, bar.add_task(title, total=total, completed=completed, text=""))
@@ -57,4 +57,4 @@ def progress(title: str, total: int, completed: int = 0) -> Iterator[Bar]:
 def say(text: str) -> None:
     """Print a line as it is, without markup and unbroken however long: names of files may hold anything, and other
     programs read it."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -472,8 +472,8 @@ def _device(name: str) -> torch.device:
     """A device that is there; of several processes, each has its own."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device == torch.device("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways of saying so
         reason = str(error).strip().splitlines()[0]

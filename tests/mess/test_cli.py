@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import mess as mess_package
 import mess_core
 from mess import cli, doctor
+from mess.progress import say
 
 VERBS = (
     "profile",
@@ -275,6 +276,13 @@ def test_what_a_model_of_ones_own_raises_is_one_line(tmp_path, broken, message):
     assert message in found.stderr
     assert "Traceback" not in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_lines_are_printed_as_they_are(capsys):
+    """Names of files may look like markup or emoji, and be longer than a line."""
+    name = "a [edited] :a: [/x] " + 40 * "long "
+    say(name)
+    assert name in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -44,13 +44,15 @@ def test_equal_blocks_give_equidistant_points():
 
 
 def test_points_by_time_have_seen_the_activation_too():
-    """Ends of a convolution, its norm and its activation are never the same milliseconds."""
+    """Ends of a convolution, its norm and its activation are never the same milliseconds (here one after the other)."""
     parts = {}
     for number in range(6):
         parts |= {f"conv{number}": nn.Conv2d(4, 4, 3, padding=1), f"norm{number}": nn.BatchNorm2d(4)}
         parts |= {f"relu{number}": nn.ReLU()}
     net = nn.Sequential(OrderedDict(parts))
-    workload = mess.profile(net, torch.zeros(1, 4, 32, 32), cost="latency", rounds=3)
+    counted = mess.profile(net, torch.zeros(1, 4, 32, 32))
+    layers = tuple(replace(layer, start=float(i), end=i + 1.0) for i, layer in enumerate(counted.layers))
+    workload = replace(counted, cost="latency", total=float(len(layers)), layers=layers)
     points = exit_points(workload, num_exits=4)
     assert len(points) > 1
     assert all(point.name.startswith("relu") for point in points)

@@ -272,6 +272,20 @@ def test_the_hub_is_asked_when_it_is_named(network, found, shared, val_images, m
     assert calls == [("create", "somebody/net", True), ("somebody/net", out, sorted(files))]
 
 
+def test_what_the_hub_refuses_is_one_line(network, found, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise OSError("401 Client Error.\n\nRepository Not Found for url: x.\nPlease log in.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(RuntimeError, match="^pretrained: somebody/net: 401 Client Error. Repository Not Found"):
+        mess.from_pretrained("somebody/net")
+    options = {"class_names": CLASSES, "push_to_hub": "somebody/net"}
+    with pytest.raises(RuntimeError, match="^push_to_hub: somebody/net: 401 .* Please log in.; .*net is written$"):
+        mess.save_pretrained(network, tmp_path / "net", found, **options)
+    assert (tmp_path / "net" / "config.json").is_file()
+
+
 def test_without_the_hubs_library(network, found, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RuntimeError, match=re.escape("pip install 'mess[hub]'")):

@@ -42,7 +42,7 @@ def test_camvid_as_segnet_has_it(tmp_path, names):
     with pytest.raises(FileNotFoundError, match=r"split 'val' expects the folder .*val; splits there: \['train'\]"):
         dataset_from_spec(f"camvid:{tmp_path}", split="val")
     write_image(tmp_path / "train/b.png")
-    with pytest.raises(ValueError, match="b"):
+    with pytest.raises(ValueError, match="no label map for b"):
         dataset_from_spec(f"camvid:{tmp_path}", split="train")
     (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["x", "y"]}))
     write_image(tmp_path / "images/train/a.png")

@@ -49,14 +49,13 @@ def camvid(root: str | Path, split: str) -> PairDataset:
         ValueError: pairs are incomplete, all of them listed.
     """
     root = Path(root)
-    if (root / "dataset.json").is_file() or not root.is_dir():
+    if (root / "dataset.json").is_file() or (root / "images").is_dir() or not root.is_dir():
         return FolderDataset(root, split)
     for folder in (root / split, root / f"{split}annot"):
         if not folder.is_dir():
             known = sorted(p.name for p in root.iterdir() if (root / f"{p.name}annot").is_dir())
             raise FileNotFoundError(f"data: split {split!r} expects the folder {folder}; splits there: {known}")
-    images = {path.stem.removeprefix(f"{split}_"): path for path in sorted((root / split).glob("*.png"))}
-    labels = {p.stem.removeprefix(f"{split}annot_"): p for p in sorted((root / f"{split}annot").glob("*.png"))}
+    images, labels = (_without(f"{name}_", files_by_stem(root / name, (".png",))) for name in (split, f"{split}annot"))
     lookup = lookup_of({i: i for i in range(len(CAMVID_CLASSES))}, [len(CAMVID_CLASSES)])
     palette = np.array(list(CAMVID_CLASSES.values()), dtype=np.uint8)
     pairs = matched(root, split, list(images), images, labels)
@@ -216,6 +215,12 @@ def bit_palette(num_classes: int) -> npt.NDArray[np.uint8]:
                 palette[index, channel] |= (rest >> channel & 1) << shift
             rest >>= 3
     return palette
+
+
+def _without(prefix: str, files: dict[str, Path]) -> dict[str, Path]:
+    """By names without the prefix, where all have it: some copies of CamVid do."""
+    is_prefixed = all(name.startswith(prefix) for name in files)
+    return {name.removeprefix(prefix) if is_prefixed else name: path for name, path in files.items()}
 
 
 def _stem(path: Path, ending: str) -> str:

@@ -244,7 +244,7 @@ def save_pretrained(
             hub.HfApi().create_repo(push_to_hub, exist_ok=True)
             hub.HfApi().upload_folder(repo_id=push_to_hub, folder_path=folder, allow_patterns=files)
         except Exception as error:  # the library's own kinds, and those of what it reaches the Hub by
-            raise RuntimeError(f"push_to_hub: {push_to_hub}: {error}; {folder} is written") from error
+            raise RuntimeError(f"push_to_hub: {push_to_hub}: {_one_line(error)}; {folder} is written") from error
     return written
 
 
@@ -270,7 +270,7 @@ def from_pretrained(
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
         ValueError: a file was altered or is off, the model must be given, or it does not fit the weights.
-        RuntimeError: the Hub is meant and huggingface_hub is not installed.
+        RuntimeError: the Hub is meant and huggingface_hub is not installed, or it has no such repository.
     """
     folder = _folder(name_or_folder, revision)
     shared = Pretrained.load(folder)
@@ -327,7 +327,16 @@ def _folder(name_or_folder: str | Path, revision: str | None) -> Path:
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_folder)):
         return folder
     files = [CONFIG, WEIGHTS, CARD]
-    return Path(_hub().snapshot_download(str(name_or_folder), revision=revision, allow_patterns=files))
+    hub = _hub()
+    try:
+        return Path(hub.snapshot_download(str(name_or_folder), revision=revision, allow_patterns=files))
+    except Exception as error:
+        raise RuntimeError(f"pretrained: {name_or_folder}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """What the Hub says, which is of several lines."""
+    return " ".join(str(error).split())
 
 
 def _hub() -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from mess.calibration.table import CalibrationTable
@@ -189,7 +190,7 @@ def _values(configuration: Configuration, result: SearchResult) -> str:
 
 def configuration_table(title: str, configuration: Configuration, table: CalibrationTable, report: Report) -> Table:
     """One row an exit: cost of an image that stops there, the exit's accuracy alone, share of images leaving there."""
-    out = Table(title=title, title_justify="left")
+    out = Table(title=escape(title), title_justify="left")
     out.add_column("exit", no_wrap=True)
     for heading in ("pixel ≥", "image ≥", "MACs", "latency", "mIoU alone", "leaving"):
         out.add_column(heading, justify="right")
@@ -215,7 +216,7 @@ def summary_table(
     title: str, rows: Sequence[tuple[str, float, float, float | None]], baseline: tuple[float, float, float | None]
 ) -> Table:
     """Rows of (name, mIoU, MACs, ms or None) against the original network's (mIoU, MACs, ms)."""
-    out = Table(title=title, title_justify="left")
+    out = Table(title=escape(title), title_justify="left")
     for heading in (
         "network",
         "mIoU",
@@ -231,7 +232,7 @@ def summary_table(
     for name, a, m, t in (("original", accuracy, macs, milliseconds), *rows):
         timed = t is not None and milliseconds
         out.add_row(
-            name,
+            escape(name),
             f"{a:.2%}",
             f"{100 * (a - accuracy):+.2f} pp",
             amount(m, "macs"),

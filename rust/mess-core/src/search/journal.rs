@@ -72,7 +72,8 @@ impl Journal {
         }
         // nothing is cut off but a torn last line of a journal
         if num_whole < bytes.len() {
-            file.set_len(num_whole as u64).map_err(fails)?;
+            // one that appends may not do so on Windows
+            OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(num_whole as u64)).map_err(fails)?;
         }
         if whole.is_empty() {
             file.write_all(format!("{key}\n").as_bytes()).map_err(fails)?;
