@@ -73,7 +73,8 @@ FUZZ_FLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args
 fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux); findings go to fuzz-findings/
 	cd rust/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --quiet --release --target $(HOST)
 	@mkdir -p fuzz-findings
-	@$(BIN)/python -m tests.fuzz --list > rust/fuzz/target/python-targets
+	@$(BIN)/python -m tests.fuzz --list > rust/fuzz/target/python-targets 2> rust/fuzz/target/list.log \
+	  || { cat rust/fuzz/target/list.log; exit 1; }
 	@{ for t in confidence maps search journal; do echo "rust/fuzz/target/$(HOST)/release/$$t -max_len=256"; done; \
 	   for t in $$(cat rust/fuzz/target/python-targets); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
 	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
