@@ -92,8 +92,7 @@ def calibrate(
         facts={"device": str(device), "machine": platform.machine(), "torch": torch.__version__, **(facts or {})},
     )
     if partial is not None:
-        identity = {**_identity(network, batches, latency_rounds), "device": device.type}
-        done.resume(Path(partial), identity, facts or {})
+        done.resume(Path(partial), _identity(network, batches, latency_rounds), facts or {})
     total = len(batches) if isinstance(batches, Sized) else 0
     unreadable: list[str] = []
     try:
@@ -163,7 +162,12 @@ def _measure_costs(network: MultiExitNetwork, done: Partial, images: Tensor, lat
 
 def _identity(network: MultiExitNetwork, batches: Any, latency_rounds: int) -> dict[str, Any]:
     """What a calibration depends on, beside what the table says anyway."""
-    return {"network": state_sha256(network), "images": identity_of(batches), "latency_rounds": latency_rounds}
+    return {
+        "network": state_sha256(network),
+        "images": identity_of(batches),
+        "latency_rounds": latency_rounds,
+        "device": next(network.parameters()).device.type,
+    }
 
 
 def mac_costs(network: MultiExitNetwork, input_size: tuple[int, int]) -> Costs:

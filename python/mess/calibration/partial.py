@@ -42,10 +42,8 @@ class Partial:
     costs: dict[str, Costs] = field(default_factory=dict)
     _added: dict[int, BatchCounts] = field(default_factory=dict)
     _before: CalibrationTable | None = None
-    _numbers: tuple[tuple[int, int], ...] = ()
-    """Of the batches in `_before`: (number, images)."""
     _done: dict[int, int] = field(default_factory=dict)
-    """Images of each batch, there and added."""
+    """Images of each batch by its number: those in `_before`, then those added."""
     _file: Path | None = None
     _identity: dict[str, Any] = field(default_factory=dict)
     _next_save: float = field(default_factory=lambda: time.monotonic() + SAVE_SECONDS)
@@ -77,12 +75,10 @@ class Partial:
             changed = differences(kept.get("identity", {}) if isinstance(kept, dict) else {}, self._identity)
             raise ValueError(f"partial: {path} belongs to another calibration: {changed}; delete it to begin again")
         pairs = [entries({"batch": pair}, "batch", int, "a batch") for pair in entry(kept, "batches", list, "batches")]
-        if not all(len(pair) == 2 and min(pair) >= 0 for pair in pairs) or sum(p[1] for p in pairs) != len(
-            before.images
-        ):
+        is_pairs = all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
+        if not is_pairs or sum(dict(pairs).values()) != len(before.images):
             raise ValueError(f"partial: {path}: expected batches of {len(before.images)} images, got {pairs}")
-        self._before, self._numbers = before, tuple((number, images) for number, images in pairs)
-        self._done = dict(self._numbers)
+        self._before, self._done = before, dict(pairs)
         self.input_size, self.costs = before.input_size, dict(before.costs)
         self.facts = {name: value for name, value in before.facts.items() if name != PARTIAL} | dict(facts)
 
@@ -104,8 +100,7 @@ class Partial:
         if self._file is None or not self._added:
             return
         begin = time.monotonic()
-        order = [*self._numbers, *((number, len(counts.ground_truth)) for number, counts in self._added.items())]
-        about = {"batches": [list(pair) for pair in order], "identity": self._identity}
+        about = {"batches": [list(pair) for pair in self._done.items()], "identity": self._identity}
         self._collected({**self.facts, PARTIAL: about}, None).save(self._file)
         seconds = time.monotonic() - begin
         self._next_save = begin + seconds + max(SAVE_SECONDS, SAVE_TIMES * seconds)
@@ -119,8 +114,7 @@ class Partial:
         arrays = {name: self._joined(name, axis) for name, axis in _AXES.items()}
         count = len(arrays["ground_truth"])
         if PARTIAL not in facts:
-            numbers = [n for n, images in self._numbers for _ in range(images)]
-            numbers += [n for n, counts in self._added.items() for _ in counts.ground_truth]
+            numbers = [n for n, images in self._done.items() for _ in range(images)]
             order = np.argsort(numbers, kind="stable")
             if not np.array_equal(order, np.arange(count)):
                 arrays = {name: array.take(order, axis=_AXES[name]) for name, array in arrays.items()}

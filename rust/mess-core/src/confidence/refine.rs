@@ -73,8 +73,7 @@ pub fn refine_confidence_into(
     let padded = (size.0 + window - 1) * (size.1 + window - 1);
     let missing = padded.saturating_sub(buffer.len());
     // a failed allocation would end the process
-    let has_room = buffer.try_reserve(missing).is_ok();
-    if !has_room {
+    if buffer.try_reserve(missing).is_err() {
         return Err(Error::value("confidence", "a padded map that fits into memory", format!("{padded} pixels")));
     }
     let keys = isa.run(PaddedKeys { confidence, size, radius: window / 2, keys: &mut buffer });
