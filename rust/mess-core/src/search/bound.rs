@@ -137,13 +137,12 @@ impl Plane {
     /// What (intersection, wrongly predicted) of an image adds.
     #[inline(always)]
     pub fn value(&self, (both, wrong): (&[u32], &[u32])) -> f64 {
-        let n = self.weight.len();
-        let (of_both, of_wrong, both, wrong) = (&self.of_both[..n], &self.of_wrong[..n], &both[..n], &wrong[..n]);
+        let slopes = self.of_both.as_chunks::<PAD>().0.iter().zip(self.of_wrong.as_chunks::<PAD>().0);
+        let counts = both.as_chunks::<PAD>().0.iter().zip(wrong.as_chunks::<PAD>().0);
         let mut lanes = [0.0; PAD];
-        for from in (0..n).step_by(PAD) {
-            for (lane, sum) in lanes.iter_mut().enumerate() {
-                let class = from + lane;
-                *sum += of_both[class] * f64::from(both[class]) + of_wrong[class] * f64::from(wrong[class]);
+        for ((of_both, of_wrong), (both, wrong)) in slopes.zip(counts) {
+            for lane in 0..PAD {
+                lanes[lane] += of_both[lane] * f64::from(both[lane]) + of_wrong[lane] * f64::from(wrong[lane]);
             }
         }
         sum_of(lanes)

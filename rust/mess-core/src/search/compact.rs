@@ -73,6 +73,13 @@ impl Mixture {
         self.weight[at] += compact.weight[image];
     }
 
+    /// Take over the sums of another one's only exit, for the first of those here, when there is nothing yet.
+    pub fn begin_with(&mut self, other: &Self) {
+        self.t.copy_from_slice(&other.t);
+        self.f.copy_from_slice(&other.f);
+        (self.images[0], self.weight[0]) = (other.images[0], other.weight[0]);
+    }
+
     /// Become a copy of another one, without allocating.
     pub fn copy_from(&mut self, other: &Self) {
         self.t.copy_from_slice(&other.t);
@@ -219,8 +226,15 @@ impl Compact {
     pub fn add(&self, exit: usize, image: usize, t: &mut [f64], f: &mut [f64]) {
         let weight = self.weight[image];
         let (both, wrong) = self.counts(exit, image);
-        t.iter_mut().zip(both).for_each(|(sum, count)| *sum += weight * f64::from(*count));
-        f.iter_mut().zip(wrong).for_each(|(sum, count)| *sum += weight * f64::from(*count));
+        for (sums, counts) in [(t, both), (f, wrong)] {
+            for (sums, counts) in sums.as_chunks_mut::<PAD>().0.iter_mut().zip(counts.as_chunks::<PAD>().0) {
+                let mut now = *sums; // a copy becomes one vector
+                for lane in 0..PAD {
+                    now[lane] += weight * f64::from(counts[lane]);
+                }
+                *sums = now;
+            }
+        }
     }
 
     /// The metric of sums T and F.
@@ -234,10 +248,15 @@ impl GateOrder {
     /// Numbers of the image thresholds that let go more images than the runs before `first`, and at most those up to
     /// `last`: `low..=high`, or nothing.
     pub fn thresholds_within(&self, first: usize, last: usize) -> Option<(u32, u32)> {
-        let length = self.images.len().div_ceil(RUNS);
+        let length = self.run_length();
         let up_to = |count: usize| self.leaving.partition_point(|leaving| *leaving as usize <= count) as u32;
         let (low, end) = (up_to(first * length), up_to((last + 1) * length));
         (low < end).then(|| (low, end - 1))
+    }
+
+    /// Images of a run; the last one that has any may have fewer.
+    pub fn run_length(&self) -> usize {
+        self.images.len().div_ceil(RUNS)
     }
 
     fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {

@@ -327,7 +327,7 @@ impl Shared<'_, '_> {
         chains.par_iter().with_max_len(1).for_each(|(exits, costs, multiplier)| {
             if let Some(chain) = self.is_wanted(exits).then(|| Chain::new(self, exits)).flatten() {
                 let mut regions = Regions::new(self, &chain, *costs);
-                regions.search(vec![GateRange::OPEN; exits.len() - 1], *multiplier);
+                regions.search(vec![GateRange::OPEN; exits.len() - 1], None, *multiplier);
                 self.control.count(regions.explored, regions.evaluated);
             }
         });

@@ -11,7 +11,7 @@
 //! few combinations left is evaluated exactly, one by one.
 
 use super::bound::{MARGIN, Plane, Ranges, larger};
-use super::compact::{Compact, Mixture, RUNS};
+use super::compact::{Compact, Mixture, PAD, RUNS};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::incumbent::{Targets, slack};
@@ -49,15 +49,38 @@ pub(crate) struct Chain<'a> {
 }
 
 /// A set of configurations of one chain.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Region {
     gates: Vec<GateRange>,
-    /// The images that can reach one exit only.
+    /// The images that can reach one exit only; its sums of counts are without those in `unsettled`.
     certain: Mixture,
-    /// The others.
+    /// Images of `certain` that a bound's values are enough for until its parts get one of their own: (image, which of the
+    /// chain's exits).
+    unsettled: Vec<(u32, u32)>,
+    /// What those are worth together, by the bound in use.
+    unsettled_value: f64,
+    /// The other images.
     free: Vec<Free>,
     /// (free, exits): value of each image at each exit, by the bound in use.
     values: Vec<f64>,
+}
+
+/// Sums over the images of the runs of a gate's order before each, and of all, which stop at its exit.
+pub(crate) struct Stopped {
+    sums: Vec<Mixture>,
+}
+
+impl Stopped {
+    pub fn new(compact: &Compact, exit: usize, pixel: usize) -> Self {
+        let order = compact.gate(exit, pixel);
+        let mut mixture = Mixture::new(compact, 1);
+        let mut sums = vec![mixture.clone()];
+        for run in order.images.chunks(order.run_length()) {
+            run.iter().for_each(|image| mixture.add(compact, exit, 0, *image as usize));
+            sums.push(mixture.clone());
+        }
+        Self { sums }
+    }
 }
 
 /// An image that can reach several exits.
@@ -79,6 +102,29 @@ struct Bounded {
 struct Part {
     height: f64,
     narrowed: Vec<(usize, GateRange)>,
+}
+
+impl Region {
+    fn empty(compact: &Compact, exits: usize) -> Self {
+        Self {
+            gates: Vec::new(),
+            certain: Mixture::new(compact, exits),
+            unsettled: Vec::new(),
+            unsettled_value: 0.0,
+            free: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+
+    /// Become a copy of another one, in the memory that is there.
+    fn copy_from(&mut self, of: &Self) {
+        self.gates.clone_from(&of.gates);
+        self.certain.copy_from(&of.certain);
+        self.unsettled.clone_from(&of.unsettled);
+        self.unsettled_value = of.unsettled_value;
+        self.free.clone_from(&of.free);
+        self.values.clone_from(&of.values);
+    }
 }
 
 impl GateRange {
@@ -118,6 +164,8 @@ pub(crate) struct Regions<'s, 'a, 't> {
     chain: &'s Chain<'s>,
     targets: std::sync::Arc<Targets>,
     version: u64,
+    /// Regions that are done with, for their memory.
+    spare: Vec<Region>,
     /// Costs for which this search is responsible: targets elsewhere are left to others.
     band: (f64, f64),
     pub explored: u64,
@@ -127,52 +175,66 @@ pub(crate) struct Regions<'s, 'a, 't> {
 impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     pub fn new(shared: &'s Shared<'a, 't>, chain: &'s Chain<'s>, band: (f64, f64)) -> Self {
         let (version, targets) = shared.targets(band, chain.stop_costs[0]);
-        Self { shared, chain, targets, version, band, explored: 0, evaluated: 0 }
+        Self { shared, chain, targets, version, spare: Vec::new(), band, explored: 0, evaluated: 0 }
     }
 
-    /// Find everything in these ranges that is better than what is known.
-    pub fn search(&mut self, gates: Vec<GateRange>, multiplier: f64) {
+    /// Find everything in these ranges that is better than what is known. `stopped` are sums of the first gate, if it has
+    /// one pixel threshold.
+    pub fn search(&mut self, gates: Vec<GateRange>, stopped: Option<&Stopped>, multiplier: f64) {
         let compact = self.shared.compact;
         let exits = self.chain.exits.len();
-        let all = Region {
-            gates,
-            certain: Mixture::new(compact, exits),
-            free: (0..compact.num_images as u32).map(|image| Free { image, reach: (1 << exits) - 1 }).collect(),
-            values: Vec::new(),
-        };
-        let root = self.refined(&all, &[]);
-        self.visit(root, None, multiplier);
+        let mut root = Region { gates, ..Region::empty(compact, exits) };
+        let free = |image: usize| Free { image: image as u32, reach: (1 << exits) - 1 };
+        match (stopped, root.gates[0]) {
+            (Some(stopped), GateRange::Within { pixel, low, .. }) => {
+                let order = compact.gate(self.chain.exits[0], pixel);
+                let run = order.leaving[low as usize] as usize / order.run_length();
+                root.certain.begin_with(&stopped.sums[run]);
+                root.free.extend(
+                    (0..compact.num_images).filter(|image| usize::from(order.runs[*image]) >= run).map(free),
+                );
+            }
+            _ => root.free.extend((0..compact.num_images).map(free)),
+        }
+        self.narrowed(&mut root, &[]);
+        self.visit(&mut root, None, multiplier);
     }
 
-    fn visit(&mut self, mut of: Region, bound: Option<&Bounded>, multiplier: f64) {
-        if self.shared.control.stopped() || !self.is_admissible(&of) {
+    fn visit(&mut self, of: &mut Region, bound: Option<&Bounded>, multiplier: f64) {
+        if self.shared.control.stopped() || !self.is_admissible(of) {
             return;
         }
         self.explored += 1;
         if self.shared.incumbents.version() != self.version {
             (self.version, self.targets) = self.shared.targets(self.band, self.chain.stop_costs[0]);
         }
-        let corners = self.corners(&of);
-        if corners.is_empty() || bound.is_some_and(|bound| !self.narrow(&mut of, bound, &corners)) {
+        let corners = self.corners(of);
+        if corners.is_empty() || bound.is_some_and(|bound| !self.narrow(of, bound, &corners)) {
             return;
         }
-        if self.num_combinations(&of) <= FEW {
-            self.enumerate(&of);
+        self.settle(of);
+        if self.num_combinations(of) <= FEW {
+            self.enumerate(of);
             return;
         }
-        let Some(bound) = self.bounded(&mut of, &corners, multiplier) else { return };
-        if !self.narrow(&mut of, &bound, &corners) {
+        let Some(bound) = self.bounded(of, &corners, multiplier) else { return };
+        if !self.narrow(of, &bound, &corners) {
             return;
         }
-        if self.num_combinations(&of) <= FEW {
-            self.enumerate(&of); // one that is left alone has no parts
+        self.settle(of);
+        if self.num_combinations(of) <= FEW {
+            self.enumerate(of); // one that is left alone has no parts
             return;
         }
-        let mut parts = self.parts(&of, &bound, &corners);
+        let mut parts = self.parts(of, &bound, &corners);
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
         for Part { narrowed, .. } in parts {
-            let part = self.refined(&of, &narrowed);
-            self.visit(part, Some(&bound), bound.multiplier);
+            let spare = self.spare.pop();
+            let mut part = spare.unwrap_or_else(|| Region::empty(self.shared.compact, self.chain.exits.len()));
+            part.copy_from(of);
+            self.narrowed(&mut part, &narrowed);
+            self.visit(&mut part, Some(&bound), bound.multiplier);
+            self.spare.push(part);
         }
     }
 
@@ -221,7 +283,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             let narrowed = cuts.iter().zip(left.pieces).map(|(cut, pieces)| cut.narrowed(pieces));
             let narrowed: Vec<_> = narrowed.filter(|(gate, range)| *range != of.gates[*gate]).collect();
             if !narrowed.is_empty() {
-                *of = self.refined(of, &narrowed);
+                self.narrowed(of, &narrowed);
             }
         }
         true
@@ -272,7 +334,8 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let costs: Vec<f64> = self.chain.stop_costs.iter().map(|cost| cost * per_weight).collect();
         let certain: f64 = costs.iter().zip(&of.certain.weight).map(|(cost, weight)| cost * weight).sum();
         let margin = MARGIN * (1.0 + bound.multiplier * self.shared.ceiling);
-        let constant = bound.lift + bound.plane.value_of_sums(&of.certain.t, &of.certain.f) - certain;
+        let certain_value = bound.plane.value_of_sums(&of.certain.t, &of.certain.f) + of.unsettled_value;
+        let constant = bound.lift + certain_value - certain;
         let constant = constant + slack(corners, bound.multiplier) + margin;
         let staked = |(free, values): (&Free, &[f64])| {
             let weight = compact.weight[free.image as usize];
@@ -300,9 +363,15 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         Stakes { constant, images }
     }
 
-    /// The part of `of` where some gates are narrowed, or `of` itself with its images sorted out.
-    fn refined(&self, of: &Region, narrowed: &[(usize, GateRange)]) -> Region {
-        self.shared.isa.run(Refined { compact: self.shared.compact, exits: self.chain.exits, of, narrowed })
+    /// Make a region its part where some gates are narrowed.
+    fn narrowed(&self, region: &mut Region, narrowed: &[(usize, GateRange)]) {
+        narrowed.iter().for_each(|(gate, range)| region.gates[*gate] = *range);
+        self.shared.isa.run(SortedOut { compact: self.shared.compact, exits: self.chain.exits, region });
+    }
+
+    /// Add up the counts of all images that can reach one exit only.
+    fn settle(&self, region: &mut Region) {
+        self.shared.isa.run(Settled { compact: self.shared.compact, exits: self.chain.exits, region });
     }
 
     /// Necessary conditions of space and limits that the bounds do not know.
@@ -506,66 +575,82 @@ enum Order<'k> {
     Within(&'k [u32], u32, u32),
 }
 
-/// A part of a region, see `Regions::refined`.
-struct Refined<'k> {
+/// A region whose gates became narrower: its free images are sorted out, see `Regions::narrowed`.
+struct SortedOut<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
-    of: &'k Region,
-    narrowed: &'k [(usize, GateRange)],
+    region: &'k mut Region,
 }
 
-impl Kernel for Refined<'_> {
-    type Output = Region;
+impl Kernel for SortedOut<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run(self) -> Self::Output {
-        let Self { compact, exits, of, narrowed } = self;
-        let mut part = Region {
-            gates: of.gates.clone(),
-            certain: of.certain.clone(),
-            free: Vec::with_capacity(of.free.len()),
-            values: Vec::with_capacity(of.values.len()),
-        };
-        narrowed.iter().for_each(|(gate, range)| part.gates[*gate] = *range);
-        let orders: Vec<Order<'_>> = (part.gates.iter().zip(exits))
+    fn run(self) {
+        let Self { compact, exits, region } = self;
+        let Region { gates, certain, unsettled, unsettled_value, free, values } = region;
+        let orders: Vec<Order<'_>> = (gates.iter().zip(exits))
             .map(|(gate, exit)| match *gate {
                 GateRange::Runs { first, last } => Order::Runs(compact.spans(*exit), first, last),
                 GateRange::Within { pixel, low, high } => Order::Within(&compact.gate(*exit, pixel).levels, low, high),
             })
             .collect();
-        let last = orders.len();
-        for (number, free) in of.free.iter().enumerate() {
-            let image = free.image as usize;
-            let mut reach = 0u32;
-            let mut goes_on = true;
+        let (num, last) = (exits.len(), orders.len());
+        let has_values = !values.is_empty();
+        let (mut kept, mut settled) = (0, unsettled.len());
+        unsettled.resize(settled + free.len(), (0, 0));
+        // without branches that depend on the image: they would be mispredicted
+        for number in 0..free.len() {
+            let image = free[number].image as usize;
+            let (mut reach, mut goes_on) = (0, 1);
             for (at, order) in orders.iter().enumerate() {
                 let (may_stop, must_stop) = match *order {
                     Order::Runs(spans, first, last) => (spans[image].0 <= last, spans[image].1 < first),
                     Order::Within(levels, low, high) => (levels[image] <= high, levels[image] <= low),
                 };
-                reach |= u32::from(may_stop) << at;
-                if must_stop {
-                    goes_on = false;
-                    break;
+                reach |= (goes_on & u32::from(may_stop)) << at;
+                goes_on &= u32::from(!must_stop);
+            }
+            reach |= goes_on << last;
+            let at = reach.trailing_zeros() as usize;
+            let is_certain = reach & (reach - 1) == 0;
+            unsettled[settled] = (image as u32, at as u32);
+            settled += usize::from(is_certain);
+            certain.images[at] += u32::from(is_certain);
+            certain.weight[at] += if is_certain { compact.weight[image] } else { 0.0 };
+            free[kept] = Free { image: image as u32, reach };
+            if has_values {
+                *unsettled_value += if is_certain { values[number * num + at] } else { 0.0 };
+                for at in 0..num {
+                    let value = values[number * num + at];
+                    values[kept * num + at] = if reach >> at & 1 == 1 { value } else { f64::NEG_INFINITY };
                 }
             }
-            if goes_on {
-                reach |= 1 << last;
-            }
-            if reach & (reach - 1) == 0 {
-                let at = reach.trailing_zeros() as usize;
-                part.certain.add(compact, exits[at], at, image);
-            } else {
-                part.free.push(Free { image: free.image, reach });
-                if let Some(values) = of.values.get(number * exits.len()..(number + 1) * exits.len()) {
-                    let reachable = |(at, value): (usize, &f64)| {
-                        if reach >> at & 1 == 1 { *value } else { f64::NEG_INFINITY }
-                    };
-                    part.values.extend(values.iter().enumerate().map(reachable));
-                }
-            }
+            kept += usize::from(!is_certain);
         }
-        part
+        unsettled.truncate(settled);
+        free.truncate(kept);
+        values.truncate(kept * num);
+    }
+}
+
+/// A region with its sums of counts up to date, see `Regions::settle`.
+struct Settled<'k> {
+    compact: &'k Compact,
+    exits: &'k [usize],
+    region: &'k mut Region,
+}
+
+impl Kernel for Settled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Region { certain, unsettled, unsettled_value, .. } = self.region;
+        for (image, at) in unsettled.drain(..) {
+            self.compact.add(self.exits[at as usize], image as usize, &mut certain.t, &mut certain.f);
+        }
+        *unsettled_value = 0.0;
     }
 }
 
@@ -586,31 +671,32 @@ impl Kernel for FreeRanges<'_> {
         let mut low: Vec<f64> = of.certain.t.iter().chain(&of.certain.f).copied().collect();
         low[n..].iter_mut().zip(&self.compact.truth).for_each(|(union, truth)| *union += truth);
         let mut high = low.clone();
-        let (mut least, mut most) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         for free in &of.free {
             let image = free.image as usize;
             let weight = self.compact.weight[image];
-            let counts = |at: u32| &self.compact.both_counts(self.exits[at as usize], image)[..2 * n];
-            let (first, mut rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
-            let (least, most) = (&mut least[..2 * n], &mut most[..2 * n]);
-            let second = counts(rest.trailing_zeros()); // at least two exits are within reach
-            for at in 0..2 * n {
-                least[at] = first[at].min(second[at]);
-                most[at] = first[at].max(second[at]);
-            }
-            rest &= rest - 1;
-            while rest != 0 {
-                let counts = counts(rest.trailing_zeros());
-                rest &= rest - 1;
-                for at in 0..2 * n {
-                    least[at] = least[at].min(counts[at]);
-                    most[at] = most[at].max(counts[at]);
+            let counts = |at: u32| self.compact.both_counts(self.exits[at as usize], image).as_chunks::<PAD>().0;
+            let (first, rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
+            let (second, rest) = (counts(rest.trailing_zeros()), rest & (rest - 1)); // at least two are within reach
+            let sums = low.as_chunks_mut::<PAD>().0.iter_mut().zip(high.as_chunks_mut::<PAD>().0);
+            for (chunk, ((low, high), (a, b))) in sums.zip(first.iter().zip(second)).enumerate() {
+                let (mut least, mut most) = ([0; PAD], [0; PAD]);
+                for lane in 0..PAD {
+                    (least[lane], most[lane]) = (a[lane].min(b[lane]), a[lane].max(b[lane]));
                 }
-            }
-            let (low, high) = (&mut low[..2 * n], &mut high[..2 * n]);
-            for at in 0..2 * n {
-                low[at] += weight * f64::from(least[at]);
-                high[at] += weight * f64::from(most[at]);
+                let mut rest = rest;
+                while rest != 0 {
+                    let other = &counts(rest.trailing_zeros())[chunk];
+                    for lane in 0..PAD {
+                        (least[lane], most[lane]) = (least[lane].min(other[lane]), most[lane].max(other[lane]));
+                    }
+                    rest &= rest - 1;
+                }
+                let (mut now_low, mut now_high) = (*low, *high); // copies become one vector each
+                for lane in 0..PAD {
+                    now_low[lane] += weight * f64::from(least[lane]);
+                    now_high[lane] += weight * f64::from(most[lane]);
+                }
+                (*low, *high) = (now_low, now_high);
             }
         }
         let (u_low, u_high) = (low.split_off(n), high.split_off(n));

@@ -31,7 +31,7 @@ use super::field::{Band, Field};
 use super::gates::{ChainValues, Fitted, Left, Runs, Worth};
 use super::incumbent::Targets;
 use super::objective::Setting;
-use super::regions::{Chain, GateRange, Regions};
+use super::regions::{Chain, GateRange, Regions, Stopped};
 use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
@@ -222,6 +222,10 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         if self.bands.len() == 1 {
             candidates.sort_by(|a, b| b.excess.total_cmp(&a.excess)); // the best incumbents come first
         } // else they stay in the order of their chains, which finds more of the counts in the caches
+        if candidates.is_empty() {
+            return;
+        }
+        let stopped = Stopped::new(self.shared.compact, self.exit, self.pixel);
         for Candidate { exits, gates, bands: (first, last), .. } in candidates {
             if self.shared.control.stopped() {
                 return;
@@ -229,7 +233,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             if let Some(chain) = Chain::new(self.shared, &exits) {
                 let [first, middle, last] = [first, (first + last) / 2, last].map(|at| self.bands[at].band);
                 let mut regions = Regions::new(self.shared, &chain, (first.costs.0, last.costs.1));
-                regions.search(gates, middle.multiplier);
+                regions.search(gates, Some(&stopped), middle.multiplier);
                 self.shared.control.count(regions.explored, regions.evaluated);
             }
         }

@@ -289,7 +289,7 @@ fn regions_alone_find_the_optimum_of_a_few_thresholds() {
             let chain = Chain::new(&shared, &exits).expect("no limit");
             let mut regions = Regions::new(&shared, &chain, (f64::NEG_INFINITY, f64::INFINITY));
             let within = |(low, high): (u32, u32)| GateRange::Within { pixel: 0, low, high };
-            regions.search(ranges.map(within).to_vec(), multiplier);
+            regions.search(ranges.map(within).to_vec(), None, multiplier);
             assert_eq!(incumbents.found(), std::slice::from_ref(allowed[0]), "seed {seed}, {objective:?}");
         }
     }
