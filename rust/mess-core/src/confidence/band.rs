@@ -26,6 +26,13 @@ const MIN_CELL_PIXELS: usize = 8;
 /// Nor are cells of fewer pixels worth an exponential.
 const MIN_SUMMED_PIXELS: usize = 32;
 
+/// Nor are cells of which more classes than this share, a fraction, cannot be left out.
+const MOST_KEPT: (usize, usize) = (4, 5);
+
+/// Where this share of a row's cells are not worth it, no cell of the row is: cells that are side by side are measured
+/// quickly, others are not.
+const FEW_LEFT: (usize, usize) = (1, 2);
+
 /// As many single pixels are worth computing side by side.
 const SPOTS: usize = 256;
 
@@ -82,11 +89,12 @@ pub(crate) struct BandBuffers {
     tiles: TileBuffers,
 }
 
-/// Upper nodes around the cells that are measured, how the lower ones differ, and blends for one row or several; (C, cells)
-/// each.
+/// Nodes around the cells that are measured, (C, cells) each, and blends for one row or several.
 #[derive(Default)]
 struct TileBuffers {
     corners: [Vec<f32>; 4],
+    /// Nodes of a row of pixels.
+    blended: Vec<f32>,
     left: Vec<f32>,
     step: Vec<f32>,
     weights: Vec<f32>,
@@ -118,8 +126,11 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     #[inline(always)]
     fn decide(&mut self, limits: &Limits, measure: &Measure, buffers: &mut BandBuffers) {
         let open = self.survey(limits, buffers);
-        if open.whole {
-            let BandBuffers { known, cells, tiles, .. } = &mut *buffers;
+        let BandBuffers { known, cells, tiles, .. } = &mut *buffers;
+        if FEW_LEFT.1 * (open.unknown + open.dense) >= FEW_LEFT.0 * known.len() {
+            return self.measure(measure, buffers);
+        }
+        if open.unknown > 0 {
             cells.clear();
             let all = known.iter().enumerate().filter(|(_, known)| **known == Known::Nothing);
             cells.extend(all.map(|(index, _)| index as u32));
@@ -157,10 +168,13 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                     bounds.find(&plan.nodes, plan.shape, (row.low, row.high), limits.left_out);
                 }
                 let list = &mut lists[num_classes * index..num_classes * (index + 1)];
-                found = bounds.known(bounds.at(cell.low), limits, list);
+                let at = bounds.at(cell.low);
+                found = bounds.known(at, limits, list);
                 if !found.decided() && pixels < MIN_SUMMED_PIXELS {
                     found = Known::Nothing;
                 }
+                let is_dense = MOST_KEPT.1 * bounds.num_kept(at) > MOST_KEPT.0 * num_classes;
+                open.dense += usize::from(found != Known::Nothing && !found.decided() && is_dense);
             }
             known.push(found);
             if found.decided() {
@@ -172,7 +186,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                     open.some |= !decided;
                 }
                 Known::Among { .. } => open.some = true,
-                Known::Nothing => open.whole = true,
+                Known::Nothing => open.unknown += 1,
             }
         }
         self.fill_values(decided.take());
@@ -345,15 +359,15 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     #[inline(always)]
     fn measure_cells(&mut self, all: &[u32], measure: &Measure, buffers: &mut TileBuffers) {
         let (plan, num_phases, num_classes) = (self.plan, self.plan.num_phases, self.plan.shape.0);
-        let TileBuffers { corners, left, step, weights, cell_of } = buffers;
+        let TileBuffers { corners, blended, left, step, weights, cell_of } = buffers;
         let cells_a_tile = TILE / num_phases;
         for cells in all.chunks(cells_a_tile) {
             let count = cells.len();
-            let [top_left, top_right, fall_left, fall_right] =
-                corners.each_mut().map(|corner| room(corner, num_classes * count));
-            gather_nodes(plan, self.rows[0], cells, [top_left, top_right, fall_left, fall_right]);
-            fall_left.iter_mut().zip(&*top_left).for_each(|(fall, top)| *fall -= top);
-            fall_right.iter_mut().zip(&*top_right).for_each(|(fall, top)| *fall -= top);
+            let neighbours = neighbours(cells);
+            if neighbours.is_none() {
+                let corners = corners.each_mut().map(|corner| room(corner, num_classes * count));
+                gather_nodes(plan, self.rows[0], cells, corners);
+            }
             // as many rows together as fit into a tile: where few cells are left, one row has too little to do in step
             let rows_a_tile = (cells_a_tile / count).min(self.rows.len());
             let mut prepared_for = 0;
@@ -365,19 +379,11 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                     place_pixels(plan, cells, len, weights, cell_of);
                 }
                 let (left, step) = (room(left, num_classes * len), room(step, num_classes * len));
-                for class in 0..num_classes {
-                    let at = class * count..(class + 1) * count;
-                    let upper = top_left[at.clone()].iter().zip(&top_right[at.clone()]);
-                    let falls = fall_left[at.clone()].iter().zip(&fall_right[at]);
-                    for (row, tap) in taps.iter().enumerate() {
-                        let at = class * len + row * count..class * len + (row + 1) * count;
-                        let sides = left[at.clone()].iter_mut().zip(&mut step[at]);
-                        for (((left, step), (top_left, top_right)), (fall_left, fall_right)) in
-                            sides.zip(upper.clone()).zip(falls.clone())
-                        {
-                            *left = blend(*top_left, *fall_left, tap.weight);
-                            *step = blend(*top_right, *fall_right, tap.weight) - *left;
-                        }
+                match &neighbours {
+                    Some(cells) => blend_rows(plan, taps, cells.clone(), blended, left, step),
+                    None => {
+                        let corners = corners.each_ref().map(|corner| &corner[..num_classes * count]);
+                        blend_corners(taps, count, corners, left, step);
                     }
                 }
                 let source = CellTile { left, step, weights, cell_of, len, num_classes };
@@ -390,15 +396,143 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     /// Write a tile's pixels into the maps: `len` cells, those of one row after those of another, phase by phase.
     #[inline(always)]
     fn write_tile(&mut self, cells: &[u32], first_row: usize, len: usize) {
-        let (plan, count) = (self.plan, cells.len());
-        let measured = V::of_tile(self.tile, len * plan.num_phases);
-        for entry in 0..len {
-            let cell = plan.cells[cells[entry % count] as usize];
-            let row = (first_row + entry / count) * self.width;
-            let (values, labels) = (&mut self.values[row..row + self.width], &mut self.labels[row..row + self.width]);
-            for (phase, column) in (cell.start as usize..cell.end as usize).enumerate() {
-                values[column] = measured[phase * len + entry];
-                labels[column] = L::from_class(self.tile.label[phase * len + entry]);
+        let (plan, count, num_phases) = (self.plan, cells.len(), self.plan.num_phases);
+        let (measured, label) = (V::of_tile(self.tile, len * num_phases), &self.tile.label);
+        let full = neighbours(cells).map_or(0..0, |cells| within(&plan.full, &cells));
+        for row in 0..len / count {
+            let at = (first_row + row) * self.width;
+            let (values, labels) = (&mut self.values[at..at + self.width], &mut self.labels[at..at + self.width]);
+            if !full.is_empty() {
+                let cell = |i: usize| plan.cells[cells[i] as usize];
+                let columns = cell(full.start).start as usize..cell(full.end - 1).end as usize;
+                let of_phase =
+                    |phase: usize| phase * len + row * count + full.start..phase * len + row * count + full.end;
+                interleave(&mut values[columns.clone()], num_phases, |phase| &measured[of_phase(phase)], |value| value);
+                interleave(&mut labels[columns], num_phases, |phase| &label[of_phase(phase)], L::from_class);
+            }
+            for i in (0..full.start).chain(full.end..count) {
+                let cell = plan.cells[cells[i] as usize];
+                for (phase, column) in (cell.start as usize..cell.end as usize).enumerate() {
+                    let entry = phase * len + row * count + i;
+                    values[column] = measured[entry];
+                    labels[column] = L::from_class(label[entry]);
+                }
+            }
+        }
+    }
+}
+
+/// The range of these cells, if they are side by side.
+#[inline(always)]
+fn neighbours(cells: &[u32]) -> Option<Range<usize>> {
+    let (first, last) = (*cells.first()? as usize, *cells.last()? as usize);
+    (last - first + 1 == cells.len()).then_some(first..last + 1)
+}
+
+/// Where `cells` are within `of`, counted from its start.
+#[inline(always)]
+fn within(cells: &Range<usize>, of: &Range<usize>) -> Range<usize> {
+    let common = cells.start.max(of.start)..cells.end.min(of.end);
+    if common.is_empty() { 0..0 } else { common.start - of.start..common.end - of.start }
+}
+
+/// Write what belongs to the first pixel of each cell, to the second and so on, to where the pixels are.
+#[inline(always)]
+fn interleave<'t, T: Copy + 't, U>(
+    to: &mut [U],
+    num_phases: usize,
+    of_phase: impl Fn(usize) -> &'t [T],
+    value: impl Fn(T) -> U,
+) {
+    match num_phases {
+        2 => interleave_of::<2, T, U>(to, of_phase, value),
+        4 => interleave_of::<4, T, U>(to, of_phase, value),
+        8 => interleave_of::<8, T, U>(to, of_phase, value),
+        16 => interleave_of::<16, T, U>(to, of_phase, value),
+        _ => {
+            for phase in 0..num_phases {
+                let pixels = to.iter_mut().skip(phase).step_by(num_phases);
+                pixels.zip(of_phase(phase)).for_each(|(to, from)| *to = value(*from));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn interleave_of<'t, const N: usize, T: Copy + 't, U>(
+    to: &mut [U],
+    of_phase: impl Fn(usize) -> &'t [T],
+    value: impl Fn(T) -> U,
+) {
+    let cells = to.as_chunks_mut::<N>().0;
+    let phases: [&[T]; N] = std::array::from_fn(|phase| &of_phase(phase)[..cells.len()]);
+    for (i, cell) in cells.iter_mut().enumerate() {
+        for (to, phase) in cell.iter_mut().zip(&phases) {
+            *to = value(phase[i]);
+        }
+    }
+}
+
+/// Left ends of cells that are side by side in some rows of pixels, and how far it is to the right ends: (C, rows, cells).
+/// A node of a row is blended once for both cells that it belongs to.
+#[inline(always)]
+fn blend_rows(
+    plan: &Upsampled,
+    taps: &[Tap],
+    cells: Range<usize>,
+    blended: &mut Vec<f32>,
+    left: &mut [f32],
+    step: &mut [f32],
+) {
+    let ((num_classes, h, w), count) = (plan.shape, cells.len());
+    let nodes = plan.cells[cells.start].low as usize..plan.cells[cells.end - 1].high as usize + 1;
+    let blended = room(blended, nodes.len());
+    let even = within(&plan.even, &cells);
+    let even_nodes = match even.is_empty() {
+        true => 0..0,
+        false => {
+            let first = plan.cells[cells.start + even.start].low as usize - nodes.start;
+            first..first + even.len() + 1
+        }
+    };
+    for class in 0..num_classes {
+        let row_of = |row: u32| &plan.nodes[(class * h + row as usize) * w..][nodes.clone()];
+        let (top, bottom) = (row_of(taps[0].low), row_of(taps[0].high));
+        for (row, tap) in taps.iter().enumerate() {
+            for ((node, top), bottom) in blended.iter_mut().zip(top).zip(bottom) {
+                *node = blend(*top, bottom - top, tap.weight);
+            }
+            let at = (class * taps.len() + row) * count..(class * taps.len() + row + 1) * count;
+            let (left, step) = (&mut left[at.clone()], &mut step[at]);
+            let of_even = &blended[even_nodes.clone()];
+            let sides = left[even.clone()].iter_mut().zip(&mut step[even.clone()]);
+            for ((left, step), (from, to)) in sides.zip(of_even.iter().zip(of_even.iter().skip(1))) {
+                (*left, *step) = (*from, to - from);
+            }
+            for i in (0..even.start).chain(even.end..count) {
+                let Cell { low, high, .. } = plan.cells[cells.start + i];
+                let [from, to] = [low, high].map(|node| blended[node as usize - nodes.start]);
+                (left[i], step[i]) = (from, to - from);
+            }
+        }
+    }
+}
+
+/// The same of any cells, from the nodes around them, (C, cells) each: upper left, upper right, and how the lower ones differ.
+#[inline(always)]
+fn blend_corners(taps: &[Tap], count: usize, corners: [&[f32]; 4], left: &mut [f32], step: &mut [f32]) {
+    let of_classes = left.chunks_exact_mut(taps.len() * count).zip(step.chunks_exact_mut(taps.len() * count));
+    for (class, (left, step)) in of_classes.enumerate() {
+        let [top_left, top_right, fall_left, fall_right] =
+            corners.map(|corner| &corner[class * count..(class + 1) * count]);
+        let of_rows = left.chunks_exact_mut(count).zip(step.chunks_exact_mut(count));
+        for ((left, step), tap) in of_rows.zip(taps) {
+            let sides = left.iter_mut().zip(step);
+            let tops = top_left.iter().zip(top_right);
+            let falls = fall_left.iter().zip(fall_right);
+            for (((left, step), (top_left, top_right)), (fall_left, fall_right)) in sides.zip(tops).zip(falls) {
+                *left = blend(*top_left, *fall_left, tap.weight);
+                *step = blend(*top_right, *fall_right, tap.weight) - *left;
             }
         }
     }
@@ -429,8 +563,10 @@ fn write<T: Copy, U>(to: &mut [U], results: &[T], value: impl Fn(T) -> U) {
 struct Open {
     /// Labels or decisions of cells of which something is known.
     some: bool,
-    /// Cells of which nothing is.
-    whole: bool,
+    /// Number of cells of which nothing is.
+    unknown: usize,
+    /// Number of others with too many classes to be worth a sum.
+    dense: usize,
 }
 
 /// Consecutive columns that get the same.
@@ -475,34 +611,19 @@ fn measure_spots(source: &Spots<'_>, tile: &mut Tile, isa: Isa) {
     isa.run(MeasureTile { source, len: source.spots.len(), measure, tile });
 }
 
-/// Nodes around cells between two rows of nodes, (C, cells) each: upper left, upper right, lower left, lower right.
+/// Nodes around cells between two rows of nodes, (C, cells) each: upper left, upper right, and how the lower ones differ.
 #[inline(always)]
 fn gather_nodes(plan: &Upsampled, row: Tap, cells: &[u32], corners: [&mut [f32]; 4]) {
     let ((num_classes, h, w), count) = (plan.shape, cells.len());
-    let [top_left, top_right, bottom_left, bottom_right] = corners;
+    let [top_left, top_right, fall_left, fall_right] = corners;
     let row_of = |class: usize, row: u32| &plan.nodes[(class * h + row as usize) * w..][..w];
-    // most cells of a whole row lie between neighbours: they are copied at once
-    let first = cells[0] as usize;
-    let whole = cells.last().map_or(0, |last| (last - cells[0]) as usize + 1) == count;
-    let even = plan.even.start.max(first)..plan.even.end.min(first + count);
-    let even = if whole && !even.is_empty() { even.start - first..even.end - first } else { 0..0 };
     for class in 0..num_classes {
         let (top, bottom) = (row_of(class, row.low), row_of(class, row.high));
-        let at = class * count..(class + 1) * count;
-        let (top_left, top_right) = (&mut top_left[at.clone()], &mut top_right[at.clone()]);
-        let (bottom_left, bottom_right) = (&mut bottom_left[at.clone()], &mut bottom_right[at]);
-        if !even.is_empty() {
-            let low = plan.cells[first + even.start].low as usize;
-            let (left, right) = (low..low + even.len(), low + 1..low + 1 + even.len());
-            top_left[even.clone()].copy_from_slice(&top[left.clone()]);
-            bottom_left[even.clone()].copy_from_slice(&bottom[left]);
-            top_right[even.clone()].copy_from_slice(&top[right.clone()]);
-            bottom_right[even.clone()].copy_from_slice(&bottom[right]);
-        }
-        for i in (0..even.start).chain(even.end..count) {
-            let Cell { low, high, .. } = plan.cells[cells[i] as usize];
-            (top_left[i], bottom_left[i]) = (top[low as usize], bottom[low as usize]);
-            (top_right[i], bottom_right[i]) = (top[high as usize], bottom[high as usize]);
+        for (i, cell) in cells.iter().enumerate() {
+            let (at, Cell { low, high, .. }) = (class * count + i, plan.cells[*cell as usize]);
+            (top_left[at], top_right[at]) = (top[low as usize], top[high as usize]);
+            fall_left[at] = bottom[low as usize] - top_left[at];
+            fall_right[at] = bottom[high as usize] - top_right[at];
         }
     }
 }

@@ -154,6 +154,8 @@ struct Bound {
     top: [f32; LANES],
     /// The least difference to the leader of a class that cannot be left out.
     least: [f32; LANES],
+    /// Number of classes that cannot be left out, the leader among them.
+    kept: [i32; LANES],
     /// NaN where a logit is.
     probe: [f32; LANES],
 }
@@ -199,7 +201,7 @@ impl CellBounds {
                 }
             }
             let (mut sum, mut probe, mut least_kept) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
-            let mut top = [f32::NEG_INFINITY; LANES];
+            let (mut top, mut kept) = ([f32::NEG_INFINITY; LANES], [0; LANES]);
             for class in 0..num_classes {
                 let [mut a, mut b, mut c, mut d] = corners.of(class, start);
                 for (corner, lead) in [&mut a, &mut b, &mut c, &mut d].into_iter().zip(&lead) {
@@ -210,10 +212,11 @@ impl CellBounds {
                 probe = lanes(|i| probe[i] + ((a[i] + b[i]) + (c[i] + d[i])));
                 sum = lanes(|i| sum[i] + rough_exp(least[i]));
                 least_kept = lanes(|i| smaller(if most[i] >= left_out { least[i] } else { 0.0 }, least_kept[i]));
+                kept = lanes(|i| kept[i] + i32::from(most[i] >= left_out));
                 top = lanes(|i| if leader[i] == class as i32 { top[i] } else { larger(top[i], most[i]) });
                 self.highest.push(most);
             }
-            self.bounds.push(Bound { leader, lead, sum, top, least: least_kept, probe });
+            self.bounds.push(Bound { leader, lead, sum, top, least: least_kept, kept, probe });
         }
     }
 
@@ -236,6 +239,12 @@ impl CellBounds {
                 take(class);
             }
         }
+    }
+
+    /// Number of classes of the cell at `i` that cannot be left out of its sums, the leader among them.
+    #[inline(always)]
+    pub fn num_kept(&self, i: usize) -> usize {
+        self.bounds[i / LANES].kept[i % LANES] as usize
     }
 
     /// The class that leads at the centre of the cell at `i`.

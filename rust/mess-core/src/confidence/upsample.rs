@@ -78,6 +78,8 @@ pub struct Upsampled {
     pub(crate) cells: Vec<Cell>,
     /// Cells between one pair of neighbours after the other.
     pub(crate) even: Range<usize>,
+    /// The first of those, as far as all are as long as the longest cell.
+    pub(crate) full: Range<usize>,
     /// Pixels of the longest cell.
     pub(crate) num_phases: usize,
     /// (num_phases, cells): weight of the right node.
@@ -150,6 +152,8 @@ impl Upsampled {
         let count = even.take_while(|(i, cell)| cell.low == from + *i as u32 && cell.high > cell.low).count();
         self.even = start..start + count;
         self.num_phases = self.cells.iter().map(|cell| (cell.end - cell.start) as usize).max().unwrap_or(0);
+        let is_full = |cell: &&Cell| (cell.end - cell.start) as usize == self.num_phases;
+        self.full = start..start + self.cells[self.even.clone()].iter().take_while(is_full).count();
         self.weights.clear();
         for phase in 0..self.num_phases {
             self.weights.extend(self.cells.iter().map(|cell| {

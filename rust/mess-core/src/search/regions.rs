@@ -190,9 +190,8 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 let order = compact.gate(self.chain.exits[0], pixel);
                 let run = order.leaving[low as usize] as usize / order.run_length();
                 root.certain.begin_with(&stopped.sums[run]);
-                root.free.extend(
-                    (0..compact.num_images).filter(|image| usize::from(order.runs[*image]) >= run).map(free),
-                );
+                root.free
+                    .extend((0..compact.num_images).filter(|image| usize::from(order.runs[*image]) >= run).map(free));
             }
             _ => root.free.extend((0..compact.num_images).map(free)),
         }
