@@ -85,6 +85,36 @@ def test_threshold_is_compared_in_float32():
     assert mess_core.image_confidence_from_map(confidence, np.zeros((1, 1), int), pixel_threshold=0.9) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("nodes", "size"),
+    [
+        ((3, 2500), (6, 5000)),  # more cells than a tile holds, two pixels each
+        ((3, 1300), (12, 5200)),
+        ((2, 900), (6, 2700)),  # three pixels: no power of two
+        ((2, 600), (16, 4800)),
+        ((2, 300), (32, 4800)),
+        ((2, 2100), (5, 5250)),  # two pixels or three
+        ((2, 3), (140, 290)),  # cells that are cut at 64 columns
+        ((2, 5000), (3, 2400)),  # fewer pixels than nodes
+    ],
+)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_wide_pictures_equal_the_oracle(nodes, size, align_corners):
+    y = np.random.default_rng(0).normal(0, 2, (3, *nodes)).astype(np.float32)
+    confidence, labels = mess_core.confidence_map(y, size=size, align_corners=align_corners)
+    full = oracle.interpolate(y, size, align_corners)
+    np.testing.assert_allclose(confidence, oracle.confidence_map(full)[0], atol=1e-3)  # positions are float32
+    first, second = np.sort(full, axis=0)[[-1, -2]]
+    clear = first - second > 0.01
+    assert clear.mean() > 0.98
+    np.testing.assert_array_equal(labels[clear], full.argmax(axis=0)[clear])
+    np.testing.assert_array_equal(mess_core.label_map(y, size=size, align_corners=align_corners), labels)
+    for threshold in (0.4, 0.6, 0.9):
+        options = {"size": size, "align_corners": align_corners, "refine": False}
+        found = mess_core.image_confidence(y, pixel_threshold=threshold, **options)
+        assert found == (confidence >= np.float32(threshold)).mean()
+
+
 def test_batch_and_several_thresholds_equal_single_calls():
     y = np.random.default_rng(1).normal(size=(3, 4, 20, 30)).astype(np.float32)
     thresholds = [0.3, 0.6, 0.9]
