@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mess.policy import PolicySettings
     from mess.runtime.network import Runtime
     from mess.searching.promise import Guarantee, Guaranteed, guarantee
-    from mess.searching.solve import SearchResult, evaluate, search
+    from mess.searching.solve import SearchInterrupted, SearchResult, evaluate, search
     from mess.training import losses
     from mess.training.loop import pretrain, train, train_exits
     from mess.training.settings import TrainSettings
@@ -49,6 +49,7 @@ _HOMES = {
     "PolicySettings": "mess.policy",
     "Prediction": "mess.deployment.network",
     "Runtime": "mess.runtime.network",
+    "SearchInterrupted": "mess.searching.solve",
     "SearchResult": "mess.searching.solve",
     "TrainSettings": "mess.training.settings",
     "calibrate": "mess.calibration.collect",
@@ -83,6 +84,7 @@ __all__ = [
     "PolicySettings",
     "Prediction",
     "Runtime",
+    "SearchInterrupted",
     "SearchResult",
     "TrainSettings",
     "__version__",

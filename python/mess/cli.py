@@ -363,7 +363,9 @@ def search(
     sweep: Annotated[
         Path | None, typer.Option(help="TOML file of many searches (docs/cluster.md); results go to --out")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file, of --sweep")] = Path("sweep.parquet"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Parquet file of --sweep; sweep.parquet by default")
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="also show what simpler choices reach")] = True,
     journal: Annotated[Path | None, typer.Option(help="file that lets a killed search go on; needs one target")] = None,
     time_limit: Annotated[float | None, typer.Option(help="seconds; then the best known, with its gap")] = None,
@@ -411,7 +413,10 @@ def search(
         engine=engine,
         workers=workers,
     )
+    if out is not None and sweep is None:
+        raise ValueError("--out: expected --sweep beside it")
     if sweep is not None:
+        out = out or Path("sweep.parquet")
         if given or guarantee or journal is not None or held_out is not None:
             raise ValueError("--sweep: expected no target, --guarantee, --held-out or --journal beside it")
         apart = request.differing(settings)

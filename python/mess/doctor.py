@@ -56,13 +56,21 @@ def main(*, as_json: bool) -> int:
     return int(any(part.state == "broken" for part in findings))
 
 
+class UnfitError(Exception):
+    """A part that no installation mends."""
+
+    def __init__(self, said: str, remedy: str) -> None:
+        super().__init__(said)
+        self.remedy = remedy
+
+
 def _core() -> str:
     info = mess_core.build_info()
     value = mess_core.image_confidence([[[9.0, 0.0]], [[0.0, 0.0]]], pixel_threshold=0.9, refine=False)
     if value != 0.5:
         raise RuntimeError(f"image_confidence: expected 0.5, got {value}")
     if info["profile"] != "release":
-        raise RuntimeError("built without optimisation, many times slower than a release")
+        raise UnfitError("built without optimisation, many times slower than a release", "maturin develop --release")
     return (
         f"{info['version']} ({info['commit'] or 'commit unknown'}), {info['instruction_set']} of "
         f"{', '.join(info['instruction_sets'])}, {info['threads']} threads, NumPy {info['numpy']}"
@@ -115,6 +123,8 @@ def _imported(*packages: str) -> Callable[[], str]:
 def _checked(name: str, purpose: str, extra: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, purpose, "works", check(), None)
+    except UnfitError as error:
+        return Finding(name, purpose, "broken", str(error), error.remedy)
     except ModuleNotFoundError as error:
         return Finding(name, purpose, "missing", f"{error.name} is not installed", f"pip install '{extra}'")
     except Exception as error:  # whatever a library raises, it is what the user needs to see
@@ -126,7 +136,7 @@ def _checked(name: str, purpose: str, extra: str, check: Callable[[], str]) -> F
 def _disk() -> str:
     free = shutil.disk_usage(".").free
     if free < 1 << 30:
-        raise RuntimeError(f"{free / 1e9:.2f} GB free here")
+        raise UnfitError(f"{free / 1e9:.2f} GB free here", "free some space, or work in another folder")
     return f"{free / 1e9:.0f} GB free here"
 
 

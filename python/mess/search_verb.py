@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from mess.deployment.configuration import Configuration
 from mess.files import EXITS_FILE, WEIGHTS, expect_run, file_sha256, write_json
 from mess.progress import progress, say
 from mess.reporting import charts
-from mess.searching import Guaranteed, SearchResult, baselines, guarantee, smaller_network
-from mess.searching.request import STANDARD_TARGETS, Engine, SearchSettings, Target, show
+from mess.searching import Guaranteed, SearchInterrupted, SearchResult, baselines, guarantee, smaller_network
+from mess.searching.request import LIMITS, STANDARD_TARGETS, Engine, SearchSettings, Target, show
 from mess.searching.sweep import Wish, check_parquet, sweep, wishes, write_parquet
 
 
@@ -30,8 +32,10 @@ def search_run(
 ) -> dict[str, SearchResult]:
     """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
 
-    Names carry setting, cost and metric when those are not `input-dependent`, `macs` and `mean-iou`:
-    `drop-1pp-budgeted-latency_ms`.
+    Names carry what is asked beside the target, so that no answer replaces that to another question: setting, cost and
+    metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits and the split when it is not `val`:
+    `drop-1pp-budgeted-latency_ms`, `drop-5pp-max-exits-2-min-share-0.1`. Interrupted (Ctrl-C), the best known is
+    written.
 
     Args:
         source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
@@ -39,29 +43,39 @@ def search_run(
 
     Returns:
         Results by name.
+
+    Raises:
+        SearchInterrupted: a KeyboardInterrupt, see `mess.search`.
     """
     chosen = settings or SearchSettings()
     folder = source.parent if source.is_file() else source
     table = table_of(source, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
-    usual = SearchSettings()
-    told_apart = [(getattr(chosen, name), getattr(usual, name)) for name in ("setting", "cost", "metric")]
-    suffix = "".join(f"-{part}" for part, default in told_apart if part != default)
+    suffix = told_apart(chosen) + ("" if split == "val" or source.is_file() else f"-{split}")
     is_on_ray = chosen.engine == "ray"
     with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
         for name, wish in wanted.items():
-            with progress(f"search {name}", 1) as bar:
-                results[name] = chosen.search(table, wish, bar, journal)
-            found = results[name]
-            if name == "front":
-                write_json(folder / f"front{suffix}.json", [c.to_json() for c in found.configurations])
-                continue
+            interruption: SearchInterrupted | None = None
+            try:
+                with progress(f"search {name}", 1) as bar:
+                    found = chosen.search(table, wish, bar, journal)
+            except SearchInterrupted as stopped:
+                found, interruption = stopped.result, stopped
+            results[name] = found
             path = folder / "configurations" / f"{name}{suffix}.json"
-            if found.configurations:
+            if name == "front":
+                path = folder / f"front{suffix}.json"
+                write_json(path, [c.to_json() for c in found.configurations])
+            elif found.configurations:
                 found.best.save(path)
             elif found.status == "infeasible":
                 path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
+            if interruption is not None:
+                known = f"the best known is in {path}" if found.configurations else "nothing was found yet"
+                certified = f", gap {found.outcome.gap:.2%} certified" if found.outcome.gap < 1 else ""
+                say(f"search {name}: interrupted; {known}{certified}")
+                raise interruption
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
         path = folder / "pictures" / f"tradeoff{suffix}.png"
@@ -69,6 +83,29 @@ def search_run(
             table, results["front"], named, path, cost=chosen.cost, metric=chosen.metric, setting=chosen.setting
         )
     return results
+
+
+def told_apart(settings: SearchSettings) -> str:
+    """What a search asks beside its target, as the end of a file's name: `-latency_ms-max-exits-2`."""
+    usual, text = SearchSettings(), ""
+    for name in ("setting", "cost", "metric", *LIMITS):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            text += f"-{LIMITS[name]}-{_words(value)}" if name in LIMITS else f"-{_words(value)}"
+    if len(text) > 120:  # file systems take 255
+        text = f"{text[:100]}-{sha256(text.encode()).hexdigest()[:12]}"
+    return text
+
+
+def _words(value: object) -> str:
+    """A flag's value, in characters that every file system takes."""
+    if isinstance(value, Mapping):
+        words = [f"{name}={number:g}" for name, number in sorted(value.items())]
+    elif isinstance(value, tuple):
+        words = list(value)
+    else:
+        words = [f"{value:g}" if isinstance(value, float) else str(value)]
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(words))
 
 
 def sweep_run(
@@ -129,6 +166,8 @@ def guarantee_run(
         )
     if settings.metric != SearchSettings().metric:
         raise ValueError("--metric: expected none beside --guarantee, which promises losses of images")
+    if settings.resolution != SearchSettings().resolution:
+        raise ValueError("--resolution: expected none beside --guarantee, which searches no front")
     if settings.engine != "local":
         raise ValueError("--engine: expected local beside --guarantee, whose searches are short")
     table = table_of(source, split)
@@ -147,11 +186,13 @@ def guarantee_run(
             threads=settings.threads,
             progress=lambda state: show(bar, state),
         )
-    path = folder / "configurations" / f"guaranteed{'' if settings.cost == 'macs' else '-' + settings.cost}.json"
+    path = folder / "configurations" / f"guaranteed{told_apart(settings)}.json"
     if result.configuration is not None:
         result.configuration.save(path)
-    else:
-        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
+    elif path.is_file():
+        before = {said["guarantee"] for said in Configuration.load(path).promise.get("guarantees", [])}
+        if before == {str(proof.guarantee) for proof in result.proofs}:
+            path.unlink()  # what was promised by another calibration is not promised by this one
     return result
 
 

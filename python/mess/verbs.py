@@ -229,6 +229,8 @@ def run_images(
         net = model_from_spec(model, num_classes=len(shared.class_names)) if model else None
         palette, deployed = shared.palette, from_pretrained(folder, net, configuration=configuration)
     else:
+        if model:
+            raise ValueError(f"--model: expected none, as the run {folder} says how its model is made, got {model!r}")
         palette, deployed = runs.RunSettings.load(folder).palette, load_run(folder, configuration)
     colours = bytes(channel for colour in palette for channel in colour)
     for path in paths:

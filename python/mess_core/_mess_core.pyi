@@ -148,7 +148,7 @@ def search(
     time_limit: float | None,
     threads: int | None,
     progress: Callable[..., object] | None,
-) -> _Outcome: ...
+) -> tuple[_Outcome, BaseException | None]: ...
 
 @final
 class SearchPieces:

@@ -216,6 +216,31 @@ def test_cells_decide_as_their_pixels_at_thresholds_beside_any_of_them(nodes, si
         assert mess_core.image_confidence(y, pixel_threshold=threshold, output_stride=1, **options) == expected
 
 
+def decisions_are_those_of_the_map(y, thresholds, **options):
+    confidence, labels = mess_core.confidence_map(y, **options)
+    for value in (*thresholds, *np.random.default_rng(0).choice(confidence.ravel(), 6)):
+        for threshold in (np.nextafter(np.float32(value), np.float32(0)), np.float32(value)):
+            found = mess_core.image_confidence(y, pixel_threshold=float(threshold), refine=False, **options)
+            assert found == (confidence >= threshold).mean()
+    np.testing.assert_array_equal(mess_core.label_map(y, **options), labels)
+
+
+@pytest.mark.parametrize(("nodes", "size"), SIZES[:6])
+@pytest.mark.parametrize("num_classes", [2, 11, 40])
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_few_unsure_cells_in_a_row_of_sure_ones(nodes, size, num_classes, spread):
+    """A row of unsure cells is measured whole; here they are decided one by one."""
+    y = np.random.default_rng(num_classes).normal(0, spread, (num_classes, *nodes)).astype(np.float32)
+    y[1, :, : max(2, 2 * nodes[1] // 3)] += 20
+    decisions_are_those_of_the_map(y, (0.5, 0.9), size=size)
+
+
+def test_scattered_unsure_cells_beyond_one_tile():
+    y = np.random.default_rng(0).normal(0, 0.5, (4, 3, 8000)).astype(np.float32)
+    y[2] += np.where(np.arange(8000) % 6 == 0, 0, 20)
+    decisions_are_those_of_the_map(y, (0.5, 0.9), size=(6, 16000))
+
+
 @pytest.mark.parametrize("far", [-25.0, 0.5])
 @pytest.mark.parametrize("odd", [np.nan, -np.inf, 1e30, 60.0, -60.0])
 @pytest.mark.parametrize("classes", [[2], [0, 1, 2]])

@@ -333,13 +333,24 @@ def test_the_unit_of_cost_changes_nothing(seed, power):
 
 
 @on_posix
-def test_ctrl_c_interrupts():
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a background job ignores it
-        "from tests.core.test_search import random_table; import mess_core;"
-        "table = random_table(1, points=5, heads=8, images=60, pixels=8, levels=1000);"
-        "print('ready', flush=True); mess_core.search(table, max_exits=6, image_thresholds=None)"
-    )
+def test_ctrl_c_interrupts_with_the_best_known():
+    code = """
+import signal
+import mess_core
+from tests.core.test_search import random_table
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+table = random_table(1, points=5, heads=8, images=60, pixels=8, levels=1000)
+print("ready", flush=True)
+try:
+    mess_core.search(table, max_exits=6)
+except mess_core.SearchInterrupted as stopped:
+    assert stopped.outcome.status == "stopped"
+    assert stopped.outcome.gap > 0
+    for found in stopped.outcome.found:
+        assert mess_core.evaluate(table, found.configuration).found == found
+    raise
+"""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
@@ -348,7 +359,15 @@ def test_ctrl_c_interrupts():
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert "KeyboardInterrupt" in errors
+    assert "SearchInterrupted: search: stopped, " in errors
+
+
+def test_an_error_of_progress_ends_the_search_as_it_is():
+    def fails(_):
+        raise OSError("no terminal")
+
+    with pytest.raises(OSError, match="no terminal"):
+        mess_core.search(random_table(2), max_exits=2, progress=fails)
 
 
 METRICS = ("mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou")

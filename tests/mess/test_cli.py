@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_doctor_names_the_remedy_for_what_is_missing_or_broken(monkeypatch, caps
     assert "for mess.Runtime(backend='openvino'): pip install 'mess[openvino]'" in told
     assert "broken onnxruntime OSError: libgomp.so.1: cannot open shared object file for" in told
     assert "and more" not in told
+
+
+def test_doctor_on_a_full_disk_and_a_slow_build(monkeypatch, capsys):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    slow = mess_core.build_info() | {"profile": "debug"}
+    monkeypatch.setattr(doctor.importlib.import_module("mess_core"), "build_info", lambda: slow)
+    assert doctor.main(as_json=False) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "broken disk 0.01 GB free here for runs and tables: free some space, or work in another folder" in told
+    assert "maturin develop --release" in told
+    assert "force-reinstall" not in told
 
 
 def test_doctor_works_where_the_command_line_is_not_installed():
@@ -234,6 +246,11 @@ TRAIN = ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size",
             "--cost-limit: expected each name once, got p95, p95",
         ),
         (("run", "/no/where", "x.png"), "run: expected a run folder"),
+        (("search", "/no/where", "--out", "x"), "--out: expected --sweep beside it"),
+        (
+            ("search", "/no/where", "--guarantee", "disagreement <= 0.1 with 90 %", "--resolution", "1"),
+            "--resolution: expected none beside --guarantee",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -316,17 +317,20 @@ def test_the_command(run_folder):
     told = runner.invoke(cli.app, [*arguments, "--json"])
     assert told.exit_code == 0, told.output
     found = json.loads(told.output[told.output.index("{") :])
-    path = run_folder / "configurations" / "guaranteed.json"
+    path = run_folder / "configurations" / "guaranteed-max-exits-2.json"
     assert mess.Configuration.load(path).to_json() == found["configuration"]
     assert found["proofs"][0]["p_value"] <= 0.1
     text = runner.invoke(cli.app, arguments).output
     assert "promised: disagreement <= 0.4 with 90 %" in text
     assert "bootstrap interval" in text
-    hopeless = runner.invoke(
-        cli.app, ["search", str(run_folder), "--guarantee", "disagreement <= 0.0001 with 99 %", "--max-exits", "2"]
-    )
+    impossible = "disagreement <= 0.0001 with 99 %"
+    hopeless = runner.invoke(cli.app, ["search", str(run_folder), "--guarantee", impossible, "--max-exits", "2"])
     assert hopeless.exit_code == 1
     assert "cannot prove less than" in hopeless.output
+    granted = mess.Configuration.load(path)  # another promise stays
+    same = replace(granted, promise=granted.promise | {"guarantees": [{"guarantee": impossible}]})
+    same.save(path)
+    runner.invoke(cli.app, ["search", str(run_folder), "--guarantee", impossible, "--max-exits", "2"])
     assert not path.exists()
     for more, message in [
         (["--accuracy-drop", "1"], "--guarantee: expected no other target"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +22,12 @@ from mess.deployment.configuration import ChosenExit
 from mess.policy import PolicySettings
 from mess.reporting import charts
 from mess.reporting.tables import amount, configuration_table, smaller_text
+from mess.search_verb import told_apart
 from mess.searching import baselines, smaller_network
+from mess.searching.request import SearchSettings
 from mess.searching.solve import exit_accuracy
+
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
 def test_the_smaller_network_is_the_best_single_exit_at_the_cost(table):
@@ -294,6 +300,48 @@ def test_a_search_that_ran_out_of_time_does_not_say_that_nothing_is_there(table_
     assert found.stdout.startswith("drop-1pp: nothing was found in time\n")
     assert "single exit: nothing satisfies the target" in found.stdout  # that was proven
     assert "greedy" not in found.stdout
+
+
+@on_posix
+def test_ctrl_c_writes_the_best_known(tmp_path):
+    path = tmp_path / "table.safetensors"
+    as_calibration_table(synthetic_table(images=300, classes=8, points=6, heads=16, pixels=8), "val").save(path)
+    # Python's own handler: a background job ignores the signal
+    code = "import signal, mess.cli; signal.signal(signal.SIGINT, signal.default_int_handler); mess.cli.main()"
+    command = [sys.executable, "-c", code, "search", str(path), "--accuracy-drop", "1", "--max-exits", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(6)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    answer = tmp_path / "configurations" / "drop-1pp-max-exits-5.json"
+    assert "search drop-1pp: interrupted; the best known is in" in out
+    best = mess.Configuration.load(answer)
+    assert mess.searching.evaluate(best, CalibrationTable.load(path)).cost == best.promise["cost"]
+
+
+def test_answers_to_different_questions_have_different_names(table_file):
+    folder = table_file.parent / "configurations"
+    first = CalibrationTable.load(table_file).exits[0]
+    for flags, name in [
+        ([], "drop-20pp"),
+        (["--max-exits", 2], "drop-20pp-max-exits-2"),
+        (["--min-share", 0.05, "--cost-limit", "max=2x"], "drop-20pp-min-share-0.05-cost-limit-max=2"),
+        (
+            ["--forbid", first, "--image-thresholds", 5],
+            f"drop-20pp-image-thresholds-5-forbid-{first.replace(':', '_')}",
+        ),
+    ]:
+        assert run_search(table_file, "--accuracy-drop", 20, *flags).returncode == 0
+        assert (folder / f"{name}.json").is_file(), sorted(folder.iterdir())
+    # nothing satisfies this, which is no answer to the others
+    assert run_search(table_file, "--accuracy-drop", 20, "--cost-limit", "max=0.0001x").returncode == 1
+    assert (folder / "drop-20pp.json").is_file()
+    assert len(told_apart(SearchSettings(forbidden_exits=tuple(f"{i}:fcn-r8-b0" for i in range(99))))) < 130
 
 
 def test_json_has_null_where_there_is_no_number(table_file):

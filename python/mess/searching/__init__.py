@@ -3,12 +3,13 @@
 from mess.searching.baselines import baselines, smaller_network
 from mess.searching.cluster import on_ray
 from mess.searching.promise import Guarantee, Guaranteed, guarantee
-from mess.searching.solve import Report, SearchResult, evaluate, search
+from mess.searching.solve import Report, SearchInterrupted, SearchResult, evaluate, search
 
 __all__ = [
     "Guarantee",
     "Guaranteed",
     "Report",
+    "SearchInterrupted",
     "SearchResult",
     "baselines",
     "evaluate",

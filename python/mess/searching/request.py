@@ -83,13 +83,23 @@ class SearchSettings:
         return search(table, **(asked | other))
 
 
+LIMITS = {
+    "max_exits": "max-exits",
+    "image_thresholds": "image-thresholds",
+    "required_exits": "require",
+    "forbidden_exits": "forbid",
+    "min_share": "min-share",
+    "max_class_drop": "class-drop",
+    "cost_limits": "cost-limit",
+}
+"""Settings that bound the answer beside the target, with their flags."""
+
+
 def differing(settings: SearchSettings) -> list[str]:
     """Names of flags by which a search differs from what is usual, but for who does it (engine, workers, threads)."""
     usual = SearchSettings()
-    flags = {"required_exits": "require", "forbidden_exits": "forbid", "max_class_drop": "class-drop"}
-    flags |= {"cost_limits": "cost-limit"}
     found = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(usual, f.name)]
-    return [flags.get(n, n).replace("_", "-") for n in found if n not in ("engine", "workers", "threads")]
+    return [LIMITS.get(n, n).replace("_", "-") for n in found if n not in ("engine", "workers", "threads")]
 
 
 def show(bar: Bar, state: Progress) -> None:

@@ -49,6 +49,14 @@ class SearchResult:
         return self.configurations[0]
 
 
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a search; `result` is what it had by then, as after a time limit: a `SearchResult`."""
+
+    def __init__(self, result: SearchResult) -> None:
+        super().__init__(f"search: {result.status}, {len(result.configurations)} found, gap {result.outcome.gap:.3g}")
+        self.result = result
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """A configuration on a table: exact accuracy, in the metric it was evaluated by, and mean cost; share of images
@@ -115,6 +123,7 @@ def search(
 
     Raises:
         ValueError: several targets at once, a column that the table lacks, or an option out of range.
+        SearchInterrupted: a KeyboardInterrupt: Ctrl-C; its `result` is the best known, with a certified gap.
     """
     targets = {
         "max_drop": max_drop,
@@ -144,39 +153,47 @@ def search(
             min_final_accuracy, max_cost = baseline_accuracy - max_drop - _SLACK, float("inf")
         else:
             min_accuracy = baseline_accuracy - max_drop - _SLACK
-    outcome = mess_core.search(
-        arrays,
-        setting=setting,
-        min_accuracy=min_accuracy,
-        max_cost=max_cost,
-        resolution=resolution * baseline_cost,
-        metric=metric,
-        max_exits=max_exits,
-        image_thresholds=image_thresholds,
-        required_exits=[index_of("exits", table.exits, name) for name in required_exits],
-        forbidden_exits=[index_of("exits", table.exits, name) for name in forbidden_exits],
-        min_share=min_share,
-        min_class_iou=_class_floors(table, final, max_class_drop or {}),
-        cost_limits=[
-            mess_core.CostLimit(at_most=ratio * baseline_cost * (1 + _SLACK), statistic=name)
-            for name, ratio in (cost_limits or {}).items()
-        ],
-        horizon=baseline_cost,
-        min_final_accuracy=min_final_accuracy,
-        known=known,
-        journal=journal,
-        time_limit=time_limit,
-        threads=threads,
-        progress=progress,
-        spread=spread,
-    )
-    return SearchResult(
+    interruption: BaseException | None = None
+    try:
+        outcome = mess_core.search(
+            arrays,
+            setting=setting,
+            min_accuracy=min_accuracy,
+            max_cost=max_cost,
+            resolution=resolution * baseline_cost,
+            metric=metric,
+            max_exits=max_exits,
+            image_thresholds=image_thresholds,
+            required_exits=[index_of("exits", table.exits, name) for name in required_exits],
+            forbidden_exits=[index_of("exits", table.exits, name) for name in forbidden_exits],
+            min_share=min_share,
+            min_class_iou=_class_floors(table, final, max_class_drop or {}),
+            cost_limits=[
+                mess_core.CostLimit(at_most=ratio * baseline_cost * (1 + _SLACK), statistic=name)
+                for name, ratio in (cost_limits or {}).items()
+            ],
+            horizon=baseline_cost,
+            min_final_accuracy=min_final_accuracy,
+            known=known,
+            journal=journal,
+            time_limit=time_limit,
+            threads=threads,
+            progress=progress,
+            spread=spread,
+        )
+    except mess_core.SearchInterrupted as stopped:
+        outcome, interruption = stopped.outcome, stopped
+    near = outcome.nearest
+    result = SearchResult(
         configurations=tuple(found_configuration(table, found, setting, cost, metric) for found in outcome.found),
         baseline_accuracy=baseline_accuracy,
         baseline_cost=baseline_cost,
-        nearest=None if outcome.nearest is None else found_configuration(table, outcome.nearest, setting, cost, metric),
+        nearest=None if near is None else found_configuration(table, near, setting, cost, metric),
         outcome=outcome,
     )
+    if interruption is not None:
+        raise SearchInterrupted(result) from interruption
+    return result
 
 
 def _class_floors(table: CalibrationTable, final: int, drops: Mapping[str, float]) -> dict[int, float]:

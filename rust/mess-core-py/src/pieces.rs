@@ -9,7 +9,7 @@ use crate::errors::to_python;
 use crate::run::{on_this_thread, pool};
 use crate::search::{
     ConfigurationParts, Found, LimitArguments, ObjectiveArguments, Outcome, ScoringArguments, SpaceArguments,
-    TableArrays, configuration, control, found, outcome, parts, query, table, watched,
+    TableArrays, configuration, control, finished, found, outcome, parts, query, table,
 };
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -47,7 +47,7 @@ impl SearchPieces {
         let control = control(time_limit)?;
         let table = table(&arrays);
         let pieces =
-            watched(py, &control, &*pool(threads)?, None, || core::Pieces::new(&table, &query, &control, &known))?;
+            finished(py, &control, &*pool(threads)?, || core::Pieces::new(&table, &query, &control, &known))?;
         Ok(Self { pieces })
     }
 
@@ -76,7 +76,7 @@ impl SearchPieces {
         let control = control(time_limit)?;
         let table = table(&arrays);
         let done =
-            watched(py, &control, &*pool(threads)?, None, || self.pieces.run(&table, &control, gap, &tasks, &known))?;
+            finished(py, &control, &*pool(threads)?, || self.pieces.run(&table, &control, gap, &tasks, &known))?;
         let core::Progress { explored, evaluated, .. } = control.progress();
         Ok((done.found.into_iter().map(found).collect(), done.finished, explored, evaluated))
     }

@@ -173,7 +173,7 @@ fn search<'py>(
     time_limit: Option<f64>,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
-) -> PyResult<Outcome> {
+) -> PyResult<(Outcome, Option<PyErr>)> {
     let query = query(scoring, objective, space, limits)?;
     let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
     let mut control = control(time_limit)?;
@@ -181,20 +181,33 @@ fn search<'py>(
     let table = table(&arrays);
     let pool = pool(threads)?;
     let work = || core::search(&table, &query, &control, &known, journal.as_deref());
-    let found = watched(py, &control, &pool, progress.as_ref(), work)?;
-    report(progress.as_ref(), &control)?;
-    Ok(outcome(found))
+    let (found, mut interruption) = watched(py, &control, &pool, progress.as_ref(), work)?;
+    if interruption.is_none() {
+        interruption = report(progress.as_ref(), &control).err();
+    }
+    Ok((outcome(found), interruption))
+}
+
+/// As [`watched`], where nothing half done is of use.
+pub fn finished<T: Send>(
+    py: Python<'_>,
+    control: &core::Control,
+    pool: &ThreadPool,
+    work: impl FnOnce() -> mess_core::Result<T> + Send,
+) -> PyResult<T> {
+    let (done, interruption) = watched(py, control, pool, None, work)?;
+    interruption.map_or(Ok(done), Err)
 }
 
 /// Call `work` in the pool, from a thread of its own; this one comes back to Python to look for Ctrl-C and to report
-/// progress.
-pub fn watched<T: Send>(
+/// progress. With the error of either, `work` is asked to stop, and what it returns comes beside the error.
+fn watched<T: Send>(
     py: Python<'_>,
     control: &core::Control,
     pool: &ThreadPool,
     progress: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce() -> mess_core::Result<T> + Send,
-) -> PyResult<T> {
+) -> PyResult<(T, Option<PyErr>)> {
     std::thread::scope(|scope| {
         let (working, ended) = mpsc::channel::<()>();
         let ended = Mutex::new(ended); // for another thread's eyes, as `detach` demands
@@ -202,19 +215,18 @@ pub fn watched<T: Send>(
             let _until_here = working; // dropped, the channel is closed, by a panic too
             pool.install(work)
         });
-        let mut interruption = Ok(());
+        let mut interruption = None;
         let goes_on = || ended.lock().is_ok_and(|ended| ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout));
         while py.detach(goes_on) {
             let watched = py.check_signals().and_then(|()| report(progress, control));
-            if interruption.is_ok() && watched.is_err() {
+            if let (None, Err(error)) = (&interruption, watched) {
                 control.cancel.store(true, Ordering::Relaxed);
-                interruption = watched;
+                interruption = Some(error);
             }
         }
-        let done = worker.join().map_err(|_| panicked());
-        interruption.and(done)
-    })?
-    .map_err(to_python)
+        let done = worker.join().map_err(|_| panicked())?;
+        Ok((done.map_err(to_python)?, interruption))
+    })
 }
 
 /// What watches and stops a search that may take so many seconds.

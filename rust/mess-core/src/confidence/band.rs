@@ -7,7 +7,7 @@
 //!   consecutive in memory and no load is scattered. Same arithmetic, another order of pixels.
 //! - Of most cells a decision needs no pixel: see [`super::cells`]. Of the others it needs the label, from the few classes
 //!   that can be one, and whether each pixel passes, block by block: see [`super::blocks`]. The few pixels that these leave
-//!   open are computed by the very code of [`super::pixel`].
+//!   open are computed by the very code of [`super::pixel`]; so are all, where most cells turn out to need it.
 
 use std::ops::Range;
 
@@ -29,9 +29,9 @@ const MIN_SUMMED_PIXELS: usize = 32;
 /// Nor are cells of which more classes than this share, a fraction, cannot be left out.
 const MOST_KEPT: (usize, usize) = (4, 5);
 
-/// Where this share of a row's cells are not worth it, no cell of the row is: cells that are side by side are measured
-/// quickly, others are not.
-const FEW_LEFT: (usize, usize) = (1, 2);
+/// Where this share of the cells between two rows of nodes are not worth it, all of them are measured: cells that are
+/// side by side are measured quickly, others are not.
+const MEASURE_ALL: (usize, usize) = (1, 2);
 
 /// As many single pixels are worth computing side by side.
 const SPOTS: usize = 256;
@@ -127,7 +127,8 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     fn decide(&mut self, limits: &Limits, measure: &Measure, buffers: &mut BandBuffers) {
         let open = self.survey(limits, buffers);
         let BandBuffers { known, cells, tiles, .. } = &mut *buffers;
-        if FEW_LEFT.1 * (open.unknown + open.dense) >= FEW_LEFT.0 * known.len() {
+        if MEASURE_ALL.1 * (open.unknown + open.dense) >= MEASURE_ALL.0 * known.len() {
+            // what the survey has written is written again, and equal
             return self.measure(measure, buffers);
         }
         if open.unknown > 0 {
@@ -312,7 +313,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
             let (right, columns) = self.columns_of(index, first, layout);
             for (part, lower) in layout.lower.iter().step_by(BLOCKS).enumerate() {
                 let rows = part * num_rows..self.rows.len().min((part + 1) * num_rows);
-                let place = Place { lower, right: &right, pace: plan.pace.0 * layout.rows as f32 };
+                let place = Place { lower, right: &right, pace: plan.pace * layout.rows as f32 };
                 let passes = decide(gaps, &place, several, rows.len().div_ceil(layout.rows), limits);
                 let passes = passes.as_flattened();
                 let of_row = |row: usize| &passes[(row - rows.start) * layout.columns..][..layout.columns];
@@ -363,8 +364,8 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
         let cells_a_tile = TILE / num_phases;
         for cells in all.chunks(cells_a_tile) {
             let count = cells.len();
-            let neighbours = neighbours(cells);
-            if neighbours.is_none() {
+            let together = side_by_side(cells);
+            if together.is_none() {
                 let corners = corners.each_mut().map(|corner| room(corner, num_classes * count));
                 gather_nodes(plan, self.rows[0], cells, corners);
             }
@@ -379,7 +380,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
                     place_pixels(plan, cells, len, weights, cell_of);
                 }
                 let (left, step) = (room(left, num_classes * len), room(step, num_classes * len));
-                match &neighbours {
+                match &together {
                     Some(cells) => blend_rows(plan, taps, cells.clone(), blended, left, step),
                     None => {
                         let corners = corners.each_ref().map(|corner| &corner[..num_classes * count]);
@@ -398,7 +399,7 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     fn write_tile(&mut self, cells: &[u32], first_row: usize, len: usize) {
         let (plan, count, num_phases) = (self.plan, cells.len(), self.plan.num_phases);
         let (measured, label) = (V::of_tile(self.tile, len * num_phases), &self.tile.label);
-        let full = neighbours(cells).map_or(0..0, |cells| within(&plan.full, &cells));
+        let full = side_by_side(cells).map_or(0..0, |cells| within(&plan.full, &cells));
         for row in 0..len / count {
             let at = (first_row + row) * self.width;
             let (values, labels) = (&mut self.values[at..at + self.width], &mut self.labels[at..at + self.width]);
@@ -422,18 +423,18 @@ impl<V: Measured, L: LabelOut> Band<'_, V, L> {
     }
 }
 
-/// The range of these cells, if they are side by side.
+/// The range of these cells, in ascending order, if none is left out.
 #[inline(always)]
-fn neighbours(cells: &[u32]) -> Option<Range<usize>> {
+fn side_by_side(cells: &[u32]) -> Option<Range<usize>> {
     let (first, last) = (*cells.first()? as usize, *cells.last()? as usize);
     (last - first + 1 == cells.len()).then_some(first..last + 1)
 }
 
-/// Where `cells` are within `of`, counted from its start.
+/// The cells of `all` that are among `some`, counted from the first of `all`.
 #[inline(always)]
-fn within(cells: &Range<usize>, of: &Range<usize>) -> Range<usize> {
-    let common = cells.start.max(of.start)..cells.end.min(of.end);
-    if common.is_empty() { 0..0 } else { common.start - of.start..common.end - of.start }
+fn within(some: &Range<usize>, all: &Range<usize>) -> Range<usize> {
+    let common = some.start.max(all.start)..some.end.min(all.end);
+    if common.is_empty() { 0..0 } else { common.start - all.start..common.end - all.start }
 }
 
 /// Write what belongs to the first pixel of each cell, to the second and so on, to where the pixels are.
@@ -488,6 +489,7 @@ fn blend_rows(
     let nodes = plan.cells[cells.start].low as usize..plan.cells[cells.end - 1].high as usize + 1;
     let blended = room(blended, nodes.len());
     let even = within(&plan.even, &cells);
+    // their left nodes, and the right one of the last
     let even_nodes = match even.is_empty() {
         true => 0..0,
         false => {

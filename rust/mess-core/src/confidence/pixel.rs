@@ -295,7 +295,7 @@ fn share_rows<V: Send, L: Send>(
 
 /// Measure and label the `len` pixels of logits at full size from pixel `start` on.
 ///
-/// This and its like in [`super::upsample`] are most of the crate's code, so they are compiled once: not inlined, and not
+/// This and its like in [`super::band`] are most of the crate's code, so they are compiled once: not inlined, and not
 /// for every kind of map (a release build on two cores: 2.2 minutes instead of 9.4).
 #[inline(never)]
 fn measure_tile(logits: &Logits<'_>, start: usize, len: usize, measure: &Measure, tile: &mut Tile, isa: Isa) {

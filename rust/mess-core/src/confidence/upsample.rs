@@ -84,8 +84,8 @@ pub struct Upsampled {
     pub(crate) num_phases: usize,
     /// (num_phases, cells): weight of the right node.
     pub(crate) weights: Vec<f32>,
-    /// Nodes a pixel, down and to the right.
-    pub(crate) pace: (f32, f32),
+    /// Nodes a pixel, downwards.
+    pub(crate) pace: f32,
     /// None when confidences are wanted, not decisions or labels, and where roundings are too large for any.
     pub(crate) limits: Option<Limits>,
     /// (h, w): the class that surely passes, or `UNSURE`. Empty when no decision is wanted or possible.
@@ -132,7 +132,7 @@ impl Upsampled {
     fn set_geometry(&mut self, h: usize, w: usize, upsampling: Upsampling) {
         let (height, width) = upsampling.size;
         self.geometry = Some((h, w, upsampling));
-        self.pace = (pace(h, height, upsampling.align_corners), pace(w, width, upsampling.align_corners));
+        self.pace = pace(h, height, upsampling.align_corners);
         self.rows.clear();
         self.rows.extend((0..height).map(|i| tap(i, h, height, upsampling.align_corners)));
         self.cells.clear();

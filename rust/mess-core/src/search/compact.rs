@@ -6,7 +6,7 @@
 //! bytes of orders, 2 E n of the runs that they span, and 12 bytes for each image threshold, of which there are at most
 //! E T n. Of what else grows with n, each family of exit points has 4 n bytes for each of its exits (`field`), and each
 //! thread about as much for its task, a row for each of its points and each band of costs of a front, `GROUPS` rows for
-//! each exit of a chain, and T n bytes.
+//! each exit of a chain, T n bytes, and, for each level of the regions of a chain of k exits, up to (16 + 8 k) n bytes.
 //!
 //! Arrays over classes are padded for vectors: padding classes have no counts, a ground truth of 1 and no weight.
 

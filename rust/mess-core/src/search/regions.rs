@@ -3,7 +3,8 @@
 //! A *region* is a chain of exits and, for each gate, either any pixel threshold and some runs of its order, or one pixel
 //! threshold and an interval of image thresholds. Images above them (above the runs in every order) certainly stop there if
 //! they get that far, images below them certainly go on, and only those between are uncertain; so a region says for each
-//! image which exits it can reach. Most can reach one only, and are summed up once; the rest are carried along in `free`.
+//! image which exits it can reach. Most can reach one only, and are summed up once, when a bound needs the sums; the rest
+//! are carried along in `free`.
 //!
 //! A region is bounded by `bound.rs` with a plane of its own and a few multipliers. Its parts are first bounded by its own
 //! plane, which holds for them too: `stakes` bounds all parts of the intervals of two gates in one pass over the free
@@ -52,12 +53,11 @@ pub(crate) struct Chain<'a> {
 #[derive(Debug)]
 struct Region {
     gates: Vec<GateRange>,
-    /// The images that can reach one exit only; its sums of counts are without those in `unsettled`.
+    /// The images that can reach one exit only.
     certain: Mixture,
-    /// Images of `certain` that a bound's values are enough for until its parts get one of their own: (image, which of the
-    /// chain's exits).
+    /// Images of `certain` whose counts are not in its sums yet, each with which of the chain's exits it takes.
     unsettled: Vec<(u32, u32)>,
-    /// What those are worth together, by the bound in use.
+    /// What they are worth together by the bound in use, which stands for their counts; 0 before there is a bound.
     unsettled_value: f64,
     /// The other images.
     free: Vec<Free>,
@@ -65,8 +65,9 @@ struct Region {
     values: Vec<f64>,
 }
 
-/// Sums over the images of the runs of a gate's order before each, and of all, which stop at its exit.
+/// What images add that stop at the exit of a gate.
 pub(crate) struct Stopped {
+    /// (runs + 1,) sums over the images of the runs before each, the last over all images.
     sums: Vec<Mixture>,
 }
 
@@ -195,7 +196,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             }
             _ => root.free.extend((0..compact.num_images).map(free)),
         }
-        self.narrowed(&mut root, &[]);
+        self.restrict(&mut root, &[]); // sorts out the images
         self.visit(&mut root, None, multiplier);
     }
 
@@ -231,7 +232,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             let spare = self.spare.pop();
             let mut part = spare.unwrap_or_else(|| Region::empty(self.shared.compact, self.chain.exits.len()));
             part.copy_from(of);
-            self.narrowed(&mut part, &narrowed);
+            self.restrict(&mut part, &narrowed);
             self.visit(&mut part, Some(&bound), bound.multiplier);
             self.spare.push(part);
         }
@@ -282,7 +283,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             let narrowed = cuts.iter().zip(left.pieces).map(|(cut, pieces)| cut.narrowed(pieces));
             let narrowed: Vec<_> = narrowed.filter(|(gate, range)| *range != of.gates[*gate]).collect();
             if !narrowed.is_empty() {
-                self.narrowed(of, &narrowed);
+                self.restrict(of, &narrowed);
             }
         }
         true
@@ -363,12 +364,12 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     }
 
     /// Make a region its part where some gates are narrowed.
-    fn narrowed(&self, region: &mut Region, narrowed: &[(usize, GateRange)]) {
+    fn restrict(&self, region: &mut Region, narrowed: &[(usize, GateRange)]) {
         narrowed.iter().for_each(|(gate, range)| region.gates[*gate] = *range);
         self.shared.isa.run(SortedOut { compact: self.shared.compact, exits: self.chain.exits, region });
     }
 
-    /// Add up the counts of all images that can reach one exit only.
+    /// Add up the counts of the images that wait for it.
     fn settle(&self, region: &mut Region) {
         self.shared.isa.run(Settled { compact: self.shared.compact, exits: self.chain.exits, region });
     }
@@ -404,8 +405,9 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         self.chain.mean_limits.iter().all(within) && self.chain.quantiles.iter().all(reaches)
     }
 
-    /// The region's bound, or nothing when no target is within reach.
+    /// The bound of a settled region, or nothing when no target is within reach.
     fn bounded(&self, of: &mut Region, corners: &[(f64, f64)], multiplier: f64) -> Option<Bounded> {
+        debug_assert!(of.unsettled.is_empty());
         let compact = self.shared.compact;
         let ranges = self.shared.isa.run(FreeRanges { compact, exits: self.chain.exits, of });
         for &(class, floor) in &self.shared.class_floors {
@@ -415,7 +417,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             }
         }
         let plane = Plane::secant(self.shared.query.scoring.metric, compact, &ranges);
-        of.values = self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, plane: &plane });
+        self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, plane: &plane });
         let mut bounded = Bounded { lift: plane.lift(&ranges), plane, multiplier };
         self.is_within_reach(of, &mut bounded, corners).then_some(bounded)
     }
@@ -530,8 +532,9 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         product
     }
 
-    /// Every combination of a small box, exactly.
+    /// Every combination of a small box, which is settled, exactly.
     fn enumerate(&mut self, of: &Region) {
+        debug_assert!(of.unsettled.is_empty());
         let compact = self.shared.compact;
         let choices: Vec<Vec<u32>> = (0..of.gates.len()).filter_map(|gate| self.distinct(of, gate)).collect();
         let total: usize = choices.iter().map(Vec::len).product();
@@ -574,7 +577,7 @@ enum Order<'k> {
     Within(&'k [u32], u32, u32),
 }
 
-/// A region whose gates became narrower: its free images are sorted out, see `Regions::narrowed`.
+/// A region whose gates became narrower: its free images are sorted out, see `Regions::restrict`.
 struct SortedOut<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
@@ -596,8 +599,8 @@ impl Kernel for SortedOut<'_> {
             .collect();
         let (num, last) = (exits.len(), orders.len());
         let has_values = !values.is_empty();
-        let (mut kept, mut settled) = (0, unsettled.len());
-        unsettled.resize(settled + free.len(), (0, 0));
+        let (mut kept, mut waiting) = (0, unsettled.len());
+        unsettled.resize(waiting + free.len(), (0, 0));
         // without branches that depend on the image: they would be mispredicted
         for number in 0..free.len() {
             let image = free[number].image as usize;
@@ -613,8 +616,8 @@ impl Kernel for SortedOut<'_> {
             reach |= goes_on << last;
             let at = reach.trailing_zeros() as usize;
             let is_certain = reach & (reach - 1) == 0;
-            unsettled[settled] = (image as u32, at as u32);
-            settled += usize::from(is_certain);
+            unsettled[waiting] = (image as u32, at as u32);
+            waiting += usize::from(is_certain);
             certain.images[at] += u32::from(is_certain);
             certain.weight[at] += if is_certain { compact.weight[image] } else { 0.0 };
             free[kept] = Free { image: image as u32, reach };
@@ -627,7 +630,7 @@ impl Kernel for SortedOut<'_> {
             }
             kept += usize::from(!is_certain);
         }
-        unsettled.truncate(settled);
+        unsettled.truncate(waiting);
         free.truncate(kept);
         values.truncate(kept * num);
     }
@@ -703,27 +706,28 @@ impl Kernel for FreeRanges<'_> {
     }
 }
 
-/// (free, exits) value of each free image at each exit that it can reach, minus infinity elsewhere.
+/// Fill `values` of a region by a plane: of each free image at each exit that it can reach, minus infinity elsewhere.
 struct FreeValues<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
-    of: &'k Region,
+    of: &'k mut Region,
     plane: &'k Plane,
 }
 
 impl Kernel for FreeValues<'_> {
-    type Output = Vec<f64>;
+    type Output = ();
 
     #[inline(always)]
-    fn run(self) -> Self::Output {
+    fn run(self) {
         let num = self.exits.len();
-        let mut values = vec![f64::NEG_INFINITY; self.of.free.len() * num];
-        for (free, values) in self.of.free.iter().zip(values.chunks_exact_mut(num)) {
+        let Region { free, values, .. } = self.of;
+        values.clear();
+        values.resize(free.len() * num, f64::NEG_INFINITY);
+        for (free, values) in free.iter().zip(values.chunks_exact_mut(num)) {
             let image = free.image as usize;
             for (at, value) in values.iter_mut().enumerate().filter(|(at, _)| free.reach >> at & 1 == 1) {
                 *value = self.compact.weight[image] * self.plane.value(self.compact.counts(self.exits[at], image));
             }
         }
-        values
     }
 }
