@@ -262,6 +262,9 @@ def calibrate(
         str, typer.Option(help="top1, margin or entropy", autocompletion=words("top1", "margin", "entropy"))
     ] = "top1",
     latency_rounds: Annotated[int, typer.Option(help="rounds of the latency measurement; 0 skips it")] = 15,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps ...; the one that you deploy on, as latency is measured there")
+    ] = "cpu",
     engine: EngineOption = "local",
     workers: WorkersOption = None,
     threads: Annotated[int | None, typer.Option(help="cores of each worker of --engine ray; 1 by default")] = None,
@@ -283,6 +286,7 @@ def calibrate(
         split=split,
         policy=policy,
         latency_rounds=latency_rounds,
+        device=device,
         engine=choice("engine", engine, ("local", "ray")),
         workers=workers,
         threads=threads,

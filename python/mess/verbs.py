@@ -96,6 +96,7 @@ def calibrate_run(
     split: str,
     policy: PolicySettings | None = None,
     latency_rounds: int = 15,
+    device: str = "cpu",
     engine: Engine = "local",
     workers: int | None = None,
     threads: int | None = None,
@@ -106,13 +107,17 @@ def calibrate_run(
     either engine.
 
     Args:
+        device: as torch names it; latency is that of this device.
         engine: `local` or `ray`, see `mess.calibration.cluster`; `workers` and `threads` are Ray's.
     """
+    place = _device(device)
+    if engine == "ray" and place.type != "cpu":
+        raise ValueError(f"--device: expected cpu beside --engine ray, whose workers have no other, got {device}")
     if engine == "local" and (workers, threads) != (None, None):
         raise ValueError("--workers, --threads: expected --engine ray beside them")
     spread = on_ray(folder, split, workers=workers, threads=threads or 1) if engine == "ray" else None
     settings = runs.RunSettings.load(folder)
-    network = runs.trained_network(folder)
+    network = runs.trained_network(folder).to(place)
     data = runs.dataset(settings, split=split)
     partial = folder / f"partial-{split}.safetensors"
     table = calibrate(
