@@ -51,12 +51,12 @@ def realistic_logits(num_classes: int, height: int, width: int, seed: int = 0) -
     return np.ascontiguousarray(full.numpy())
 
 
-def coarse_logits(num_classes: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """The output at stride 8 itself."""
+def coarse_logits(num_classes: int, height: int, width: int, seed: int = 0, stride: int = 8) -> np.ndarray:
+    """The output at that stride itself."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, num_classes, (5, 7)).astype(np.uint8)
-    regions = cv2.resize(ids, (width // 8, height // 8), interpolation=cv2.INTER_NEAREST)
-    coarse = rng.normal(0, 1, (num_classes, height // 8, width // 8)).astype(np.float32)
+    regions = cv2.resize(ids, (width // stride, height // stride), interpolation=cv2.INTER_NEAREST)
+    coarse = rng.normal(0, 1, (num_classes, height // stride, width // stride)).astype(np.float32)
     return coarse + 7 * (regions == np.arange(num_classes)[:, None, None]).astype(np.float32)
 
 
@@ -236,7 +236,7 @@ def policy_rows(rounds: int) -> Iterator[list[str]]:
 
 
 def low_resolution_rows(rounds: int) -> Iterator[list[str]]:
-    """From an exit head's own output, 1/8 of the size."""
+    """From an exit head's own output, 1/8 of the size and other parts."""
     yield [
         "case",
         "maps",
@@ -249,11 +249,13 @@ def low_resolution_rows(rounds: int) -> Iterator[list[str]]:
         "label_map",
         "times torch",
     ]
-    for name, shape in SIZES.items():
-        size = shape[1:]
-        noise = np.random.default_rng(1).normal(0, 2, coarse_logits(*shape).shape).astype(np.float32)
-        for kind, logits in (("realistic", coarse_logits(*shape)), ("noise at every node", noise)):
-            a, ours = TorchAndOpenCV(logits, 8, 33), Ours(logits, 8, 33, size)
+    cases = [(name, shape, 8) for name, shape in SIZES.items()]
+    for name, shape, stride in [*cases, *(("VOC", (21, 512, 512), stride) for stride in (2, 4, 16))]:
+        size, square, window = shape[1:], stride, 4 * stride + 1
+        realistic = coarse_logits(*shape, stride=stride)
+        noise = np.random.default_rng(1).normal(0, 2, realistic.shape).astype(np.float32)
+        for kind, logits in (("realistic", realistic), ("noise at every node", noise)):
+            a, ours = TorchAndOpenCV(logits, square, window), Ours(logits, square, window, size)
             labels = np.empty(size, np.uint8)
             found = timed(
                 {
@@ -507,7 +509,7 @@ def main() -> None:
         "## The whole policy, from full-size logits",
         "",
         *table(policy_rows(rounds)),
-        "## From the head's own output, a eighth of the size; output stride 8",
+        "## From the head's own output, at its output stride",
         "",
         *table(low_resolution_rows(rounds)),
         "## From a picture to a network's input, 256 x 320",

@@ -17,7 +17,7 @@ from mess.deployment.configuration import Configuration
 from mess.files import EXITS_FILE, WEIGHTS, expect_run, file_sha256, write_json
 from mess.progress import progress, say
 from mess.reporting import charts
-from mess.searching import Guaranteed, SearchInterrupted, SearchResult, baselines, guarantee, smaller_network
+from mess.searching import Guarantee, Guaranteed, SearchInterrupted, SearchResult, baselines, guarantee, smaller_network
 from mess.searching.request import LIMITS, STANDARD_TARGETS, Engine, SearchSettings, Target, show
 from mess.searching.sweep import Wish, check_parquet, sweep, wishes, write_parquet
 
@@ -35,7 +35,7 @@ def search_run(
     Names carry what is asked beside the target, so that no answer replaces that to another question: setting, cost and
     metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits and the split when it is not `val`:
     `drop-1pp-budgeted-latency_ms`, `drop-5pp-max-exits-2-min-share-0.1`. Interrupted (Ctrl-C), the best known is
-    written.
+    written where there is no answer yet.
 
     Args:
         source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
@@ -45,14 +45,14 @@ def search_run(
         Results by name.
 
     Raises:
-        SearchInterrupted: a KeyboardInterrupt, see `mess.search`.
+        SearchInterrupted: a KeyboardInterrupt, see `mess.search`; a plain one with Ray.
     """
     chosen = settings or SearchSettings()
     folder = source.parent if source.is_file() else source
     table = table_of(source, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
-    suffix = told_apart(chosen) + ("" if split == "val" or source.is_file() else f"-{split}")
+    suffix = told_apart(chosen, None if source.is_file() else split)
     is_on_ray = chosen.engine == "ray"
     with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
         for name, wish in wanted.items():
@@ -66,16 +66,15 @@ def search_run(
             path = folder / "configurations" / f"{name}{suffix}.json"
             if name == "front":
                 path = folder / f"front{suffix}.json"
+            if interruption is not None:
+                _keep(path, found, is_front=name == "front")
+                raise interruption
+            if name == "front":
                 write_json(path, [c.to_json() for c in found.configurations])
             elif found.configurations:
                 found.best.save(path)
             elif found.status == "infeasible":
                 path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
-            if interruption is not None:
-                known = f"the best known is in {path}" if found.configurations else "nothing was found yet"
-                certified = f", gap {found.outcome.gap:.2%} certified" if found.outcome.gap < 1 else ""
-                say(f"search {name}: interrupted; {known}{certified}")
-                raise interruption
     if "front" in results:
         named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
         path = folder / "pictures" / f"tradeoff{suffix}.png"
@@ -85,13 +84,32 @@ def search_run(
     return results
 
 
-def told_apart(settings: SearchSettings) -> str:
+def _keep(path: Path, found: SearchResult, *, is_front: bool) -> None:
+    """Write what an interrupted search knew, unless there is an answer already, and tell it."""
+    if not found.configurations:
+        known = "nothing was found yet"
+    elif path.is_file():
+        known = f"{path} is what an earlier search found"
+    else:
+        if is_front:
+            write_json(path, [c.to_json() for c in found.configurations])
+        else:
+            found.best.save(path)
+        known = f"the best known is in {path}"
+    certified = f", gap {found.outcome.gap:.2%} certified" if found.outcome.gap < 1 else ""
+    say(f"search {path.stem}: interrupted; {known}{certified}")
+
+
+def told_apart(settings: SearchSettings, split: str | None = None) -> str:
     """What a search asks beside its target, as the end of a file's name: `-latency_ms-max-exits-2`."""
     usual, text = SearchSettings(), ""
     for name in ("setting", "cost", "metric", *LIMITS):
         value = getattr(settings, name)
+        if name == "max_class_drop":  # the flag has percentage points
+            value = {label: 100 * drop for label, drop in value.items()}
         if value != getattr(usual, name):
             text += f"-{LIMITS[name]}-{_words(value)}" if name in LIMITS else f"-{_words(value)}"
+    text += "" if split in (None, "val") else f"-{_words(split)}"
     if len(text) > 120:  # file systems take 255
         text = f"{text[:100]}-{sha256(text.encode()).hexdigest()[:12]}"
     return text
@@ -100,12 +118,14 @@ def told_apart(settings: SearchSettings) -> str:
 def _words(value: object) -> str:
     """A flag's value, in characters that every file system takes."""
     if isinstance(value, Mapping):
-        words = [f"{name}={number:g}" for name, number in sorted(value.items())]
+        words = [f"{name}={number:.12g}" for name, number in sorted(value.items())]
     elif isinstance(value, tuple):
-        words = list(value)
+        words = sorted(set(value))
     else:
-        words = [f"{value:g}" if isinstance(value, float) else str(value)]
-    return re.sub(r"[^\w.=+-]+", "_", "-".join(words))
+        words = [f"{value:.12g}" if isinstance(value, float) else str(value)]
+    text = "-".join(words).replace(":", "_")
+    plain = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)
+    return plain if plain == text else f"{plain}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def sweep_run(
@@ -152,7 +172,8 @@ def sweep_run(
 def guarantee_run(
     source: Path, promises: list[str], *, split: str, held_out: str | None, settings: SearchSettings
 ) -> Guaranteed:
-    """Find the cheapest configuration with a promise; writes `configurations/guaranteed.json` (`mess.guarantee`).
+    """Find the cheapest configuration with a promise (`mess.guarantee`); writes `configurations/guaranteed.json`, with
+    limits and split in its name as in `search_run`.
 
     Args:
         source: a run folder, or a table file.
@@ -186,14 +207,21 @@ def guarantee_run(
             threads=settings.threads,
             progress=lambda state: show(bar, state),
         )
-    path = folder / "configurations" / f"guaranteed{told_apart(settings)}.json"
+    suffix = told_apart(settings, None if source.is_file() else split)
+    path = folder / "configurations" / f"guaranteed{suffix}.json"
     if result.configuration is not None:
         result.configuration.save(path)
-    elif path.is_file():
-        before = {said["guarantee"] for said in Configuration.load(path).promise.get("guarantees", [])}
-        if before == {str(proof.guarantee) for proof in result.proofs}:
-            path.unlink()  # what was promised by another calibration is not promised by this one
+    elif _promises(path) in (None, {str(Guarantee.parse(promise)) for promise in promises}):
+        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
     return result
+
+
+def _promises(path: Path) -> set[str] | None:
+    """What a configuration file promises; None where there is none, or one that cannot be read."""
+    try:
+        return {said["guarantee"] for said in Configuration.load(path).promise.get("guarantees", [])}
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def search_baselines(

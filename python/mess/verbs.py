@@ -421,10 +421,13 @@ def _all_configurations(folder: Path) -> dict[str, Configuration]:
 
 
 def configuration_named(folder: Path, name: str | None) -> Configuration:
-    """A configuration of the run by name, or any configuration file by path; by default `drop-1pp`, or the only one."""
+    """A configuration of the run by name, or any configuration file by path; by default `drop-1pp`, or the
+    only one, or the only `drop-1pp` with limits."""
     is_file = name is not None and Path(name).is_file()
     found = {str(name): Configuration.load(str(name))} if is_file else _all_configurations(folder)
-    wanted = name or (next(iter(found)) if len(found) == 1 else "drop-1pp")
+    limited = [other for other in found if other.startswith("drop-1pp-")]
+    usual = limited[0] if "drop-1pp" not in found and len(limited) == 1 else "drop-1pp"
+    wanted = name or (next(iter(found)) if len(found) == 1 else usual)
     if wanted not in found:
         raise ValueError(f"--configuration: expected one of {sorted(found)} or a file, got {wanted!r}")
     if not is_of_weights(folder, found[wanted].promise):
@@ -481,7 +484,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if device == torch.device("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways of saying so
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--device: expected one that is there, or auto, got {name!r} ({reason})") from None

@@ -210,6 +210,9 @@ class SearchInterrupted(KeyboardInterrupt):
         super().__init__(f"search: {outcome.status}, {len(outcome.found)} found, gap {outcome.gap:.3g}")
         self.outcome = outcome
 
+    def __reduce__(self) -> tuple[type[SearchInterrupted], tuple[Outcome]]:
+        return type(self), (self.outcome,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchProblem:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -303,25 +301,34 @@ def test_a_search_that_ran_out_of_time_does_not_say_that_nothing_is_there(table_
 
 
 @on_posix
-def test_ctrl_c_writes_the_best_known(tmp_path):
+def test_ctrl_c_writes_the_best_known_where_there_is_no_answer(tmp_path):
     path = tmp_path / "table.safetensors"
     as_calibration_table(synthetic_table(images=300, classes=8, points=6, heads=16, pixels=8), "val").save(path)
-    # Python's own handler: a background job ignores the signal
-    code = "import signal, mess.cli; signal.signal(signal.SIGINT, signal.default_int_handler); mess.cli.main()"
+    code = """
+import os, signal
+import mess.cli
+from mess.searching import request
+
+def show(bar, state):
+    if state.cost is not None:  # something is known
+        os.kill(os.getpid(), signal.SIGINT)
+
+request.show = show
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Python's own: a background job ignores the signal
+mess.cli.main()
+"""
     command = [sys.executable, "-c", code, "search", str(path), "--accuracy-drop", "1", "--max-exits", "5"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        time.sleep(6)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
     answer = tmp_path / "configurations" / "drop-1pp-max-exits-5.json"
-    assert "search drop-1pp: interrupted; the best known is in" in out
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode == 130, found.stderr
+    assert "search drop-1pp-max-exits-5: interrupted; the best known is in" in found.stdout
     best = mess.Configuration.load(answer)
     assert mess.searching.evaluate(best, CalibrationTable.load(path)).cost == best.promise["cost"]
+    before = answer.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert again.returncode == 130
+    assert "is what an earlier search found" in " ".join(again.stdout.split())
+    assert answer.read_bytes() == before
 
 
 def test_answers_to_different_questions_have_different_names(table_file):
@@ -342,6 +349,12 @@ def test_answers_to_different_questions_have_different_names(table_file):
     assert run_search(table_file, "--accuracy-drop", 20, "--cost-limit", "max=0.0001x").returncode == 1
     assert (folder / "drop-20pp.json").is_file()
     assert len(told_apart(SearchSettings(forbidden_exits=tuple(f"{i}:fcn-r8-b0" for i in range(99))))) < 130
+    assert told_apart(SearchSettings(max_class_drop={"car": 0.05})) == "-class-drop-car=5"
+    names = {told_apart(SearchSettings(max_class_drop={label: 0.1})) for label in ("a b", "a/b", "a_b", "\u6c34" * 200)}
+    assert len(names) == 4
+    assert all(name.isascii() and len(name) < 130 for name in names)
+    one, other = (SearchSettings(required_exits=exits) for exits in (("0:a", "1:b"), ("1:b", "0:a")))
+    assert told_apart(one) == told_apart(other) == "-require-0_a-1_b"
 
 
 def test_json_has_null_where_there_is_no_number(table_file):

@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -176,19 +175,9 @@ def _from_transformers(rest: str, num_classes: int) -> nn.Module:
     reasons = []
     for build in tries:
         try:
-            net = build()
+            return build()
         except (ValueError, OSError) as error:
             reasons.append(str(error).strip().splitlines()[0])
-            continue
-        if rest not in library.CONFIG_MAPPING:
-            trained_for = library.AutoConfig.from_pretrained(rest).num_labels
-            if trained_for != num_classes:
-                warnings.warn(
-                    f"model: {rest} has {trained_for} classes, the data {num_classes}: its classifier begins with "
-                    "random weights, so stage 1 has to train it (not --epochs 0)",
-                    stacklevel=2,
-                )
-        return net
     raise ValueError(f"model: transformers cannot make a segmentation model of {rest!r}: {reasons[0]}")
 
 

@@ -56,6 +56,9 @@ class SearchInterrupted(KeyboardInterrupt):
         super().__init__(f"search: {result.status}, {len(result.configurations)} found, gap {result.outcome.gap:.3g}")
         self.result = result
 
+    def __reduce__(self) -> tuple[type[SearchInterrupted], tuple[SearchResult]]:
+        return type(self), (self.result,)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -123,7 +126,8 @@ def search(
 
     Raises:
         ValueError: several targets at once, a column that the table lacks, or an option out of range.
-        SearchInterrupted: a KeyboardInterrupt: Ctrl-C; its `result` is the best known, with a certified gap.
+        SearchInterrupted: a KeyboardInterrupt: Ctrl-C; its `result` is the best known, with a certified gap. (With
+            `spread` it is a plain KeyboardInterrupt.)
     """
     targets = {
         "max_drop": max_drop,

@@ -46,8 +46,7 @@ impl SearchPieces {
         let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
         let control = control(time_limit)?;
         let table = table(&arrays);
-        let pieces =
-            finished(py, &control, &*pool(threads)?, || core::Pieces::new(&table, &query, &control, &known))?;
+        let pieces = finished(py, &control, &*pool(threads)?, || core::Pieces::new(&table, &query, &control, &known))?;
         Ok(Self { pieces })
     }
 
@@ -75,8 +74,7 @@ impl SearchPieces {
         let known: Vec<core::Configuration> = known.into_iter().map(configuration).collect();
         let control = control(time_limit)?;
         let table = table(&arrays);
-        let done =
-            finished(py, &control, &*pool(threads)?, || self.pieces.run(&table, &control, gap, &tasks, &known))?;
+        let done = finished(py, &control, &*pool(threads)?, || self.pieces.run(&table, &control, gap, &tasks, &known))?;
         let core::Progress { explored, evaluated, .. } = control.progress();
         Ok((done.found.into_iter().map(found).collect(), done.finished, explored, evaluated))
     }

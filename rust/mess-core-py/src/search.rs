@@ -224,8 +224,10 @@ fn watched<T: Send>(
                 interruption = Some(error);
             }
         }
-        let done = worker.join().map_err(|_| panicked())?;
-        Ok((done.map_err(to_python)?, interruption))
+        match worker.join().map_err(|_| panicked())?.map_err(to_python) {
+            Ok(done) => Ok((done, interruption)),
+            Err(error) => Err(interruption.unwrap_or(error)),
+        }
     })
 }
 
