@@ -348,8 +348,8 @@ def search(
     cost_limit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="STATISTIC=SHARE",
-            help="p95=1.1x, max, total ...: most that an image may cost, as a share of the original; may be repeated",
+            metavar="[COST:]STATISTIC=SHARE",
+            help="p95=1.1x, latency:max=1x, total ...: most that an image may cost, of the original; may be repeated",
         ),
     ] = None,
     resolution: Annotated[

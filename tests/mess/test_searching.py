@@ -148,6 +148,52 @@ def test_what_is_exactly_at_a_relative_limit_is_within_it():
         mess.search(table, resolution=-1.0)
 
 
+def two_columns():
+    """MACs and milliseconds that disagree about the second exit."""
+    table = as_calibration_table(synthetic_table(images=120, classes=4, points=4, heads=3, pixels=3), "val")
+    macs = table.costs["macs"]
+    slow = {**macs, "head": 5 * macs["head"].max() - 4 * macs["head"], "policy": macs["policy"] + 0.01}
+    return replace(table, costs={"macs": macs, "latency_ms": slow})
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p95", "max", "total"])
+def test_a_limit_on_another_cost(statistic):
+    """Against all single exits and what the search finds: the limit holds in milliseconds, and MACs are least."""
+    table = two_columns()
+    by = {name: mess.search(table, max_drop=0.03, max_exits=2, cost=name).best for name in table.costs}
+    final = table.total_cost(len(table.exits) - 1, "latency_ms")
+
+    def milliseconds(configuration):
+        exits = [table.exits.index(chosen.exit) for chosen in configuration.exits]
+        costs, shares = table.costs["latency_ms"], mess.searching.evaluate(configuration, table).shares
+        heads = np.cumsum([costs["head"][e] + costs["policy"][e] for e in exits])
+        heads[-1] -= costs["policy"][exits[-1]]
+        stops = costs["backbone"][exits] + heads
+        order = np.cumsum(shares)
+        return {
+            "mean": float(stops @ shares),
+            "p95": float(stops[np.searchsorted(order, 0.95 - 1e-12)]),
+            "max": float(stops[np.flatnonzero(shares)[-1]]),
+            "total": float(stops[-1]),
+        }[statistic]
+
+    least, most = sorted((milliseconds(by["latency_ms"]), milliseconds(by["macs"])))
+    limit = (least + most) / 2
+    found = mess.search(table, max_drop=0.03, max_exits=2, cost_limits={f"latency_ms:{statistic}": limit / final})
+    assert found.status == "optimal"
+    assert milliseconds(found.best) <= limit * (1 + 1e-9)
+    assert milliseconds(by["macs"]) > limit  # so it binds
+    assert found.best.promise["cost"] > by["macs"].promise["cost"]
+    for exit_index in range(len(table.exits)):
+        single = replace(found.best, setting="budgeted", exits=(ChosenExit(exit=table.exits[exit_index]),))
+        if table.total_cost(exit_index, "latency_ms") <= limit:
+            report = mess.searching.evaluate(single, table)
+            if report.accuracy >= found.baseline_accuracy - 0.03:
+                assert found.best.promise["cost"] <= report.cost
+    with pytest.raises(ValueError, match="cost: expected one of .*'watts'"):
+        mess.search(table, max_drop=0.2, cost_limits={"watts:p95": 1.0})
+
+
 def losing_table():
     """The final exit costs 10; a gate in front of it makes images that go on cost more."""
     confidence = np.random.default_rng(0).random((3, 1, 40))

@@ -105,22 +105,24 @@ class CalibrationTable:
         if not self.exits or self.exits[-1] != FINAL_EXIT:
             raise ValueError(f"table: exits: expected the last one to be {FINAL_EXIT!r}, got {self.exits[-1:]}")
 
-    def search_table(self, cost: str) -> SearchTable:
-        """The arrays that `mess_core.search` takes, with one cost column."""
-        if cost not in self.costs:
-            raise ValueError(
-                f"cost: expected one of {sorted(self.costs)}, which were calibrated, got {cost!r} "
-                "(latency_ms needs latency_rounds above 0)"
-            )
+    def search_table(self, *costs: str) -> SearchTable:
+        """The arrays that `mess_core.search` takes, with these cost columns, in their order."""
+        for cost in costs:
+            if cost not in self.costs:
+                raise ValueError(
+                    f"cost: expected one of {sorted(self.costs)}, which were calibrated, got {cost!r} "
+                    "(latency_ms needs latency_rounds above 0)"
+                )
+        columns = {part: np.stack([self.costs[cost][part] for cost in costs]) for part in COST_PARTS}
         return SearchTable(
             intersection=self.intersection,
             predicted=self.predicted,
             ground_truth=self.ground_truth,
             image_confidence=self.image_confidence,
             points=self.points,
-            backbone_cost=self.costs[cost]["backbone"],
-            head_cost=self.costs[cost]["head"],
-            policy_cost=self.costs[cost]["policy"],
+            backbone_cost=columns["backbone"],
+            head_cost=columns["head"],
+            policy_cost=columns["policy"],
         )
 
     def select(self, images: npt.NDArray[np.int64]) -> CalibrationTable:

@@ -83,6 +83,9 @@ class SearchSettings:
         return search(table, **(asked | other))
 
 
+COSTS = {"latency": "latency_ms"}
+"""Columns that flags have shorter names for."""
+
 LIMITS = {
     "max_exits": "max-exits",
     "image_thresholds": "image-thresholds",
@@ -169,7 +172,7 @@ def settings(
         raise ValueError("--workers: expected --engine ray beside it")
     return SearchSettings(
         setting=choice("setting", setting, get_args(Setting)),
-        cost={"latency": "latency_ms"}.get(cost, cost),
+        cost=COSTS.get(cost, cost),
         metric=choice("metric", metric, get_args(Metric)),
         max_exits=max_exits,
         image_thresholds=image_thresholds or None,
@@ -233,7 +236,9 @@ def _once(option: str, given: list[tuple[str, float]]) -> dict[str, float]:
 
 def _cost_limit(text: str) -> tuple[str, float]:
     name, _, share = text.rpartition("=")
+    column, colon, statistic = name.rpartition(":")
     try:
-        return name, float(share.lower().removesuffix("x"))
+        return f"{COSTS.get(column, column)}{colon}{statistic}", float(share.lower().removesuffix("x"))
     except ValueError:
-        raise ValueError(f"--cost-limit: expected STATISTIC=SHARE such as p95=1.1x, got {text!r}") from None
+        said = "STATISTIC=SHARE such as p95=1.1x, or COST:STATISTIC=SHARE"
+        raise ValueError(f"--cost-limit: expected {said}, got {text!r}") from None

@@ -117,7 +117,8 @@ def search(
         required_exits, forbidden_exits: names of exits that every, or no, configuration has.
         max_class_drop: by class name, how much its IoU may be below the final exit's (0.01 is 1 percentage point).
         cost_limits: by statistic (`p95`, any other percentile, `max`, `mean`, `total` of all exits whatever images do),
-            the most that an image may cost, as a share of the final exit's cost.
+            the most that an image may cost, as a share of the final exit's cost; of another column of the table where
+            its name stands in front (`latency_ms:p95`).
         image_thresholds, min_share, known, journal, time_limit, threads, progress: see `mess_core.search`.
         spread: who does it, instead of this process: `mess.searching.on_ray()`.
 
@@ -142,11 +143,17 @@ def search(
         raise ValueError(f"max_drop: expected a share below 1 (0.01 is 1 percentage point), got {max_drop}")
     check_required(table, required_exits, forbidden_exits)
     final = table.exits.index(FINAL_EXIT)
-    arrays = table.search_table(cost)
+    limits = [(*_column_and_statistic(name, cost), ratio) for name, ratio in (cost_limits or {}).items()]
+    columns = list(dict.fromkeys([cost, *(column for column, _, _ in limits)]))
+    arrays = table.search_table(*columns)
     # from the same arithmetic as the search, so that the bounds it implies are met exactly
     single = mess_core.Configuration((final,))
-    baseline = mess_core.evaluate(arrays, single, setting="budgeted", metric=metric).found
-    baseline_accuracy, baseline_cost = baseline.accuracy, baseline.cost
+    baselines = {
+        column: mess_core.evaluate(arrays, single, setting="budgeted", metric=metric, cost_column=index).found
+        for index, column in enumerate(columns)
+    }
+    original = {column: found.cost for column, found in baselines.items()}
+    baseline_accuracy, baseline_cost = baselines[cost].accuracy, original[cost]
     if not resolution >= 0:
         raise ValueError(f"resolution: expected a share of the final exit's cost, 0 or more, got {resolution}")
     if max_cost_ratio is not None:
@@ -173,8 +180,8 @@ def search(
             min_share=min_share,
             min_class_iou=_class_floors(table, final, max_class_drop or {}),
             cost_limits=[
-                mess_core.CostLimit(at_most=ratio * baseline_cost * (1 + _SLACK), statistic=name)
-                for name, ratio in (cost_limits or {}).items()
+                mess_core.CostLimit(ratio * original[column] * (1 + _SLACK), statistic, columns.index(column))
+                for column, statistic, ratio in limits
             ],
             horizon=baseline_cost,
             min_final_accuracy=min_final_accuracy,
@@ -198,6 +205,12 @@ def search(
     if interruption is not None:
         raise SearchInterrupted(result) from interruption
     return result
+
+
+def _column_and_statistic(name: str, cost: str) -> tuple[str, str]:
+    """Of `latency_ms:p95`, or of `p95` of the column that is searched."""
+    column, _, statistic = name.rpartition(":")
+    return column or cost, statistic
 
 
 def _class_floors(table: CalibrationTable, final: int, drops: Mapping[str, float]) -> dict[int, float]:
