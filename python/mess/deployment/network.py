@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mess.confidence import Size, image_confidence, label_map
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
@@ -95,7 +95,7 @@ class DeployedNetwork(nn.Module):
         class_names: of the C classes, where they are known (`mess.from_pretrained`); else empty.
 
     Raises:
-        ValueError: the configuration does not fit the network.
+        ValueError: the configuration does not fit the network, or `mean` and `std` are not a finite number a channel.
         RuntimeError: the model cannot be cut into stages, or with `any_size` not into graphs that take other sizes.
     """
 
@@ -111,6 +111,8 @@ class DeployedNetwork(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        if (tuple(mean), tuple(std)) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):  # which nobody may have asked for
+            check_normalisation(mean, std, network.in_channels)
         self.mean, self.std = tuple(mean), tuple(std)
         self.in_channels = network.in_channels
         modules = tuple(point.name for point in network.points)
@@ -219,11 +221,15 @@ def deploy(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> DeployedNetwork:
-    """The network that runs `configuration`, for the size of `example_input` or that `network` was converted with.
+    """The network that runs `configuration`. While this and `mess.export` work, no other thread can record a model or
+    run this one: torch does so in one thread of a process.
 
-    `any_size` makes one that takes images of other sizes too. `backend` is `graph`, `stages` or `eager`, or by default
-    the best that works; see `DeployedNetwork`, also of `mean` and `std`. While this and `mess.export` work, no other
-    thread can record a model or run this one: torch does so in one thread of a process.
+    Args:
+        example_input: (B, channels, H, W) of the size that images will have; by default that of `mess.convert`.
+        network, configuration, any_size, backend, mean, std: see `DeployedNetwork`.
+
+    Raises:
+        ValueError, RuntimeError: see `DeployedNetwork`.
     """
     if example_input is None:
         example_input = network.example()

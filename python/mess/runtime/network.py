@@ -109,7 +109,18 @@ class Runtime:
     def predict_batch(
         self, images: Sequence[Picture], *, image_thresholds: Sequence[float | None] | None = None
     ) -> list[Result]:
-        """Several pictures at once: those that are sure leave, the others go on; results in the order given."""
+        """Several pictures at once: those that are sure leave, the others go on.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes: each is resized to the network's.
+            image_thresholds: as of `predict`.
+
+        Returns:
+            Results in the order given.
+
+        Raises:
+            TypeError, ValueError: as of `predict`, and for no image.
+        """
         thresholds = self._thresholds(image_thresholds)
         last = len(self.manifest.exits) - 1
         if self.deadline_ms is not None and len(images) > 1:
@@ -150,7 +161,14 @@ class Runtime:
         return [results[image] for image in range(len(images))]
 
     def anytime(self, image: Picture) -> Iterator[Result]:
-        """One better prediction after the other, an exit each; stop iterating to stop computing."""
+        """One better prediction after the other, an exit each; stop iterating to stop computing.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Raises:
+            TypeError, ValueError: `image` is not (H, W, 3) uint8.
+        """
         state, times = self._start([image]), []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()

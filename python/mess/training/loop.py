@@ -122,8 +122,15 @@ def pretrain(
     An early exit here is its point's first head. Heads that a batch leaves out are not run, so their batch-norm
     statistics do not move.
 
+    Args:
+        network, batches, checkpoint_minutes, log: see `mess.train`.
+        checkpoint: file that is written and gone on from; None for none.
+
     Returns:
         Mean loss of every epoch, by exit.
+
+    Raises:
+        ValueError, KeyboardInterrupt: see `mess.train`.
     """
     fabric = launcher(network, settings.precision)
     network.train()
@@ -187,10 +194,15 @@ def train_exits(
     """Stage 2: backbone and final exit frozen, in eval mode; all heads learn from one pass over the backbone.
 
     Args:
+        network, batches, checkpoint_minutes, log: see `mess.train`.
+        checkpoint: file that is written and gone on from; None for none.
         cache: folder for what the backbone says of `cache_views` epochs, see `mess.training.cache`.
 
     Returns:
         Mean loss of every epoch, by exit.
+
+    Raises:
+        ValueError, KeyboardInterrupt: see `mess.train`.
     """
     fabric = launcher(network, settings.precision)
     network.eval()
