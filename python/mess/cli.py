@@ -348,7 +348,7 @@ def search(
     cost_limit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[COST:]STATISTIC=SHARE",
+            metavar="STATISTIC=SHARE",
             help="p95=1.1x, latency:max=1x, total ...: most that an image may cost, of the original; may be repeated",
         ),
     ] = None,
