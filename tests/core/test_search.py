@@ -634,14 +634,18 @@ def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_pat
     whole = mess_core.search(table, **options)
     text = path.read_text()
     code = (
-        "import resource, sys, threading, time, os; from tests.core.test_search import random_table; import mess_core\n"
+        "import os, resource, signal, sys, threading; from tests.core.test_search import random_table; import mess_core\n"
         "table, limit = random_table(3, points=4, heads=3, images=60, levels=30), int(sys.argv[2])\n"
-        "def watch():\n"
-        "    while not os.path.exists(sys.argv[1]) or os.path.getsize(sys.argv[1]) < limit: time.sleep(0.0002)\n"
+        "refused, wake = os.pipe()\n"
+        "os.set_blocking(wake, False)\n"
+        "signal.signal(signal.SIGXFSZ, lambda *_: None)\n"
+        "signal.set_wakeup_fd(wake)\n"
+        "def make_room():\n"
+        "    os.read(refused, 1)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))\n"
         "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
+        "threading.Thread(target=make_room, daemon=True).start()\n"
         "mess_core.search(table, max_cost=12.0, threads=1, journal=sys.argv[1])"
     )
     for at in [text.index("found"), text.rindex("found")]:
