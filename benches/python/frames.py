@@ -23,8 +23,8 @@ import torch
 import mess
 import mess_core
 from mess import runs, verbs
-from mess.deployment.export import _quiet
 from mess.model.adapter import LogitsModel
+from mess.model.onnx_file import quiet
 from mess.runtime import Runtime, Stream
 from mess.runtime.backends import BATCH, load
 
@@ -61,7 +61,7 @@ def main() -> None:
         net, plain = Path(folder) / "net", Path(folder) / "plain.onnx"
         verbs.export_run(arguments.run, configuration=arguments.configuration, out=net)
         network = runs.trained_network(arguments.run)
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             torch.onnx.export(
                 LogitsModel(network.net, network.pick_logits).eval(),
                 (torch.rand(2, 3, *settings.size),),

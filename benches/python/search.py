@@ -10,10 +10,12 @@ Prints a Markdown table; `--record` writes it to benches/record/search.md. Optun
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ def main() -> None:
     lines += ["", f"## Heuristics, {options.seconds:g} s each, at most 3 exits, least cost at 1 pp", ""]
     lines += heuristics(table, options.seconds)
     lines += ["", f"## Fronts, {options.seconds:g} s each, at most 3 exits", "", *fronts(table, options.seconds)]
-    lines += ["", "## Growth: at most 2 exits, one thread, least cost at 1 pp", "", *growth()]
+    lines += ["", "## Growth: one thread, least cost at 1 pp, memory beside the table", "", *growth()]
     if options.table is not None:
         from mess.calibration.table import CalibrationTable
 
@@ -74,7 +76,7 @@ def searches(table: SearchTable, rounds: int, seconds: float) -> list[str]:
         "| exits | objective | threads | seconds | status | gap | configurations | cost | accuracy |",
         "|" + "---|" * 9,
     ]
-    for exits, name, goal, threads in [
+    questions = [
         (2, "least cost, 1 pp", drop, 1),
         (2, "front, 0.1 %", front, 2),
         (3, "least cost, 1 pp", drop, 1),
@@ -82,20 +84,34 @@ def searches(table: SearchTable, rounds: int, seconds: float) -> list[str]:
         (3, "best at 0.7 x", half, 1),
         (3, "best at 0.7 x", half, 2),
         (3, "front, 0.1 %", front, 2),
-    ]:
-        times = []
-        for _ in range(rounds):
+    ]
+    times: list[list[float]] = [[] for _ in questions]
+    outcomes: dict[int, mess_core.Outcome] = {}
+    for _ in range(rounds):  # everything once a round: drift of the machine hits all alike
+        for number, (exits, _, goal, threads) in enumerate(questions):
             start = time.perf_counter()
-            outcome = mess_core.search(table, max_exits=exits, threads=threads, time_limit=seconds, **goal)
-            times.append(time.perf_counter() - start)
-            if outcome.status == "stopped":
-                break
+            outcomes[number] = mess_core.search(table, max_exits=exits, threads=threads, time_limit=seconds, **goal)
+            times[number].append(time.perf_counter() - start)
+    for number, (exits, name, _, threads) in enumerate(questions):
+        outcome = outcomes[number]
         best = outcome.found[-1]
         lines.append(
-            f"| {exits} | {name} | {threads} | {statistics.median(times):.2f} | {outcome.status} | {outcome.gap:.2%} "
-            f"| {outcome.space:.2g} | {best.cost / final.cost:.4f} | {best.accuracy:.4f} |"
+            f"| {exits} | {name} | {threads} | {statistics.median(times[number]):.2f} | {outcome.status} "
+            f"| {outcome.gap:.2%} | {outcome.space:.2g} | {best.cost / final.cost:.4f} | {best.accuracy:.4f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
+    least, best_at, whole = (times[number] for number in (3, 5, 6))
+
+    def ratio(a: list[float], b: list[float]) -> float:
+        return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+    both = [(x + y) / 2 for x, y in zip(least, best_at, strict=True)]
+    lines += [
+        "",
+        f"3 exits, 2 threads, ratios within a round: the front takes {ratio(whole, least):.1f} times least cost, "
+        f"{ratio(whole, best_at):.1f} times best at 0.7 x, {ratio(whole, both):.1f} times their mean. One thread takes "
+        f"{ratio(times[2], least):.2f} and {ratio(times[4], best_at):.2f} times as long as two.",
+    ]
     return lines
 
 
@@ -402,36 +418,72 @@ def _pymoo(algorithm: object, losses: Callable[[np.ndarray], list[float]], secon
 
 
 def growth() -> list[str]:
-    """Seconds as one size doubles, and the slope of a line through the logarithms."""
-    base = {"images": 400, "classes": 12, "points": 4, "heads": 8, "pixels": 5}
-    lines = ["| what doubles | sizes | seconds | exponent |", "|---|---|---|---|"]
-    for what, sizes in {
+    """Seconds and memory as one size doubles, and the slope of a line through the logarithms."""
+    base = {"images": 400, "classes": 12, "points": 5, "heads": 8, "pixels": 5}
+    sizes = {
         "images": (400, 800, 1600, 3200),
         "classes": (12, 24, 48, 96),
         "heads": (8, 16, 32),
         "pixels": (5, 10, 20),
-    }.items():
-        times = [_seconds(synthetic_table(**{**base, what: size})) for size in sizes]
-        slope = np.polyfit(np.log(sizes), np.log(times), 1)[0]
-        shown = ", ".join(f"{seconds:.3f}" for seconds in times)
-        lines.append(f"| {what} | {', '.join(map(str, sizes))} | {shown} | {slope:.2f} |")
-    table = synthetic_table(**base)
-    shown = [(count, _seconds(table, count)) for count in (2, 3, 4)]
-    lines.append(f"| exits | {', '.join(str(c) for c, _ in shown)} | {', '.join(f'{s:.3f}' for _, s in shown)} | |")
+    }
+    lines = [
+        "| what doubles | sizes | 2 exits: s | exponent | 3 exits: s | exponent | MB | exponent | table, MB |",
+        "|" + "---|" * 9,
+    ]
+    for what, values in sizes.items():
+        measured = [[_measured(base | {what: size}, exits) for size in values] for exits in (2, 3)]
+        cells = [what, ", ".join(map(str, values))]
+        for numbers, digits in (
+            ([seconds for seconds, *_ in measured[0]], 3),
+            ([seconds for seconds, *_ in measured[1]], 3),
+            ([megabytes for _, megabytes, _ in measured[1]], 1),
+        ):
+            cells += [", ".join(f"{n:.{digits}f}" for n in numbers), f"{_slope(values, numbers):.2f}"]
+        cells.append(", ".join(f"{of_table:.1f}" for *_, of_table in measured[1]))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| exits | seconds | times those of one less | MB |", "|---|---|---|---|"]
+    before = None
+    for exits in (2, 3, 4, 5):
+        seconds, megabytes, _ = _measured(base, exits)
+        ratio = "" if before is None else f"{seconds / before:.1f}"
+        lines.append(f"| {exits} | {seconds:.3f} | {ratio} | {megabytes:.1f} |")
+        before = seconds
     return lines
 
 
-def _seconds(table: SearchTable, exits: int = 2) -> float:
+def _slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def _measured(sizes: dict[str, int], exits: int) -> tuple[float, float, float]:
+    """Median seconds of three searches, the memory that the first one took at most, and the table's, in MB.
+
+    In a process of its own, whose memory is that of one search."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, sizes, exits).result()
+
+
+def _measure(sizes: dict[str, int], exits: int) -> tuple[float, float, float]:
+    table = synthetic_table(**sizes)
     final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
-    run: Callable[[], object] = lambda: mess_core.search(  # noqa: E731
-        table, min_accuracy=final.accuracy - 0.01, max_exits=exits, threads=1, time_limit=60
-    )
-    times = []
+    times, before = [], _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     for _ in range(3):
         start = time.perf_counter()
-        run()
+        mess_core.search(table, min_accuracy=final.accuracy - 0.01, max_exits=exits, threads=1, time_limit=300)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        if len(times) == 1:
+            taken = _memory("VmHWM") - before
+    arrays = (table.intersection, table.predicted, table.ground_truth, table.image_confidence)
+    return statistics.median(times), taken, sum(array.nbytes for array in arrays) / 1e6
+
+
+def _memory(field: str) -> float:
+    """Of this process, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise LookupError(field)
 
 
 if __name__ == "__main__":

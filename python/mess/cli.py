@@ -394,8 +394,8 @@ def search(
     given = request.targets(accuracy_drop=accuracy_drop, min_accuracy=min_accuracy, budget=budget, front=front)
     if min_cost and not (given and given[0][1].minimises_cost):
         raise ValueError("--min-cost: expected --accuracy-drop or --min-accuracy beside it")
-    if min_cost and setting == "anytime":
-        raise ValueError("--min-cost: expected another setting than anytime, whose accuracy is what is best")
+    if min_cost and setting == "anytime" and accuracy_drop is not None:
+        raise ValueError("--min-cost: expected --min-accuracy in the anytime setting, where a drop is the last exit's")
     if max_accuracy and budget is None:
         raise ValueError("--max-accuracy: expected --budget beside it")
     if journal is not None and not given:

@@ -30,7 +30,7 @@ def search_run(
     settings: SearchSettings | None = None,
     journal: Path | None = None,
 ) -> dict[str, SearchResult]:
-    """Search a calibration table; write `configurations/<name>.json`, and for a front `front.json` and a picture.
+    """Search a calibration table; write `configurations/<name>.json`, for a front `front.json`, and a picture.
 
     Names carry what is asked beside the target, so that no answer replaces that to another question: setting, cost and
     metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits and the split when it is not `val`:
@@ -75,12 +75,11 @@ def search_run(
                 found.best.save(path)
             elif found.status == "infeasible":
                 path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
-    if "front" in results:
-        named = {name: r.best for name, r in results.items() if name != "front" and r.configurations}
-        path = folder / "pictures" / f"tradeoff{suffix}.png"
-        charts.tradeoff_figure(
-            table, results["front"], named, path, cost=chosen.cost, metric=chosen.metric, setting=chosen.setting
-        )
+    picture = folder / "pictures" / f"{'tradeoff' if 'front' in results else next(iter(results))}{suffix}.png"
+    if any(found.configurations for found in results.values()):
+        charts.tradeoff_figure(table, results, picture, cost=chosen.cost, metric=chosen.metric, setting=chosen.setting)
+    else:
+        picture.unlink(missing_ok=True)
     return results
 
 

@@ -634,7 +634,7 @@ def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_pat
     whole = mess_core.search(table, **options)
     text = path.read_text()
     code = (
-        "import os, resource, signal, sys, threading; from tests.core.test_search import random_table; import mess_core\n"
+        "import os, resource, signal, sys, threading, mess_core; from tests.core.test_search import random_table\n"
         "table, limit = random_table(3, points=4, heads=3, images=60, levels=30), int(sys.argv[2])\n"
         "refused, wake = os.pipe()\n"
         "os.set_blocking(wake, False)\n"

@@ -228,7 +228,7 @@ TRAIN = ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size",
         (("search", "/no/where", "--min-cost"), "--min-cost: expected --accuracy-drop or --min-accuracy beside it"),
         (
             ("search", "/no/where", "--max-drop", "1", "--min-cost", "--setting", "anytime"),
-            "--min-cost: expected another setting than anytime",
+            "--min-cost: expected --min-accuracy in the anytime setting",
         ),
         (
             ("search", "/no/where", "--sweep", "x", "--cost", "latency_ms", "--max-exits", "2"),

@@ -514,7 +514,7 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
             mess.export(deployed, tmp_path / "new", class_names="abcdef", **options)
     with pytest.raises(RuntimeError, match="model: expected stages that are graphs, got eager"):
         mess.export(mess.deploy(network, configuration, backend="eager"), tmp_path / "new", class_names="abcdef")
-    monkeypatch.setattr("mess.deployment.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("mess.model.onnx_file.TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="export: stage-0: .* off torch's in ONNX Runtime; not exported"):
         mess.export(deployed, tmp_path / "new", class_names="abcdef")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from benches.python.guarantee import as_calibration_table
 from benches.python.search_table import synthetic_table
 
 import mess
+import mess_core
 from mess import Configuration
 from mess.calibration.table import CalibrationTable
 from mess.deployment.configuration import ChosenExit
@@ -431,13 +433,34 @@ def test_another_metric_is_told_apart(table_file):
     assert "--metric: expected none beside --guarantee" in refused.stderr
 
 
+def test_one_target_has_a_picture_and_what_nothing_satisfies_has_none(table_file):
+    picture = table_file.parent / "pictures" / "miou-40-anytime.png"
+    command = (table_file, "--setting", "anytime", "--json")
+    found = run_search(*command, "--min-cost", "--min-accuracy", 40)
+    assert found.returncode == 0, found.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    best = json.loads(found.stdout)["miou-40"]["configurations"][0]
+    table = CalibrationTable.load(table_file).search_table("macs")
+    horizon = mess_core.evaluate(table, mess_core.Configuration((len(table.points) - 1,))).found.cost
+    chains = [c for n in (1, 2, 3) for c in combinations(range(len(table.points)), n)]
+    chains = [c for c in chains if (np.diff(table.points[list(c)]) > 0).all()]
+    every = [
+        mess_core.evaluate(table, mess_core.Configuration(c), setting="anytime", horizon=horizon).found for c in chains
+    ]
+    assert best["promise"]["cost"] == min(found.cost for found in every if found.accuracy >= 0.4)
+    path = picture.with_name("miou-99-anytime.png")
+    path.write_bytes(b"of an earlier search")
+    assert run_search(*command, "--min-accuracy", 99).returncode == 1
+    assert not path.exists()
+
+
 def test_the_picture_of_the_trade_off_is_of_its_metric(table_file, monkeypatch, tmp_path):
     table = CalibrationTable.load(table_file)
     drawn = []
     monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
     for metric, setting in (("mean-iou", "input-dependent"), ("pixel-accuracy", "budgeted"), ("mean-iou", "anytime")):
         front = mess.search(table, metric=metric, setting=setting, max_exits=2)
-        charts.tradeoff_figure(table, front, {}, tmp_path / "x.png", metric=metric, setting=setting)
+        charts.tradeoff_figure(table, {"front": front}, tmp_path / "x.png", metric=metric, setting=setting)
     labels = [figure.axes[0].get_ylabel() for figure in drawn]
     assert labels == ["mean IoU (%)", "pixel accuracy (%)", "mean IoU (%), mean over cut-offs"]
     singles = drawn[1].axes[0].collections[0].get_offsets()[:, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from mess.calibration.table import CalibrationTable
-from mess.deployment.configuration import Configuration
 from mess.files import write_whole
 from mess.searching.solve import SearchResult, exit_accuracy
 from mess_core import Metric, Setting
@@ -56,17 +56,17 @@ METRICS: dict[Metric, str] = {
 
 def tradeoff_figure(
     table: CalibrationTable,
-    front: SearchResult,
-    chosen: dict[str, Configuration],
+    results: Mapping[str, SearchResult],
     path: Path,
     *,
     cost: str = "macs",
     metric: Metric = "mean-iou",
     setting: Setting = "input-dependent",
 ) -> None:
-    """Accuracy against cost: single exits, the Pareto front of `front`, and named configurations.
+    """Accuracy against cost: single exits, the original network, the Pareto front if one of `results` is named `front`,
+    and the best of the others.
 
-    In the anytime setting the front is of mean accuracies over cut-offs, so there are no other networks beside it.
+    In the anytime setting accuracies are means over cut-offs, so there are no other networks beside them.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -81,19 +81,27 @@ def tradeoff_figure(
             color=GREY,
             label="one exit for all images",
         )
-    axes.plot(
-        [c.promise["cost"] / scale for c in front.configurations],
-        [100 * c.promise["accuracy"] for c in front.configurations],
-        color=BLUE,
-        drawstyle="steps-post",
-        label=f"best of {front.outcome.space:.2g} configurations"
-        + (" (proven)" if front.outcome.gap == 0 else f" (within {100 * front.outcome.gap:.2g} pp)"),
-    )
-    if not is_anytime:
+    if "front" in results:
+        front = results["front"]
         axes.plot(
-            front.baseline_cost / scale, 100 * front.baseline_accuracy, "s", color="black", label="the original network"
+            [c.promise["cost"] / scale for c in front.configurations],
+            [100 * c.promise["accuracy"] for c in front.configurations],
+            color=BLUE,
+            drawstyle="steps-post",
+            label=f"best of {front.outcome.space:.2g} configurations"
+            + (" (proven)" if front.outcome.gap == 0 else f" (within {100 * front.outcome.gap:.2g} pp)"),
         )
-    for (name, configuration), colour in zip(chosen.items(), (ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False):
+    if not is_anytime:
+        original = next(iter(results.values()))
+        axes.plot(
+            original.baseline_cost / scale,
+            100 * original.baseline_accuracy,
+            "s",
+            color="black",
+            label="the original network",
+        )
+    named = {name: result.best for name, result in results.items() if name != "front" and result.configurations}
+    for (name, configuration), colour in zip(named.items(), (ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False):
         promise = configuration.promise
         axes.plot(promise["cost"] / scale, 100 * promise["accuracy"], "D", color=colour, label=name)
     axes.set(

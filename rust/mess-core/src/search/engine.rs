@@ -38,7 +38,7 @@ use crate::isa::Isa;
 
 /// Gaps of the passes over a space of more chains than `FEW_CHAINS`, and than `MANY_CHAINS`; the last pass has none.
 const GAPS: [f64; 2] = [0.1, 0.01];
-const MORE_GAPS: [f64; 9] = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01];
+const MORE_GAPS: [f64; 14] = [0.6, 0.5, 0.45, 0.4, 0.37, 0.34, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01];
 /// The same for a front of more than `FEW_CHAINS`: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// First gates and chains behind them up to which one pass is made.
