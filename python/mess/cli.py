@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, TextIO, cast, get_args
 
 import typer
 
@@ -262,6 +262,13 @@ def calibrate(
         str, typer.Option(help="top1, margin or entropy", autocompletion=words("top1", "margin", "entropy"))
     ] = "top1",
     latency_rounds: Annotated[int, typer.Option(help="rounds of the latency measurement; 0 skips it")] = 15,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="time exported parts too, onnxruntime or openvino, for search --cost; repeatable",
+            autocompletion=words("onnxruntime", "openvino"),
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps ...; the one that you deploy on, as latency is measured there")
     ] = "cpu",
@@ -274,6 +281,7 @@ def calibrate(
     from mess import verbs
     from mess.policy import PolicySettings
     from mess.progress import say
+    from mess.runtime.backends import BackendName
     from mess.searching.request import choice
 
     policy = PolicySettings(
@@ -286,6 +294,7 @@ def calibrate(
         split=split,
         policy=policy,
         latency_rounds=latency_rounds,
+        backends=[choice("backend", name, get_args(BackendName)) for name in dict.fromkeys(backend or ())],
         device=device,
         engine=choice("engine", engine, ("local", "ray")),
         workers=workers,
@@ -326,7 +335,10 @@ def search(
         str | None, typer.Option("--budget", help="0.5x: a share of the original's cost; 1.2e9: in the column's unit")
     ] = None,
     cost: Annotated[
-        str, typer.Option(help="macs or latency_ms (latency)", autocompletion=words("macs", "latency"))
+        str,
+        typer.Option(
+            help="macs, latency, onnxruntime or openvino", autocompletion=words("macs", "latency", "onnxruntime")
+        ),
     ] = "macs",
     metric: Annotated[
         str,
@@ -588,7 +600,12 @@ def picture(
 def report(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
-    cost: Annotated[str, typer.Option(help="macs or latency", autocompletion=words("macs", "latency"))] = "macs",
+    cost: Annotated[
+        str,
+        typer.Option(
+            help="macs, latency, onnxruntime or openvino", autocompletion=words("macs", "latency", "onnxruntime")
+        ),
+    ] = "macs",
     num_samples: Annotated[
         int, typer.Option(min=1, help="images of each kind: easiest, hardest, wrongly left early")
     ] = 1,
@@ -597,8 +614,9 @@ def report(
     """Write one HTML file: work, trade-off, thresholds to play with, sample images. It opens offline."""
     from mess import verbs
     from mess.progress import say
+    from mess.searching.request import COSTS
 
-    column = {"latency": "latency_ms"}.get(cost, cost)
+    column = COSTS.get(cost, cost)
     path = verbs.report_run(run, out, cost=column, num_samples=num_samples)
     if as_json:
         typer.echo(json_text({"report": str(path), "bytes": path.stat().st_size}))

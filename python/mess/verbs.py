@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -37,6 +37,7 @@ from mess.reporting import charts, figures, tables
 from mess.reporting.report import write_report
 from mess.reporting.samples import samples
 from mess.runtime import Manifest
+from mess.runtime.backends import BackendName
 from mess.search_verb import is_of_weights, search_run, table_of
 from mess.searching import evaluate, smaller_network
 from mess.searching.request import STANDARD_TARGETS, Engine
@@ -96,6 +97,7 @@ def calibrate_run(
     split: str,
     policy: PolicySettings | None = None,
     latency_rounds: int = 15,
+    backends: Sequence[BackendName] = (),
     device: str = "cpu",
     engine: Engine = "local",
     workers: int | None = None,
@@ -107,6 +109,7 @@ def calibrate_run(
     either engine.
 
     Args:
+        backends: of an exported folder, that latency is measured in too.
         device: as torch names it; latency is that of this device.
         engine: `local` or `ray`, see `mess.calibration.cluster`; `workers` and `threads` are Ray's.
     """
@@ -127,6 +130,7 @@ def calibrate_run(
         image_names=[data.identity(i) for i in range(len(data))],
         policy=policy,
         latency_rounds=latency_rounds,
+        backends=backends,
         facts={"split": split, "data": data.name, WEIGHTS: file_sha256(folder / EXITS_FILE)},
         partial=partial,
         spread=spread,
@@ -342,7 +346,7 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
     """Write one HTML file that opens offline: work, trade-off, thresholds to play with, sample images.
 
     Args:
-        cost: column of the tables, `macs` or `latency_ms`.
+        cost: column of the tables, as of `mess.search`.
         num_samples: images of each kind: easiest, hardest, wrongly left early.
 
     Raises:

@@ -101,6 +101,44 @@ def test_costs(network, table):
     assert (table.costs["latency_ms"]["policy"][:-1] > 0).all()
 
 
+def test_latency_in_the_backends_of_an_exported_folder(network, val_images, tmp_path):
+    images = (val_images[0][:2], val_images[1][:2])
+    table = mess.calibrate(network, [images], latency_rounds=1, backends=("onnxruntime", "openvino"))
+    table.save(tmp_path / "table.safetensors")
+    table = mess.CalibrationTable.load(tmp_path / "table.safetensors")
+    assert set(table.costs) == {"macs", "latency_ms", "onnxruntime_ms", "openvino_ms"}
+    for name in ("onnxruntime", "openvino"):
+        costs = table.costs[f"{name}_ms"]
+        assert (np.diff(costs["backbone"]) >= 0).all()
+        assert (costs["head"][:-1] > 0).all()
+        assert (costs["policy"][:-1] > 0).all()
+        assert costs["head"][-1] == costs["policy"][-1] == 0
+        assert table.facts[f"plain_{name}_ms"] > 0
+    found = mess.search(table, max_cost_ratio=1.0, cost="openvino_ms", cost_limits={"onnxruntime_ms:max": 1.5})
+    assert found.best.promise["cost_column"] == "openvino_ms"
+
+
+def test_what_a_backend_cannot_run_is_told_before_the_long_part(val_images):
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1))
+            self.end = torch.nn.Conv2d(4, 6, 1)
+
+        def forward(self, images):
+            feature = self.body(images)
+            return self.end(feature if float(feature.mean()) > 0 else -feature)
+
+    network = mess.convert(Branching(), torch.zeros(1, 3, 48, 64), exit_points=["body.0"], heads="tiny")
+    batches = [(val_images[0][:1], val_images[1][:1] * 0)]
+    with pytest.warns(UserWarning, match="eager"), pytest.raises(RuntimeError, match="has no ONNX file"):
+        mess.calibrate(network, batches, latency_rounds=1, backends=("onnxruntime",))
+    with pytest.raises(ValueError, match="backends: expected some of .* got \\['tflite'\\]"):
+        mess.calibrate(network, batches, backends=("tflite",))
+    with pytest.raises(ValueError, match="latency_rounds above 0, got .* and 0"):
+        mess.calibrate(network, batches, latency_rounds=0, backends=("onnxruntime",))
+
+
 def test_mac_costs_do_not_need_a_mac_profile(network, val_images):
     timed = mess.convert(network.net, val_images[0][:1], num_exits=4, heads="tiny", cost="latency")
     assert mac_costs(timed, (48, 64))["backbone"][-1] == count_macs(network.net, torch.zeros(1, 3, 48, 64))

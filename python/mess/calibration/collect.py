@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mess.calibration.counts import BatchCounts, Measure
-from mess.calibration.latency import measure_latency
+from mess.calibration.latency import measure_backends, measure_latency
 from mess.calibration.partial import Partial
 from mess.calibration.table import CalibrationTable, Costs
 from mess.data.loader import SeededLoader, batches_from, identity_of
@@ -23,6 +23,7 @@ from mess.model.network import MultiExitNetwork
 from mess.model.weights import state_sha256
 from mess.policy import PolicySettings
 from mess.progress import progress, say
+from mess.runtime.backends import BackendName
 
 PIXEL_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 
@@ -40,6 +41,7 @@ def calibrate(
     pixel_thresholds: Sequence[float] = PIXEL_THRESHOLDS,
     policy: PolicySettings | None = None,
     latency_rounds: int = 15,
+    backends: Sequence[BackendName] = (),
     facts: dict[str, Any] | None = None,
     partial: str | Path | None = None,
     spread: Spread | None = None,
@@ -56,6 +58,8 @@ def calibrate(
         pixel_thresholds: in [0, 1]; image confidence is computed at each.
         policy: how image confidence is computed.
         latency_rounds: rounds of the latency measurement; 0 leaves the `latency_ms` column out.
+        backends: those of an exported folder that latency is measured in too, in columns `onnxruntime_ms` and
+            `openvino_ms`, on the CPU: what is cheap in torch may be dear there.
         facts: anything worth keeping with the table.
         partial: a file that keeps what is done, every half minute and when Ctrl-C or an error comes. The same call goes
             on from it; other images are refused as far as they can be told apart (`SeededLoader`, a list; of a
@@ -64,7 +68,7 @@ def calibrate(
             measured here.
 
     Returns:
-        The table, with costs `macs` and `latency_ms`.
+        The table, with costs `macs`, `latency_ms`, and those of `backends`.
 
     Raises:
         ValueError: no batch, sizes that differ, labels outside the classes, thresholds outside [0, 1], images that
@@ -81,6 +85,11 @@ def calibrate(
         _check_names(image_names, len(batches.dataset))
     if spread is not None and not isinstance(batches, Sized):
         raise ValueError(f"batches: expected a number of them (len) beside spread, got {type(batches).__name__}")
+    if not set(backends) <= set(get_args(BackendName)) or (backends and latency_rounds < 1):
+        raise ValueError(
+            f"backends: expected some of {get_args(BackendName)}, and latency_rounds above 0, got {list(backends)} and "
+            f"{latency_rounds}"
+        )
     measure = Measure(pixel_thresholds=tuple(float(t) for t in pixel_thresholds), policy=policy or PolicySettings())
     device = next(network.parameters()).device
     done = Partial(
@@ -92,17 +101,17 @@ def calibrate(
         facts={"device": str(device), "machine": platform.machine(), "torch": torch.__version__, **(facts or {})},
     )
     if partial is not None:
-        done.resume(Path(partial), _identity(network, batches, latency_rounds), facts or {})
+        done.resume(Path(partial), _identity(network, batches, latency_rounds, backends), facts or {})
     total = len(batches) if isinstance(batches, Sized) else 0
     unreadable: list[str] = []
     try:
         with evaluating(network):
             if spread is not None and total and done.input_size is None:
                 images, _ = next(batches_from(batches, 0, 0))
-                _measure_costs(network, done, images, latency_rounds)
+                _measure_costs(network, done, images, latency_rounds, backends)
             with progress("calibrate", total, len(done.batches)) as advance:
                 if spread is None:
-                    measured: Iterator[tuple[int, Any]] = _here(network, batches, done, latency_rounds)
+                    measured: Iterator[tuple[int, Any]] = _here(network, batches, done, latency_rounds, backends)
                 else:
                     measured = spread(measure, [number for number in range(total) if number not in done.batches])
                 for number, counts in measured:
@@ -137,19 +146,21 @@ def _check_names(names: Sequence[str], images: int) -> None:
 
 
 def _here(
-    network: MultiExitNetwork, batches: Any, done: Partial, latency_rounds: int
+    network: MultiExitNetwork, batches: Any, done: Partial, latency_rounds: int, backends: Sequence[BackendName]
 ) -> Iterator[tuple[int, BatchCounts]]:
     """The batches that are not done, one after the other."""
     first = next(number for number in range(len(done.batches) + 1) if number not in done.batches)
     rest = batches_from(batches, 0, first) if first else batches
     for number, (images, labels) in enumerate(rest, start=first):
         if done.input_size is None:  # costs first: what cannot be measured is said before the long part
-            _measure_costs(network, done, images, latency_rounds)
+            _measure_costs(network, done, images, latency_rounds, backends)
         if number not in done.batches:
             yield number, done.measure.counts(network, images, labels)
 
 
-def _measure_costs(network: MultiExitNetwork, done: Partial, images: Tensor, latency_rounds: int) -> None:
+def _measure_costs(
+    network: MultiExitNetwork, done: Partial, images: Tensor, latency_rounds: int, backends: Sequence[BackendName]
+) -> None:
     done.input_size = (images.shape[2], images.shape[3])
     done.costs["macs"] = mac_costs(network, done.input_size)
     if latency_rounds:
@@ -158,14 +169,23 @@ def _measure_costs(network: MultiExitNetwork, done: Partial, images: Tensor, lat
         )
         done.facts |= {"plain_latency_ms": plain, "latency_rounds": latency_rounds}
         done.facts |= {"threads": torch.get_num_threads()}
+    if backends:
+        measured = measure_backends(
+            network, backends, input_size=done.input_size, policy=done.measure.policy, rounds=latency_rounds
+        )
+        done.costs |= {f"{name}_ms": costs for name, (costs, _) in measured.items()}
+        done.facts |= {f"plain_{name}_ms": plain for name, (_, plain) in measured.items()}
 
 
-def _identity(network: MultiExitNetwork, batches: Any, latency_rounds: int) -> dict[str, Any]:
+def _identity(
+    network: MultiExitNetwork, batches: Any, latency_rounds: int, backends: Sequence[BackendName]
+) -> dict[str, Any]:
     """What a calibration depends on, beside what the table says anyway."""
     return {
         "network": state_sha256(network),
         "images": identity_of(batches),
         "latency_rounds": latency_rounds,
+        "backends": sorted(backends),
         "device": next(network.parameters()).device.type,
     }
 
