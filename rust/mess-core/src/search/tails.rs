@@ -21,6 +21,8 @@
 //! three operations, by 3 u each. `Task::rounding` and `ChainValues::rounding` add that up; they are part of the margin by
 //! which a bound must miss.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use super::bound::{MARGIN, Ranges, larger};
@@ -75,8 +77,9 @@ pub(crate) struct Task<'s, 'a, 't> {
 struct TaskBand<'s> {
     band: &'s Band,
     targets: Arc<Targets>,
-    /// For each point behind the first, a row: the best that any of its exits is worth, heads on the way aside.
-    any: Vec<Vec<f32>>,
+    /// For each point behind the first, a row: the best that any of its exits is worth, heads on the way aside. Worked out
+    /// when a bound wants it, as most bands are given up without one.
+    any: Vec<OnceCell<Vec<f32>>>,
     /// What a bound by the family's plane has to reach.
     needed: f64,
     /// Greatest m b - a of the targets, for the multiplier m of each of all bands.
@@ -112,11 +115,21 @@ struct Pending {
 struct Path<'p> {
     /// Heads and policies of the exits behind the first one.
     on_the_way: f64,
-    /// For each band, (rows, RUNS) the best that those exits are worth.
-    best: &'p [Vec<f32>],
+    /// For each band, (rows, RUNS) the best that those exits are worth, once a bound wants it (`Task::best`).
+    best: Vec<OnceCell<Vec<f32>>>,
+    last: Option<Step<'p>>,
     /// Steps from the second exit on, and from the first.
     widths: &'p Widths,
     all_widths: &'p Widths,
+}
+
+/// The last step of a path: to exit number `index` of a point.
+struct Step<'p> {
+    before: &'p Path<'p>,
+    point: usize,
+    index: usize,
+    /// Cost of stopping there, head and policy of the first exit aside.
+    stop_cost: f64,
 }
 
 impl<'s, 'a, 't> Task<'s, 'a, 't> {
@@ -139,16 +152,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let of_band = |band: &'s Band| {
             let cost = (band.multiplier * costs.backbone[exit]) as f32;
             let first = shared.isa.run(LessCost { values: &values, cost, shares: &shares });
-            let any_at = |(point, exits): (usize, &Vec<(usize, Vec<f32>)>)| {
-                let mut any = vec![f32::NEG_INFINITY; shares.len()];
-                for (next, values) in exits {
-                    let policy = if point + 1 < deeper.len() { costs.policy[*next] } else { 0.0 };
-                    let cost = (band.multiplier * (costs.backbone[*next] + costs.head[*next] + policy)) as f32;
-                    shared.isa.run(Raise { best: &mut any, values, cost, shares: &shares });
-                }
-                any
-            };
-            let any = deeper.iter().enumerate().map(any_at).collect();
+            let any = vec![OnceCell::new(); deeper.len()];
             let stopped_before = sums_before(&first);
             let targets = Arc::new(Targets { corners: Vec::new() });
             TaskBand { band, targets, any, needed: 0.0, slacks: Vec::new(), least: 0.0, first, stopped_before }
@@ -201,9 +205,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
 
     /// Find everything better than what is known.
     pub fn run(mut self) {
-        let best = vec![vec![f32::NEG_INFINITY; self.num_rows * RUNS]; self.bands.len()];
         let widths = self.shared.steps.none();
-        let path = Path { on_the_way: 0.0, best: &best, widths: &widths, all_widths: &widths };
+        let best = vec![OnceCell::new(); self.bands.len()];
+        let path = Path { on_the_way: 0.0, best, last: None, widths: &widths, all_widths: &widths };
         if self.deeper.len() > 1 && !self.may_hold(self.exit, 0, &path) {
             return;
         }
@@ -260,15 +264,9 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             self.bound(exits, index, path, [&widths, &all_widths], start);
         } else {
             let on_the_way = path.on_the_way + self.costs.head[next] + self.costs.policy[next];
-            let values = &self.deeper[point][index].1;
-            let with_next = |(band, best): (&TaskBand<'_>, &Vec<f32>)| -> Vec<f32> {
-                let cost = (band.band.multiplier * (self.costs.backbone[next] + on_the_way)) as f32;
-                let mut best = best.clone();
-                self.shared.isa.run(Raise { best: &mut best, values, cost, shares: &self.shares });
-                best
-            };
-            let best: Vec<Vec<f32>> = self.bands.iter().zip(path.best).map(with_next).collect();
-            let path = Path { on_the_way, best: &best, widths: &widths, all_widths: &all_widths };
+            let step = Step { before: path, point, index, stop_cost: self.costs.backbone[next] + on_the_way };
+            let best = vec![OnceCell::new(); self.bands.len()];
+            let path = Path { on_the_way, best, last: Some(step), widths: &widths, all_widths: &all_widths };
             if self.may_hold(next, point + 1, &path) {
                 for index in 0..self.deeper[point + 1].len() {
                     self.follow(exits, index, &path, start);
@@ -277,6 +275,39 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             }
         }
         exits.pop();
+    }
+
+    /// (rows, RUNS) the best that the exits of a path behind the first are worth in a band; without any, -inf.
+    fn best<'p>(&self, path: &'p Path<'_>, at: usize) -> &'p [f32] {
+        let (isa, shares) = (self.shared.isa, &self.shares[..]);
+        path.best[at].get_or_init(|| {
+            let Some(Step { before, point, index, stop_cost }) = &path.last else {
+                return vec![f32::NEG_INFINITY; shares.len()];
+            };
+            let values = &self.deeper[*point][*index].1;
+            let cost = (self.bands[at].band.multiplier * stop_cost) as f32;
+            if before.last.is_none() {
+                return isa.run(LessCost { values, cost, shares });
+            }
+            let mut best = self.best(before, at).to_vec();
+            isa.run(Raise { best: &mut best, values, cost, shares });
+            best
+        })
+    }
+
+    /// (rows, RUNS) the best that any exit of point number `point` behind the first is worth in a band.
+    fn any(&self, at: usize, point: usize) -> &[f32] {
+        let (isa, shares) = (self.shared.isa, &self.shares[..]);
+        let TaskBand { band, any, .. } = &self.bands[at];
+        any[point].get_or_init(|| {
+            let mut any = vec![f32::NEG_INFINITY; shares.len()];
+            for (next, values) in &self.deeper[point] {
+                let policy = if point + 1 < self.deeper.len() { self.costs.policy[*next] } else { 0.0 };
+                let stop_cost = self.costs.backbone[*next] + self.costs.head[*next] + policy;
+                isa.run(Raise { best: &mut any, values, cost: (band.multiplier * stop_cost) as f32, shares });
+            }
+            any
+        })
     }
 
     /// Whether any chain that goes on from `last` to the points from number `from` on may reach a target.
@@ -293,15 +324,17 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let starts = [self.shared.steps.alone(self.exit)];
         let [whole] = isa.run(Spreads { plane: &self.field.plane, truth: &compact.truth, starts, widths: &widths });
         let bound = |at: usize| {
-            let band = &self.bands[at];
-            let (mut best, shares) = (path.best[at].clone(), &self.shares[..]);
+            let (band, shares) = (&self.bands[at], &self.shares[..]);
+            let mut best = Cow::Borrowed(self.best(path, at));
             let mut on_the_way = path.on_the_way;
-            for (values, least) in band.any[from..].iter().zip(&self.least_on_the_way[from..]) {
+            let end = self.deeper.len() - 1;
+            for point in from..end {
                 let cost = (band.band.multiplier * on_the_way) as f32;
-                isa.run(Raise { best: &mut best, values, cost, shares });
-                on_the_way += least;
+                isa.run(Raise { best: best.to_mut(), values: self.any(at, point), cost, shares });
+                on_the_way += self.least_on_the_way[point];
             }
-            let sums = TailSums { best: &best, last: &best, cost: 0.0, shares, first: &band.first };
+            let cost = (band.band.multiplier * on_the_way) as f32;
+            let sums = TailSums { best: &best, last: self.any(at, end), cost, shares, first: &band.first };
             (band.heights(&isa.run(sums), &[whole; GROUPS]).0, ())
         };
         let may_be = |at: usize| whole.greatest >= self.bands[at].least;
@@ -383,7 +416,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         let (next, last) = &self.deeper[exits.len() - 2][index];
         let stop_cost = self.costs.backbone[*next] + path.on_the_way + self.costs.head[*next];
         let bound = |at: usize| {
-            let (band, best) = (&self.bands[at], &path.best[at][..]);
+            let (band, best) = (&self.bands[at], self.best(path, at));
             let cost = (band.band.multiplier * stop_cost) as f32;
             let sums = isa.run(TailSums { best, last, cost, shares: &self.shares, first: &band.first });
             (band.heights(&sums, &[whole; GROUPS]).0, sums)
