@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mess_core
@@ -59,11 +59,17 @@ tables = st.builds(
 )
 
 
+usual = settings().max_examples
+thousand = settings(max_examples=max(1000, usual) if usual >= 150 else usual)
+"""Tables against brute force, fewer in the quick lane."""
+
+
 def all_values(table: SearchTable, max_exits: int) -> np.ndarray:
     """(cost, accuracy) of every configuration, by brute force."""
     return np.array([oracle.evaluate(table, c)[:2] for c in oracle.configurations(table, max_exits)])
 
 
+@thousand
 @given(tables, st.integers(1, 3), st.floats(0, 1))
 def test_least_cost_equals_brute_force(table, max_exits, quantile):
     values = all_values(table, max_exits)
@@ -163,6 +169,7 @@ def of_images(table: SearchTable, order: np.ndarray) -> SearchTable:
     )
 
 
+@thousand
 @given(tables, st.integers(1, 3), st.floats(0, 1))
 def test_greatest_accuracy_equals_brute_force(table, max_exits, quantile):
     values = all_values(table, max_exits)
@@ -173,6 +180,7 @@ def test_greatest_accuracy_equals_brute_force(table, max_exits, quantile):
     assert outcome.best.accuracy == pytest.approx(best, abs=TOLERANCE)
 
 
+@thousand
 @given(tables, st.integers(1, 3))
 def test_front_equals_brute_force(table, max_exits):
     values = all_values(table, max_exits)

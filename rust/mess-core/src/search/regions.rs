@@ -545,15 +545,13 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             })
             .collect();
         let mut mixture = of.certain.clone();
+        let mut thresholds = vec![0; choices.len()];
         for number in 0..total {
             let mut rest = number;
-            let thresholds: Vec<u32> = (choices.iter())
-                .map(|choices| {
-                    let chosen = choices[rest % choices.len()];
-                    rest /= choices.len();
-                    chosen
-                })
-                .collect();
+            for (threshold, choices) in thresholds.iter_mut().zip(&choices) {
+                *threshold = choices[rest % choices.len()];
+                rest /= choices.len();
+            }
             mixture.copy_from(&of.certain);
             for free in &of.free {
                 let image = free.image as usize;
@@ -562,9 +560,9 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                 mixture.add(compact, self.chain.exits[at], at, image);
             }
             self.evaluated += 1;
-            let gates = of.gates.iter().zip(thresholds).filter_map(|(gate, number)| match *gate {
+            let gates = of.gates.iter().zip(&thresholds).filter_map(|(gate, number)| match *gate {
                 GateRange::Runs { .. } => None,
-                GateRange::Within { pixel, .. } => Some((pixel, number)),
+                GateRange::Within { pixel, .. } => Some((pixel, *number)),
             });
             self.shared.offer_mixture(self.chain.exits, gates, &self.chain.stop_costs, &mixture);
         }
@@ -601,7 +599,7 @@ impl Kernel for SortedOut<'_> {
         let has_values = !values.is_empty();
         let (mut kept, mut waiting) = (0, unsettled.len());
         unsettled.resize(waiting + free.len(), (0, 0));
-        // without branches that depend on the image: they would be mispredicted
+        // without branches that depend on the image
         for number in 0..free.len() {
             let image = free[number].image as usize;
             let (mut reach, mut goes_on) = (0, 1);
