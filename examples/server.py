@@ -9,7 +9,7 @@ import os
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mess import Runtime
 
@@ -17,13 +17,17 @@ app = FastAPI()
 runtime = Runtime(os.environ["MESS_NET"])
 
 
-@app.post("/segment")
-async def segment(request: Request) -> Response:
+def answer(sent: bytes) -> Response:
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(await request.body()))).convert("RGB")
-    except UnidentifiedImageError as error:
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(sent))).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # whatever a decoder raises
         raise HTTPException(422, "expected a picture") from error
-    result = await run_in_threadpool(runtime.predict, np.asarray(picture))
+    result = runtime.predict(np.asarray(picture))
     file = io.BytesIO()
     Image.fromarray(result.labels.astype(np.uint8)).save(file, format="PNG")
     return Response(file.getvalue(), media_type="image/png", headers={"X-Exit": result.exit})
+
+
+@app.post("/segment")
+async def segment(request: Request) -> Response:
+    return await run_in_threadpool(answer, await request.body())

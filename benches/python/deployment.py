@@ -32,7 +32,7 @@ from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import LogitsModel
 from mess.model.graph import GraphStages
 from mess.model.network import MultiExitNetwork
-from mess.model.onnx_file import quiet
+from mess.model.onnx_file import exporting
 from mess.model.zoo import model_from_spec
 from mess.runtime.backends import BackendName, load
 
@@ -205,7 +205,7 @@ def runtime_ways(
     names = [f"class {i}" for i in range(network.num_classes)]
     mess.export(deployed, folder / "net", class_names=names)
     mess.export(two, folder / "two", class_names=names)
-    with quiet():
+    with exporting():
         torch.onnx.export(
             LogitsModel(network.net, network.pick_logits).eval(),
             (torch.rand(1, 3, *size),),

@@ -24,7 +24,7 @@ import mess
 import mess_core
 from mess import runs, verbs
 from mess.model.adapter import LogitsModel
-from mess.model.onnx_file import quiet
+from mess.model.onnx_file import exporting
 from mess.runtime import Runtime, Stream
 from mess.runtime.backends import BATCH, load
 
@@ -61,7 +61,7 @@ def main() -> None:
         net, plain = Path(folder) / "net", Path(folder) / "plain.onnx"
         verbs.export_run(arguments.run, configuration=arguments.configuration, out=net)
         network = runs.trained_network(arguments.run)
-        with torch.no_grad(), quiet():
+        with exporting():
             torch.onnx.export(
                 LogitsModel(network.net, network.pick_logits).eval(),
                 (torch.rand(2, 3, *settings.size),),
@@ -141,15 +141,18 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
             mess_core.label_map(logits, size=size, workspace=workspace)
 
     def run_together(batch: list[np.ndarray]) -> None:
-        """Nobody leaves before the hardest image of the batch does."""
-        state = runtime._start(batch)
+        """Nobody leaves before the hardest image of the batch; each has the labels of the exit that it was sure at."""
+        state, waiting = runtime._start(batch), np.ones(len(batch), dtype=bool)
         for position, entry in enumerate(manifest.exits):
             feature, state = runtime._run_stage(position, state, len(batch))
             logits = runtime._logits(position, feature)
-            is_last = entry.image_threshold is None
-            if is_last or (runtime._confidence(entry, logits) >= entry.image_threshold).all():
-                for values in logits:
-                    mess_core.label_map(values, size=runtime._upsampling(values), workspace=workspace)
+            sure = waiting
+            if entry.image_threshold is not None:
+                sure = waiting & (runtime._confidence(entry, logits) >= entry.image_threshold)
+            for values in logits[sure]:
+                mess_core.label_map(values, size=runtime._upsampling(values), workspace=workspace)
+            waiting = waiting & ~sure
+            if not waiting.any():
                 return
 
     ways = {"plain": run_plain, "leaving": runtime.predict_batch, "waiting": run_together}

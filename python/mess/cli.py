@@ -51,6 +51,13 @@ ExitPointsOption = Annotated[
     str, typer.Option(help="names of modules to exit behind, joined by commas, instead of --num-exits by workload")
 ]
 SizeOption = Annotated[str, typer.Option("--size", metavar="HxW", help="height x width, such as 240x320")]
+CostOption = Annotated[
+    str,
+    typer.Option(
+        help="macs, latency, onnxruntime, openvino or size, if calibrated",
+        autocompletion=words("macs", "latency", "onnxruntime", "openvino", "size"),
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, made by `mess train --out`", show_default=False)]
 
 
@@ -265,7 +272,7 @@ def calibrate(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help="time exported parts too, onnxruntime or openvino, for search --cost; repeatable",
+            help="time and weigh exported parts too, onnxruntime or openvino, for search --cost; repeatable",
             autocompletion=words("onnxruntime", "openvino"),
         ),
     ] = None,
@@ -310,6 +317,11 @@ def calibrate(
         f"{len(table.images)} images, {len(table.exits)} exits; final exit {table.mean_iou(final):.2%} mIoU, "
         f"best early exit {table.exits[best]} {table.mean_iou(best):.2%}"
     )
+    for column in table.costs:
+        plain = table.facts.get(f"plain_{column}")
+        if plain is not None:
+            cut = table.total_cost(final, column)
+            say(f"{column}: {plain:.4g} in one piece, {cut / plain:.2f} times that in {len(table.model) + 1} stages")
 
 
 @app.command()
@@ -334,12 +346,7 @@ def search(
     budget: Annotated[
         str | None, typer.Option("--budget", help="0.5x: a share of the original's cost; 1.2e9: in the column's unit")
     ] = None,
-    cost: Annotated[
-        str,
-        typer.Option(
-            help="macs, latency, onnxruntime or openvino", autocompletion=words("macs", "latency", "onnxruntime")
-        ),
-    ] = "macs",
+    cost: CostOption = "macs",
     metric: Annotated[
         str,
         typer.Option(
@@ -600,12 +607,7 @@ def picture(
 def report(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
-    cost: Annotated[
-        str,
-        typer.Option(
-            help="macs, latency, onnxruntime or openvino", autocompletion=words("macs", "latency", "onnxruntime")
-        ),
-    ] = "macs",
+    cost: CostOption = "macs",
     num_samples: Annotated[
         int, typer.Option(min=1, help="images of each kind: easiest, hardest, wrongly left early")
     ] = 1,

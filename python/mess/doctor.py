@@ -148,7 +148,7 @@ _PARTS: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     ("pictures", "mess picture, figures", "mess[torch]", _imported("matplotlib", "rich")),
     ("report", "mess report", "mess[report]", _imported("plotly")),
     ("export", "mess export", "mess[onnx]", _imported("onnx", "onnxscript")),
-    ("onnxruntime", "mess.Runtime", "mess[onnx]", _onnxruntime),
+    ("onnxruntime", "mess.Runtime", "mess[runtime]", _onnxruntime),
     ("openvino", "mess.Runtime(backend='openvino')", "mess[openvino]", _openvino),
     ("tensorboard", "mess train --tensorboard", "mess[tensorboard]", _imported("tensorboard")),
     ("ray", "--engine ray", "mess[ray]", _imported("ray")),

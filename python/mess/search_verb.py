@@ -63,24 +63,28 @@ def search_run(
             except SearchInterrupted as stopped:
                 found, interruption = stopped.result, stopped
             results[name] = found
-            path = folder / "configurations" / f"{name}{suffix}.json"
-            if name == "front":
-                path = folder / f"front{suffix}.json"
+            is_front = name == "front"
+            path = folder / f"front{suffix}.json" if is_front else folder / "configurations" / f"{name}{suffix}.json"
             if interruption is not None:
-                _keep(path, found, is_front=name == "front")
+                _keep(path, found, is_front=is_front)
                 raise interruption
-            if name == "front":
-                write_json(path, [c.to_json() for c in found.configurations])
-            elif found.configurations:
-                found.best.save(path)
+            if is_front or found.configurations:
+                _write(path, found, is_front=is_front)
             elif found.status == "infeasible":
                 path.unlink(missing_ok=True)  # what an earlier search found is not an answer to this one
     picture = folder / "pictures" / f"{'tradeoff' if 'front' in results else next(iter(results))}{suffix}.png"
     if any(found.configurations for found in results.values()):
         charts.tradeoff_figure(table, results, picture, cost=chosen.cost, metric=chosen.metric, setting=chosen.setting)
-    else:
+    elif all(found.status == "infeasible" for found in results.values()):
         picture.unlink(missing_ok=True)
     return results
+
+
+def _write(path: Path, found: SearchResult, *, is_front: bool) -> None:
+    if is_front:
+        write_json(path, [c.to_json() for c in found.configurations])
+    else:
+        found.best.save(path)
 
 
 def _keep(path: Path, found: SearchResult, *, is_front: bool) -> None:
@@ -90,10 +94,7 @@ def _keep(path: Path, found: SearchResult, *, is_front: bool) -> None:
     elif path.is_file():
         known = f"{path} is what an earlier search found"
     else:
-        if is_front:
-            write_json(path, [c.to_json() for c in found.configurations])
-        else:
-            found.best.save(path)
+        _write(path, found, is_front=is_front)
         known = f"the best known is in {path}"
     certified = f", gap {found.outcome.gap:.2%} certified" if found.outcome.gap < 1 else ""
     say(f"search {path.stem}: interrupted; {known}{certified}")

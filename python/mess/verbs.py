@@ -360,6 +360,13 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
     splits = {split: table_of(folder, split) for split, path in paths.items() if path.is_file()}
     if not splits:
         raise FileNotFoundError(f"report: expected {paths['val']}; run `mess calibrate {folder}` first")
+    without = [split for split, table in splits.items() if cost not in table.costs]
+    if len(without) == len(splits):
+        known = sorted({column for table in splits.values() for column in table.costs})
+        raise ValueError(f"cost: expected one of {known}, which were calibrated, got {cost!r}")
+    for split in without:
+        say(f"warning: the {split} split is left out: its table has no {cost}, see `mess calibrate --help`")
+        del splits[split]
     named = {n: c for n, c in configurations(folder).items() if c.setting != "anytime" and _is_in(c, splits)}
     suffix = "" if cost == "macs" else f"-{cost}"
     path = folder / f"front{suffix}.json"
@@ -368,9 +375,6 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
         if path.is_file()
         else []
     )
-    for table in splits.values():
-        if cost not in table.costs:
-            raise ValueError(f"cost: expected one of {sorted(table.costs)}, which were calibrated, got {cost!r}")
     if not named:
         raise FileNotFoundError(f"report: expected configurations of these tables in {folder}; run `mess search` first")
     network = runs.trained_network(folder)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from mess import runs, verbs
 from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.data.transforms import image_tensor
 from mess.deployment.configuration import ChosenExit, Configuration
-from mess.runtime import Stream
+from mess.runtime import Manifest, Stream
 from mess.runtime.pixels import labels_at
 from tests.mess.conftest import SETTINGS
 from tests.mess.test_deployment import dividing, gated
@@ -355,7 +356,8 @@ def test_a_stream_over_a_folder(folder, pictures, network, table, tmp_path):
         Stream(mess.Runtime(tmp_path / "net"))
     bad_options = [{"skip_after": bad} for bad in (0, 1.5, True, "3")]
     bad_options += [{"retry_every": bad} for bad in (0, 2.5, None)]
-    for option in (*bad_options, {"hysteresis": -0.1}, {"hysteresis": "a"}):
+    least = min(e.image_threshold for e in runtime.manifest.exits if e.image_threshold)
+    for option in (*bad_options, {"hysteresis": -0.1}, {"hysteresis": "a"}, {"hysteresis": least}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
             Stream(runtime, **option)
 
@@ -480,7 +482,9 @@ def link(folder: Path) -> None:
         (lambda f: (f / "stage-1.onnx").unlink(), FileNotFoundError, "expected the file .*stage-1.onnx"),
         (lambda f: (f / "stage-1.onnx").write_bytes(b""), ValueError, "got 0; it was altered or truncated"),
         (flip, ValueError, "expected SHA-256 .* it was altered"),
-        (link, FileNotFoundError, r"got none \(or a link\)"),
+        (link, FileNotFoundError, "head-0.onnx to be a file, got a link"),
+        (in_exit("name", "final"), ValueError, "exits: expected different names, got .*final"),
+        (change(palette=[[0, 0, 0]]), ValueError, "palette: expected none, or 6 colours, got 1"),
     ],
 )
 def test_damaged_folders_are_refused(folder, tmp_path, damage, error, message):
@@ -489,6 +493,61 @@ def test_damaged_folders_are_refused(folder, tmp_path, damage, error, message):
     damage(other)
     with pytest.raises(error, match=message):
         mess.Runtime(other)
+
+
+def test_a_folder_that_is_replaced_while_it_is_loaded(folder, tmp_path, monkeypatch):
+    """Between the check of the hashes and the reading of the files: other weights would have the old thresholds."""
+    other = copied(folder, tmp_path / "net")
+    checked = Manifest.load
+
+    def then_replaced(path):
+        manifest = checked(path)
+        flip(Path(path))
+        return manifest
+
+    monkeypatch.setattr(Manifest, "load", then_replaced)
+    with pytest.raises(ValueError, match=r"stage-1.onnx: expected SHA-256 .* it was replaced while it was loaded"):
+        mess.Runtime(other)
+
+
+def test_a_fork_is_told_to_load_its_own(folder, pictures, monkeypatch):
+    runtime = mess.Runtime(folder)
+    monkeypatch.setattr("mess.runtime.network.os.getpid", lambda: -1)
+    for call in (lambda: runtime.predict(pictures[0]), lambda: next(runtime.anytime(pictures[0]))):
+        with pytest.raises(RuntimeError, match="runtime: expected the process that loaded the deployment, got a fork"):
+            call()
+
+
+def test_nothing_is_copied_where_nobody_leaves(folder, pictures):
+    runtime = mess.Runtime(folder)
+    run, seen = runtime._run_stage, []
+
+    def watched(position, state, batch):
+        feature, after = run(position, state, batch)
+        seen.append((list(state.values()), list(after.values())))
+        return feature, after
+
+    runtime._run_stage = watched
+    assert runtime.predict(pictures[0], image_thresholds=[1.0, 1.0, None]).exit == "final"
+    assert len(seen) == 3
+    for (_, handed_on), (got, _) in pairwise(seen):
+        assert all(a is b for a, b in zip(handed_on, got, strict=True))
+
+
+def test_threads_are_those_of_decisions_and_label_maps_too(folder, pictures, monkeypatch):
+    asked = []
+    for name in ("image_confidence", "label_map"):
+        call = getattr(mess_core, name)
+
+        def with_threads(*args, call=call, **options):
+            asked.append(options["threads"])
+            return call(*args, **options)
+
+        monkeypatch.setattr(mess_core, name, with_threads)
+    mess.Runtime(folder, threads=1).predict(pictures[0])
+    assert set(asked) == {1}
+    mess.Runtime(folder).predict(pictures[0])
+    assert set(asked) == {1, None}
 
 
 def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, folder, tmp_path, monkeypatch):

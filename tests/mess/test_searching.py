@@ -72,6 +72,23 @@ def test_a_table_of_exits_counts_the_decisions_that_are_taken(table):
         assert list(shown.columns[3].cells)[1] == amount(spent + 1e9 * decisions, "macs")
 
 
+def test_a_table_of_exits_has_a_heading_for_every_cost(table):
+    extra = {f"{name}_ms": {**table.costs["macs"]} for name in ("onnxruntime", "openvino")}
+    more = replace(table, costs={**table.costs, **extra, "size_mb": {**table.costs["macs"]}})
+    best = mess.search(more, max_cost_ratio=1.0).best
+    shown = configuration_table("", best, more, mess.evaluate(best, more))
+    headings = [str(column.header) for column in shown.columns]
+    assert headings[3:-2] == ["MACs", "latency", "onnxruntime", "openvino", "size"]
+    assert headings[-2:] == ["mIoU alone", "leaving"]
+    cells = [list(column.cells)[-1] for column in shown.columns]
+    assert cells[5].endswith(" ms")
+    assert cells[7].endswith(" MB")
+    assert cells[-1].endswith("%")
+    less = replace(table, costs={"macs": table.costs["macs"]})
+    columns = configuration_table("", best, less, mess.evaluate(best, less)).columns
+    assert [str(column.header) for column in columns[3:]] == ["MACs", "mIoU alone", "leaving"]
+
+
 WITHOUT_TORCH = """
 import sys
 class NotInstalled:

@@ -175,8 +175,14 @@ def test_a_first_gate_that_is_never_asked_is_refused():
 
 def test_a_result_that_was_not_asked_is_refused():
     watch = Watch(Camera(np.full(5, 0.9)))
-    with pytest.raises(ValueError, match="result: expected the image confidence of the first gate"):
-        watch.update(Result(np.zeros((1, 1)), "final", (), (0.0,)))
+    last = watch.runtime.manifest.exits[-1].name
+    gates = len(watch.runtime.manifest.exits) - 1
+    with pytest.raises(ValueError, match="result: expected the image confidence of each gate"):
+        watch.update(Result(np.zeros((1, 1)), last, (), (0.0,)))
+    watch.update(Result(np.zeros((1, 1)), last, (0.5,) * gates, (0.0,)))
+    watch.runtime.manifest.exits.insert(1, SimpleNamespace(name="between", image_threshold=0.9))
+    with pytest.raises(ValueError, match=f"{gates + 1} in all, got {gates}; a `Stream` that skips gates"):
+        watch.update(Result(np.zeros((1, 1)), last, (0.5,) * gates, (0.0,)))
 
 
 def test_a_search_leaves_what_a_watch_needs(network, table, tmp_path):

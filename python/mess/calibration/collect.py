@@ -59,7 +59,8 @@ def calibrate(
         policy: how image confidence is computed.
         latency_rounds: rounds of the latency measurement; 0 leaves the `latency_ms` column out.
         backends: those of an exported folder that latency is measured in too, in columns `onnxruntime_ms` and
-            `openvino_ms`, on the CPU: what is cheap in torch may be dear there.
+            `openvino_ms`, on the CPU: what is cheap in torch may be dear there. With any of them, `size_mb` is the
+            size of the ONNX files.
         facts: anything worth keeping with the table.
         partial: a file that keeps what is done, every half minute and when Ctrl-C or an error comes. The same call goes
             on from it; other images are refused as far as they can be told apart (`SeededLoader`, a list; of a
@@ -173,8 +174,8 @@ def _measure_costs(
         measured = measure_backends(
             network, backends, input_size=done.input_size, policy=done.measure.policy, rounds=latency_rounds
         )
-        done.costs |= {f"{name}_ms": costs for name, (costs, _) in measured.items()}
-        done.facts |= {f"plain_{name}_ms": plain for name, (_, plain) in measured.items()}
+        done.costs |= {column: costs for column, (costs, _) in measured.items()}
+        done.facts |= {f"plain_{column}": plain for column, (_, plain) in measured.items()}
 
 
 def _identity(
@@ -185,8 +186,8 @@ def _identity(
         "network": state_sha256(network),
         "images": identity_of(batches),
         "latency_rounds": latency_rounds,
-        "backends": sorted(backends),
         "device": next(network.parameters()).device.type,
+        **({"backends": sorted(set(backends))} if backends else {}),
     }
 
 

@@ -10,8 +10,10 @@ Every number is a median over rounds, and a round times everything once, so that
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,10 +28,10 @@ from mess.calibration.table import Costs
 from mess.clock import milliseconds
 from mess.confidence import image_confidence
 from mess.model.adapter import evaluating
+from mess.model.frozen import frozen_head
 from mess.model.graph import GraphStages
 from mess.model.network import ExitId, MultiExitNetwork
-from mess.model.onnx_file import StageFile, quiet, write_head, write_stages
-from mess.model.points import ExitPoint
+from mess.model.onnx_file import StageFile, exporting, write_head, write_stages
 from mess.policy import PolicySettings
 from mess.progress import say
 from mess.runtime.backends import BackendName, Session, load
@@ -89,24 +91,35 @@ def measure_backends(
     policy: PolicySettings,
     rounds: int = 15,
     threads: int | None = None,
-) -> dict[BackendName, tuple[Costs, float]]:
+) -> dict[str, tuple[Costs, float]]:
     """The same in ONNX Runtime or OpenVINO, on the CPU: every stage and head, and the plain model, as `mess.export`
     would write them, in a temporary folder.
 
     Args:
         threads: of the back end; as many as torch has by default.
 
+    Returns:
+        Columns by name, with what the plain model costs: `onnxruntime_ms`, `openvino_ms`, and `size_mb`, the files'
+        megabytes (1e6 bytes).
+
     Raises:
         RuntimeError: the model is no graph or cannot be exported, or what that needs is not installed.
-        ValueError: rounds is below 1, or no such back end.
+        ValueError: rounds is below 1, no such back end, or a network that is not float32.
     """
     _check_rounds(rounds)
-    images = _noise(network, input_size)
+    missing = [name for name in backends if find_spec(name) is None]
+    if missing:
+        raise RuntimeError(f"backend: expected {missing[0]} to be installed; pip install {missing[0]}")
+    parameter = next(network.parameters())
+    if parameter.dtype != torch.float32:
+        raise ValueError(f"network: expected float32 for {', '.join(backends)}, got {parameter.dtype}")
     threads = torch.get_num_threads() if threads is None else threads
-    with tempfile.TemporaryDirectory(prefix="mess-") as folder, evaluating(network):
+    with tempfile.TemporaryDirectory(prefix="mess-") as folder, evaluating(network), _on_cpu(network):
+        images = _noise(network, input_size)
         files = _Files.write(network, images, Path(folder))
-        pixels = images.cpu().numpy()
-        return {name: _time_files(network, files, name, pixels, policy, rounds, threads) for name in backends}
+        pixels = images.numpy()
+        timed = {f"{name}_ms": _time_files(network, files, name, pixels, policy, rounds, threads) for name in backends}
+        return {**timed, "size_mb": files.sizes(network)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +132,34 @@ class _Files:
 
     @classmethod
     def write(cls, network: MultiExitNetwork, images: Tensor, folder: Path) -> _Files:
-        whole, cut = (_graph(network, images, points) for points in ((), network.points))
+        whole, cut = (network.split(images, points=points, backend="graph") for points in ((), network.points))
+        assert isinstance(whole, GraphStages)
+        assert isinstance(cut, GraphStages)
         say(f"exporting {len(network.points) + 2 + len(network.exits)} parts, to time them")
         probes = [images.repeat(2, 1, 1, 1)]  # a batch of one would be taken for a size
-        with torch.no_grad(), quiet():
+        with exporting():
             (folder / "plain").mkdir()
             [plain] = write_stages(whole, 1, probes, folder / "plain")
             stages = list(write_stages(cut, len(network.points) + 1, probes, folder))
             heads = []
             for number, exit_id in enumerate(network.exits):
                 heads.append((exit_id, folder / f"head-{number}.onnx"))
-                write_head(network.head(exit_id), stages[exit_id.point].features, heads[-1][1])
+                features = stages[exit_id.point].features
+                write_head(frozen_head(network.head(exit_id), features[0], size_step=None), features, heads[-1][1])
         return cls(plain, stages, heads)
 
+    def sizes(self, network: MultiExitNetwork) -> tuple[Costs, float]:
+        """In MB; a decision has none."""
 
-def _graph(network: MultiExitNetwork, images: Tensor, points: Sequence[ExitPoint]) -> GraphStages:
-    stages = network.split(images, points=points)
-    if isinstance(stages, GraphStages):
-        return stages
-    raise RuntimeError(
-        f"model: expected stages that are graphs, got {stages.backend}: what torch.export cannot "
-        "follow has no ONNX file"
-    )
+        def megabytes(path: Path) -> float:
+            return path.stat().st_size / 1e6
+
+        return _costs(
+            network,
+            stages=[megabytes(stage.path) for stage in self.stages],
+            heads=[megabytes(path) for _, path in self.heads],
+            policies=[0.0] * len(self.heads),
+        ), megabytes(self.plain.path)
 
 
 def _time_files(
@@ -182,10 +201,22 @@ def _time_files(
                 output_stride=network.points[exit_id.point].output_stride,
                 size=None if logits.shape[-2:] == size else size,
                 workspace=workspace,
+                threads=threads,
                 **asdict(policy),
             )
             timer.stop(("policy", exit_id))
     return timer.costs(network)
+
+
+@contextmanager
+def _on_cpu(network: MultiExitNetwork) -> Iterator[None]:
+    """A GPU's numbers may be further off than files are compared by."""
+    device = next(network.parameters()).device
+    network.cpu()
+    try:
+        yield
+    finally:
+        network.to(device)
 
 
 def _check_rounds(rounds: int) -> None:
@@ -216,10 +247,18 @@ class _Timer:
     def costs(self, network: MultiExitNetwork) -> tuple[Costs, float]:
         """Of `stage`s, `head`s and `policy`, and `plain`: medians."""
         medians = {key: median(values[WARM_UP:]) for key, values in self.values.items()}
-        cumulative = np.cumsum([medians["stage", i] for i in range(len(network.points) + 1)])
-        costs = {
-            "backbone": np.array([*(cumulative[e.point] for e in network.exits), cumulative[-1]]),
-            "head": np.array([*(medians["head", e] for e in network.exits), 0.0]),
-            "policy": np.array([*(medians["policy", e] for e in network.exits), 0.0]),
-        }
-        return costs, medians["plain"]
+        stages = [medians["stage", index] for index in range(len(network.points) + 1)]
+        heads, policies = ([medians[part, exit_id] for exit_id in network.exits] for part in ("head", "policy"))
+        return _costs(network, stages=stages, heads=heads, policies=policies), medians["plain"]
+
+
+def _costs(
+    network: MultiExitNetwork, *, stages: Sequence[float], heads: Sequence[float], policies: Sequence[float]
+) -> Costs:
+    """A column, of what each stage, and each exit's head and decision, adds."""
+    backbone = np.cumsum(stages)
+    return {
+        "backbone": np.array([*(backbone[exit_id.point] for exit_id in network.exits), backbone[-1]]),
+        "head": np.array([*heads, 0.0]),
+        "policy": np.array([*policies, 0.0]),
+    }

@@ -45,8 +45,8 @@ class CalibrationTable:
         image_confidence: (E, T, n) float64.
         disagreement: (E, n) int64, of all pixels of an image those that an exit labels otherwise than the final exit
             does.
-        costs: `macs` (multiply-accumulates), `latency_ms` (in torch), `onnxruntime_ms` and `openvino_ms`, those that
-            were measured, for one image; see `Costs`.
+        costs: for one image `macs` (multiply-accumulates), `latency_ms` (in torch), `onnxruntime_ms`, `openvino_ms`;
+            `size_mb` (ONNX files, 1e6 bytes); those that were measured, see `Costs`.
         policy: how image confidence was computed.
         input_size: (height, width) in pixels.
         model: names of the exit points' modules, in order.
@@ -112,7 +112,7 @@ class CalibrationTable:
             if cost not in self.costs:
                 raise ValueError(
                     f"cost: expected one of {sorted(self.costs)}, which were calibrated, got {cost!r} "
-                    "(latency_ms needs latency_rounds above 0, onnxruntime_ms and openvino_ms its back end)"
+                    "(latency_ms needs latency_rounds above 0, onnxruntime_ms, openvino_ms and size_mb a back end)"
                 )
         columns = {part: np.stack([self.costs[cost][part] for cost in costs]) for part in COST_PARTS}
         return SearchTable(

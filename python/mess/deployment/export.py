@@ -17,7 +17,7 @@ from torch import Tensor
 from mess.deployment.network import DeployedNetwork
 from mess.files import expect_replaceable, file_sha256, whole_folder, write_json
 from mess.model.graph import GraphStages
-from mess.model.onnx_file import quiet, write_head, write_stages
+from mess.model.onnx_file import exporting, write_head, write_stages
 from mess.model.split import probe_sizes
 from mess.runtime.manifest import FILE, FORMAT, Manifest, StageFiles, check_normalisation
 
@@ -74,7 +74,7 @@ def export(
     with whole_folder(folder) as temporary:
         generator = torch.Generator().manual_seed(0)
         probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in probe_sizes(stages)]
-        with torch.inference_mode(False), torch.no_grad(), quiet():
+        with exporting():
             entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}
         manifest = Manifest(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
-from mess.model.graph import GraphStages, split_graph
+from mess.model.frozen import frozen_head
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.split import Backend
 from mess.model.stages import Stages
@@ -128,7 +127,7 @@ class DeployedNetwork(nn.Module):
         with evaluating(network.net), captured_features(network.net, points) as features:
             network.net(example_input[:1].clone())  # a model may overwrite what it gets
         heads: list[nn.Module] = [
-            _frozen_head(network.head(exit_id), features[i], size_step=1 if any_size else None)
+            frozen_head(network.head(exit_id), features[i], size_step=1 if any_size else None)
             for i, exit_id in enumerate(early)
         ]
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
@@ -236,41 +235,6 @@ def deploy(
     return DeployedNetwork(
         network, configuration, example_input, any_size=any_size, backend=backend, mean=mean, std=std
     )
-
-
-class _Head(nn.Module):
-    """A head as a single graph stage: feature -> logits."""
-
-    def __init__(self, graph: GraphStages) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, feature: Tensor) -> Tensor:
-        return self.graph.run_stage(0, self.graph.start(feature))[0]
-
-
-class _EagerHead(nn.Module):
-    """A head that cannot be exported, in eval mode while it runs."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, feature: Tensor) -> Tensor:
-        with evaluating(self.head):
-            logits: Tensor = self.head(feature)
-            return logits
-
-    def train(self, mode: bool = True) -> Self:
-        return self
-
-
-def _frozen_head(head: nn.Module, feature: Tensor, *, size_step: int | None) -> nn.Module:
-    """In eval mode whatever mode the network's own modules are put in later; weights are shared."""
-    try:
-        return _Head(split_graph(head, [], feature, size_step=size_step))
-    except RuntimeError:
-        return _EagerHead(head)
 
 
 def _joined(predictions: list[Prediction]) -> Prediction:

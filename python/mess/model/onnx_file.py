@@ -201,7 +201,14 @@ def _forget_origin(program: torch.onnx.ONNXProgram) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def exporting() -> Iterator[None]:
+    """Without gradients, and without the exporter's own messages."""
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     """The exporter logs and warns of its own affairs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

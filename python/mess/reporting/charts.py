@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mess.calibration.table import CalibrationTable
 from mess.files import write_whole
+from mess.reporting.tables import unit_of
 from mess.searching.solve import SearchResult, exit_accuracy
 from mess_core import Metric, Setting
 
@@ -70,7 +71,7 @@ def tradeoff_figure(
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    scale, unit = (1e9, "GMACs") if cost == "macs" else (1.0, "ms")
+    scale, unit = (1e9, "GMACs") if cost == "macs" else (1.0, unit_of(cost))
     is_anytime = setting == "anytime"
     if not is_anytime:
         singles = range(len(table.exits))

@@ -192,20 +192,21 @@ def configuration_table(title: str, configuration: Configuration, table: Calibra
     """One row an exit: cost of an image that stops there, the exit's accuracy alone, share of images leaving there."""
     out = Table(title=escape(title), title_justify="left")
     out.add_column("exit", no_wrap=True)
-    for heading in ("pixel ≥", "image ≥", "MACs", "latency", "mIoU alone", "leaving"):
+    costs = [{"macs": "MACs", "latency_ms": "latency"}.get(c, c.rpartition("_")[0] or c) for c in table.costs]
+    for heading in ("pixel ≥", "image ≥", *costs, "mIoU alone", "leaving"):
         out.add_column(heading, justify="right")
     spent = dict.fromkeys(table.costs, 0.0)
     for chosen, share in zip(configuration.exits, report.shares, strict=True):
         index = table.exits.index(chosen.exit)
         cells = []
-        for column, costs in table.costs.items():
-            spent[column] += costs["head"][index] + (0.0 if chosen.pixel_threshold is None else costs["policy"][index])
-            cells.append(amount(costs["backbone"][index] + spent[column], column))
+        for column, of in table.costs.items():
+            spent[column] += of["head"][index] + (0.0 if chosen.pixel_threshold is None else of["policy"][index])
+            cells.append(amount(of["backbone"][index] + spent[column], column))
         out.add_row(
             chosen.exit,
             "" if chosen.pixel_threshold is None else f"{chosen.pixel_threshold:g}",
             "" if chosen.image_threshold is None else f"{chosen.image_threshold:.3f}",
-            *(cells + [""] * (2 - len(cells))),
+            *cells,
             f"{table.mean_iou(index):.2%}",
             f"{share:.1%}",
         )
@@ -244,7 +245,12 @@ def summary_table(
 
 
 def amount(value: float, column: str) -> str:
-    """A cost for people: `1.23 G`, `45.6 M` (MACs) or `7.8 ms`."""
+    """A cost for people: `1.23 G`, `45.6 M` (MACs), `7.8 ms` or `9.1 MB`."""
     if column != "macs":
-        return f"{value:.1f} ms"
+        return f"{value:.1f} {unit_of(column)}"
     return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.1f} M"
+
+
+def unit_of(column: str) -> str:
+    """Of a cost: `MACs`, `ms` or `MB`."""
+    return "MACs" if column == "macs" else "MB" if column == "size_mb" else "ms"

@@ -53,9 +53,11 @@ def load(
     threads: int | None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    model: bytes | None = None,
 ) -> Session:
     """Load `path`, which reads `inputs` (or some of them) and gives `outputs` (and more); weights are inside, no other
-    file is read. `shapes` of the inputs, but for the batch, are what a file with free sizes is loaded for.
+    file is read. `shapes` of the inputs, but for the batch, are what a file with free sizes is loaded for; `model` is
+    what is in the file, where it was read before.
 
     Raises:
         RuntimeError: the backend is not installed.
@@ -64,7 +66,8 @@ def load(
     if backend not in get_args(BackendName):
         raise ValueError(f"backend: expected one of {get_args(BackendName)}, got {backend!r}")
     try:
-        session = (_OnnxRuntime if backend == "onnxruntime" else _OpenVino)(path, outputs, threads, shapes or {})
+        content = path.read_bytes() if model is None else model
+        session = (_OnnxRuntime if backend == "onnxruntime" else _OpenVino)(content, outputs, threads, shapes or {})
     except ImportError as error:
         raise RuntimeError(f"backend: expected {backend} to be installed: {error}; pip install {backend}") from None
     except Exception as error:  # the backends' own kinds have no base in common
@@ -79,9 +82,9 @@ def load(
 
 class _OnnxRuntime:
     def __init__(
-        self, path: Path, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
+        self, model: bytes, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
     ) -> None:
-        self._model, self._outputs, self._threads = path.read_bytes(), list(outputs), threads
+        self._model, self._outputs, self._threads = model, list(outputs), threads
         self._sizes = {free_name(name, axis): n for name, shape in shapes.items() for axis, n in enumerate(shape)}
         self._alone = self._loaded(one_image=True)
         self._any: Any = None
@@ -91,6 +94,7 @@ class _OnnxRuntime:
     def load_for_batches(self) -> None:
         if self._any is None:
             self._any = self._loaded(one_image=False)
+            self._model = b""  # nothing more is loaded from it
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         if batch > 1:
@@ -116,13 +120,13 @@ class _OnnxRuntime:
 
 class _OpenVino:
     def __init__(
-        self, path: Path, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
+        self, model: bytes, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
     ) -> None:
         import openvino
 
         self._sizes = {name: tuple(shape) for name, shape in shapes.items()}
         self._core = openvino.Core()
-        self._model = self._core.read_model(path.read_bytes())
+        self._model = self._core.read_model(model)
         self._outputs = list(outputs)
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:

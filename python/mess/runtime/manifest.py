@@ -23,6 +23,7 @@ null where the exit is unconditional.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -75,13 +76,14 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, folder: str | Path) -> Manifest:
         """Read and check `folder/manifest.json`, and that every file it names is there, unaltered.
 
         Raises:
             FileNotFoundError: no manifest, or a file that it names is missing.
             ValueError: another format or version, an entry that is missing or off, or a file that was altered.
         """
+        folder = Path(folder)
         path = folder / FILE
         value = read_json(path, "deployment")
         if value.get("format") != FORMAT or value.get("version") != VERSION:
@@ -97,6 +99,22 @@ class Manifest:
         for name, facts in manifest.files.items():
             _check_file(folder / name, facts)
         return manifest
+
+    def read(self, folder: Path, name: str) -> bytes:
+        """What is in one of the files, which is checked again: the folder may have been replaced since `load`.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not what the manifest says.
+        """
+        content = (folder / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.files[name]["sha256"]:
+            raise ValueError(
+                f"deployment: {folder / name}: expected SHA-256 {self.files[name]['sha256']}, got {digest}; it was "
+                "replaced while it was loaded"
+            )
+        return content
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the file."""
@@ -152,6 +170,8 @@ class Manifest:
         """ValueError where entries contradict each other."""
         _expect(self.setting in get_args(Setting), "setting", get_args(Setting), self.setting)
         _expect(len(self.classes) >= 2, "classes", "two or more", self.classes)
+        colours = len(self.palette)
+        _expect(colours in (0, len(self.classes)), "palette", f"none, or {len(self.classes)} colours", colours)
         in_range = all(1 <= side <= LARGEST_SIDE for side in self.size)
         _expect(in_range, "input.size", f"height and width in 1..{LARGEST_SIDE}", self.size)
         step = self.size_step
@@ -166,6 +186,8 @@ class Manifest:
         kinds = get_args(ConfidenceKind)
         _expect(self.policy["confidence"] in kinds, "policy.confidence", kinds, self.policy["confidence"])
         _expect(len(self.exits) >= 1, "exits", "at least one", self.exits)
+        names = [stage.name for stage in self.exits]
+        _expect(len(set(names)) == len(names), "exits", "different names", names)
         known: tuple[str, ...] = ("images",)
         for position, stage in enumerate(self.exits):
             where = f"exits[{position}]"
@@ -225,8 +247,13 @@ def _stage_files(value: Mapping[str, Any]) -> StageFiles:
 
 
 def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise FileNotFoundError(f"deployment: expected the file {path}, which the manifest names, got none (or a link)")
+    if path.is_symlink():
+        raise FileNotFoundError(
+            f"deployment: expected {path} to be a file, got a link, as caches and mounts have them; copy the folder "
+            "without links (cp -rL)"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"deployment: expected the file {path}, which the manifest names, got none")
     size = path.stat().st_size
     if size != facts["bytes"]:
         raise ValueError(

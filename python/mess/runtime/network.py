@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections import deque
@@ -39,7 +40,7 @@ class Result:
         image_confidence: at each gate passed or taken, in order. Gates with an image threshold above 1, which nothing
             can pass, are not among them unless a deadline may need their predictions.
         stage_ms: milliseconds of each stage that ran, its head and its decision, in order; in a batch, of the whole
-            batch.
+            batch, with taking out the images that left before. Resizing and label maps are not in it.
     """
 
     labels: npt.NDArray[np.integer]
@@ -54,7 +55,7 @@ class Runtime:
     Args:
         folder: the deployment; every file is checked against the manifest's hashes.
         backend: `onnxruntime` or `openvino`.
-        threads: of the backend; as many as it likes by default.
+        threads: of the backend, decisions and label maps; as many as they like by default.
         size: (height, width) that pictures are resized to and the network is loaded for; by default the one that was
             calibrated. Thresholds, costs and the promise are of that one.
         deadline_ms: give the best prediction there is at this time after the call of `predict`: a stage that would end
@@ -65,7 +66,8 @@ class Runtime:
     Raises:
         FileNotFoundError, ValueError: no deployment, another version, a file that is missing or altered, or a `size`
             that it does not take.
-        RuntimeError: the backend is not installed.
+        RuntimeError: the backend is not installed; or, of every call, this process is a fork of the one that loaded the
+            deployment, whose threads a fork does not have: load it in the process that uses it.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Runtime:
         size: tuple[int, int] | None = None,
         deadline_ms: float | None = None,
     ) -> None:
+        self._process = os.getpid()
         if threads is not None and not (_is_integer(threads) and 1 <= threads <= MOST_THREADS):
             raise ValueError(f"threads: expected an integer in 1..{MOST_THREADS}, got {threads!r}")
         if deadline_ms is not None and not (_is_number(deadline_ms) and deadline_ms >= 0):
@@ -90,7 +93,8 @@ class Runtime:
         self.size = self.manifest.size if size is None else _checked_size(size, self.manifest)
         self._stages: list[Session] = []
         self._heads: list[Session | None] = []
-        self._load(root, backend, None if threads is None else int(threads))
+        self._threads = None if threads is None else int(threads)
+        self._load(root, backend, self._threads)
 
     def predict(self, image: Picture, *, image_thresholds: Sequence[float | None] | None = None) -> Result:
         """Segment one picture, stopping as early as the thresholds, or the deadline, allow; anytime: at the last exit.
@@ -115,15 +119,18 @@ class Runtime:
             images: (H, W, 3) uint8 RGB each, of any sizes: each is resized to the network's.
             image_thresholds: as of `predict`.
 
+        Several pictures need sessions of their own, which are loaded, outside all times, when they first come.
+
         Returns:
             Results in the order given.
 
         Raises:
             TypeError, ValueError: as of `predict`, and for no image.
         """
+        self._check_process()
         thresholds = self._thresholds(image_thresholds)
         last = len(self.manifest.exits) - 1
-        if self.deadline_ms is not None and len(images) > 1:
+        if len(images) > 1:
             for session in filter(None, (*self._stages, *self._heads)):
                 session.load_for_batches()  # before the clock runs: a stage is judged by its runs
         start = time.perf_counter()
@@ -132,13 +139,14 @@ class Runtime:
         confidences: list[list[float]] = [[] for _ in images]
         results: dict[int, Result] = {}
         times: list[float] = []
+        began = time.perf_counter()
         for position, entry in enumerate(self.manifest.exits):
-            began = time.perf_counter()
             threshold = thresholds[position]
             feature, state = self._run_stage(position, state, len(remaining))
             passes_all = position < last if threshold is None else threshold > 1
             if passes_all and self.deadline_ms is None:
                 times.append(1000 * (time.perf_counter() - began))
+                began = time.perf_counter()
                 continue
             logits = self._logits(position, feature)
             leaves = np.full(len(remaining), fill_value=not passes_all)
@@ -156,8 +164,11 @@ class Runtime:
             if self._is_late(position + 1, int(np.count_nonzero(~leaves)), start):
                 results |= self._results(images, remaining[~leaves], logits[~leaves], entry, confidences, times)
                 break
-            state = {name: state[name][~leaves] if is_batched else state[name] for name, is_batched in entry.carried}
-            remaining = remaining[~leaves]
+            began = time.perf_counter()
+            if leaves.any():
+                kept = ~leaves
+                state = {name: state[name][kept] if is_batched else state[name] for name, is_batched in entry.carried}
+                remaining = remaining[kept]
         return [results[image] for image in range(len(images))]
 
     def anytime(self, image: Picture) -> Iterator[Result]:
@@ -169,6 +180,7 @@ class Runtime:
         Raises:
             TypeError, ValueError: `image` is not (H, W, 3) uint8.
         """
+        self._check_process()
         state, times = self._start([image]), []
         for position, entry in enumerate(self.manifest.exits):
             began = time.perf_counter()
@@ -176,6 +188,13 @@ class Runtime:
             logits = self._logits(position, feature)
             times.append(1000 * (time.perf_counter() - began))
             yield self._result(image, logits[0], entry, [], times)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "runtime: expected the process that loaded the deployment, got a fork, which has not its threads; make "
+                "a Runtime in each process"
+            )
 
     def _load(self, root: Path, backend: BackendName, threads: int | None) -> None:
         """Every stage and head; where sizes are free, for those that one image's values have behind the one before."""
@@ -185,7 +204,8 @@ class Runtime:
             state["images"] = np.zeros((1, 3, *self.size), dtype=np.float32)
         for position, entry in enumerate(self.manifest.exits):
             shapes = {name: value.shape for name, value in state.items()} if is_free else None
-            stage = load(backend, root / entry.stage, entry.inputs, entry.outputs, threads, shapes=shapes)
+            path, model = root / entry.stage, self.manifest.read(root, entry.stage)
+            stage = load(backend, path, entry.inputs, entry.outputs, threads, shapes=shapes, model=model)
             self._stages.append(stage)
             taken = stage.inputs.get("images", ())[-2:]
             if position == 0 and taken != self.size and not (is_free and taken == (None, None)):
@@ -202,7 +222,15 @@ class Runtime:
             self._heads.append(
                 None
                 if entry.head is None
-                else load(backend, root / entry.head, ["feature"], ["logits"], threads, shapes=shapes)
+                else load(
+                    backend,
+                    root / entry.head,
+                    ["feature"],
+                    ["logits"],
+                    threads,
+                    shapes=shapes,
+                    model=self.manifest.read(root, entry.head),
+                )
             )
 
     def _thresholds(self, given: Sequence[float | None] | None) -> list[float | None]:
@@ -255,6 +283,7 @@ class Runtime:
             output_stride=entry.output_stride,
             size=self._upsampling(logits),
             workspace=self._workspace,
+            threads=self._threads,
             **self.manifest.policy,
         )
         assert isinstance(values, np.ndarray)
@@ -296,7 +325,9 @@ class Runtime:
         confidences: Sequence[float],
         times: Sequence[float],
     ) -> Result:
-        labels = mess_core.label_map(logits, size=self._upsampling(logits), workspace=self._workspace)
+        labels = mess_core.label_map(
+            logits, size=self._upsampling(logits), workspace=self._workspace, threads=self._threads
+        )
         whole = labels if labels.shape == image.shape[:2] else labels_at(labels, image.shape[:2])
         return Result(whole, entry.name, tuple(confidences), tuple(times))
 
@@ -322,7 +353,7 @@ class _Pace:
     def may_begin(self, images: int, ms_left: float) -> bool:
         """Whether it is likely to end in this time, or was put off so often that it is due."""
         kind = images > 1
-        known = self._ms_an_image[kind]
+        known = list(self._ms_an_image[kind])  # another thread may change it
         expected = images * statistics.median_low(known) if known else 0.0
         if ms_left >= expected or (ms_left > 0 and self._put_off[kind] >= RETRY_AFTER):
             return True

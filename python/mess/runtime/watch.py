@@ -161,8 +161,14 @@ class Watch:
 
     def update(self, result: Result) -> None:
         """Watch a result that `runtime.predict` or `predict_batch` gave, with the manifest's own thresholds."""
-        if not result.image_confidence:
-            raise ValueError("result: expected the image confidence of the first gate, got a result that was not asked")
+        most = math.inf if self.runtime.deadline_ms is not None else 1.0  # an exit that asks for more is not asked
+        on_the_way = self.runtime.manifest.exits[: self._names.index(result.exit) + 1]
+        asked = sum(e.image_threshold is not None and e.image_threshold <= most for e in on_the_way)
+        if not result.image_confidence or len(result.image_confidence) < asked:
+            raise ValueError(
+                f"result: expected the image confidence of each gate, the first one's too, {asked} in all, got "
+                f"{len(result.image_confidence)}; a `Stream` that skips gates cannot be watched"
+            )
         self._images += 1
         self._taken[self._names.index(result.exit)] += 1
         place = int(_bin(np.array(result.image_confidence[0])))

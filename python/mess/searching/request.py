@@ -83,7 +83,7 @@ class SearchSettings:
         return search(table, **(asked | other))
 
 
-COSTS = {"latency": "latency_ms", "onnxruntime": "onnxruntime_ms", "openvino": "openvino_ms"}
+COSTS = {"latency": "latency_ms", "onnxruntime": "onnxruntime_ms", "openvino": "openvino_ms", "size": "size_mb"}
 """Columns that flags have shorter names for."""
 
 LIMITS = {

@@ -111,7 +111,8 @@ def search(
         max_cost_ratio: the same as a share of the final exit's cost.
         resolution: of a front, as a share of the final exit's cost: of all configurations within a step of this size,
             the most accurate; 0 for all.
-        cost: column of the table: `macs`, `latency_ms`, or `onnxruntime_ms` or `openvino_ms` where those were measured.
+        cost: column of the table: `macs`, `latency_ms`, or where they were measured `onnxruntime_ms`, `openvino_ms`,
+            `size_mb`.
         metric: `mean-iou`, `pixel-accuracy`, `mean-class-accuracy` or `frequency-weighted-iou`.
         max_exits: exits of a configuration, the last one included.
         required_exits, forbidden_exits: names of exits that every, or no, configuration has.
