@@ -20,7 +20,7 @@ runtime = Runtime(os.environ["MESS_NET"])
 def answer(sent: bytes) -> Response:
     try:
         picture = ImageOps.exif_transpose(Image.open(io.BytesIO(sent))).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # whatever a decoder raises
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as decoders do
         raise HTTPException(422, "expected a picture") from error
     result = runtime.predict(np.asarray(picture))
     file = io.BytesIO()

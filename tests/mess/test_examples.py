@@ -53,6 +53,8 @@ def test_server(folder, monkeypatch):
     expected = mess.Runtime(folder).predict(picture)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), expected.labels)
     assert answer.headers["X-Exit"] == expected.exit
+    for sent in (b"", b"no picture", file.getvalue()[:200]):  # the last is cut off
+        assert TestClient(app).post("/segment", content=sent).status_code == 422
 
 
 def one_convolution(path: Path, scale: float) -> None:

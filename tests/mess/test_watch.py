@@ -180,7 +180,8 @@ def test_a_result_that_was_not_asked_is_refused():
     with pytest.raises(ValueError, match="result: expected the image confidence of each gate"):
         watch.update(Result(np.zeros((1, 1)), last, (), (0.0,)))
     watch.update(Result(np.zeros((1, 1)), last, (0.5,) * gates, (0.0,)))
-    watch.runtime.manifest.exits.insert(1, SimpleNamespace(name="between", image_threshold=0.9))
+    first, *rest = watch.runtime.manifest.exits
+    watch.runtime.manifest.exits = (first, SimpleNamespace(name="between", image_threshold=0.9), *rest)
     with pytest.raises(ValueError, match=f"{gates + 1} in all, got {gates}; a `Stream` that skips gates"):
         watch.update(Result(np.zeros((1, 1)), last, (0.5,) * gates, (0.0,)))
 

@@ -94,7 +94,6 @@ class _OnnxRuntime:
     def load_for_batches(self) -> None:
         if self._any is None:
             self._any = self._loaded(one_image=False)
-            self._model = b""  # nothing more is loaded from it
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], *, batch: int) -> Arrays:
         if batch > 1:

@@ -21,8 +21,8 @@ class Stream:
             their predictions may be the best there is in time.
         retry_every: every so many frames all exits are asked again.
         hysteresis: the exit that the last frame took asks this much less image confidence (0..1) of the next one, so
-            that a stream does not flicker between two exits. Images leave that the search would have sent on. It is
-            below every image threshold that is not 0, as nothing would be sent on otherwise.
+            that a stream does not flicker between two exits. Images leave that the search would have sent on. It asks
+            at least half of what it does otherwise: with less than nothing to ask for, no frame would go on again.
 
     Raises:
         ValueError: another setting, or an option out of range.
@@ -45,9 +45,6 @@ class Stream:
         self.skip_after, self.retry_every, self.hysteresis = skip_after, retry_every, hysteresis
         self._names = [entry.name for entry in runtime.manifest.exits]
         self._thresholds = [entry.image_threshold for entry in runtime.manifest.exits]
-        least = min((threshold for threshold in self._thresholds if threshold), default=math.inf)
-        if hysteresis >= least:
-            raise ValueError(f"hysteresis: expected less than the least image threshold, {least:g}, got {hysteresis!r}")
         self.reset()
 
     def reset(self) -> None:
@@ -80,5 +77,6 @@ class Stream:
             elif self.skip_after is not None and self._refused[position] >= self.skip_after and not retry:
                 now.append(math.inf)
             else:
-                now.append(threshold - self.hysteresis if position == self._last else threshold)
+                lowered = max(threshold - self.hysteresis, threshold / 2)
+                now.append(lowered if position == self._last else threshold)
         return now
