@@ -117,6 +117,7 @@ struct Path<'p> {
     on_the_way: f64,
     /// For each band, (rows, RUNS) the best that those exits are worth, once a bound wants it (`Task::best`).
     best: Vec<OnceCell<Vec<f32>>>,
+    /// None before the first of them.
     last: Option<Step<'p>>,
     /// Steps from the second exit on, and from the first.
     widths: &'p Widths,
