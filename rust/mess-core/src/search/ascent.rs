@@ -70,26 +70,29 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
     let middle = range(|v| v.accuracy) / range(|v| v.cost);
     let mut families: Vec<Family> =
         point_chains(shared).into_iter().map(|exits| Family { exits, pool: Vec::new() }).collect();
-    let climb = |family: &mut Family, multiplier: f64| {
+    let climb = |family: &mut Family, multiplier: f64, known: &mut Option<Known>| {
         if !shared.control.stopped() {
-            Ascent { shared, multiplier, exits: &family.exits }.climb(&mut family.pool);
+            Ascent { shared, multiplier, exits: &family.exits }.climb(&mut family.pool, known);
         }
     };
     families.par_iter_mut().with_max_len(1).for_each(|family| {
-        (0..MULTIPLIERS).for_each(|i| climb(family, usable(middle * 4f64.powi(i - MULTIPLIERS / 2), shared.ceiling)));
+        let mut known = None;
+        for i in 0..MULTIPLIERS {
+            climb(family, usable(middle * 4f64.powi(i - MULTIPLIERS / 2), shared.ceiling), &mut known);
+        }
     });
     for _ in 0..ROUNDS {
         let costs = interesting_costs(shared, &families);
         // a family without a member: the search was stopped before it had its turn
         let begun = families.par_iter_mut().with_max_len(1).filter(|family| !family.pool.is_empty());
         begun.for_each(|family| {
-            let mut reached = None;
+            let (mut reached, mut known) = (None, None);
             for &cost in &costs {
                 let pool: Vec<&Valued> = family.pool.iter().collect();
                 let multiplier = multiplier_at(&pool, &hull(&pool), cost, shared.ceiling).0;
                 // the same way from the same pool ends where it did
                 if reached != Some((multiplier, pool.len())) {
-                    climb(family, multiplier);
+                    climb(family, multiplier, &mut known);
                     reached = Some((multiplier, family.pool.len()));
                 }
             }
@@ -252,6 +255,12 @@ struct Worth<'s, 't> {
     shares: Vec<f32>,
     row_of: Vec<usize>,
     /// (n,) each, or a little longer.
+    values: &'s [Vec<f32>],
+}
+
+/// Values of a family's exits by the tangent at a choice: one ascent ends where the next one mostly begins.
+struct Known {
+    at: Choice,
     values: Vec<Vec<f32>>,
 }
 
@@ -263,7 +272,7 @@ impl Worth<'_, '_> {
 
 impl<'t> Ascent<'_, '_, 't> {
     /// From the best known member of the family, or the middle of all its ranges.
-    fn climb(&self, pool: &mut Vec<Valued>) {
+    fn climb(&self, pool: &mut Vec<Valued>, known: &mut Option<Known>) {
         let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
         let best = pool.iter().max_by(|a, b| height(a).total_cmp(&height(b)).then(b.choice.cmp(&a.choice)));
         let start = best.cloned().unwrap_or_else(|| {
@@ -273,18 +282,22 @@ impl<'t> Ascent<'_, '_, 't> {
             let gates = exits[..exits.len() - 1].iter().map(half).collect();
             valued(self.shared, Choice { exits, gates })
         });
-        let reached = self.improve(start);
+        let reached = self.improve(start, known);
         if pool.iter().all(|known| known.choice != reached.choice) {
             pool.push(reached);
         }
     }
 
     /// Change one exit and its gate at a time until nothing is gained.
-    fn improve(&self, start: Valued) -> Valued {
+    fn improve(&self, start: Valued, known: &mut Option<Known>) -> Valued {
         let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
         let mut best = start;
         for _ in 0..SWEEPS {
-            let worth = self.worth(&best);
+            if known.as_ref().is_none_or(|known| known.at != best.choice) {
+                *known = Some(self.known(&best));
+            }
+            let Some(Known { values, .. }) = known else { break };
+            let worth = self.worth(values);
             let mut choice = best.choice.clone();
             for at in 0..choice.exits.len() {
                 self.replace(&worth, &mut choice, at);
@@ -301,15 +314,17 @@ impl<'t> Ascent<'_, '_, 't> {
         best
     }
 
-    fn worth(&self, at: &Valued) -> Worth<'_, 't> {
+    fn known(&self, at: &Valued) -> Known {
+        let (compact, isa) = (self.shared.compact, self.shared.isa);
+        let slopes = Slopes::of(&Plane::tangent(self.shared.query.scoring.metric, compact, &at.t, &at.f));
+        let of_exit = |exit: &usize| isa.run(ExitValues { slopes: &[&slopes], compact, exit: *exit });
+        Known { at: at.choice.clone(), values: self.exits.iter().flatten().flat_map(of_exit).collect() }
+    }
+
+    fn worth<'w>(&'w self, values: &'w [Vec<f32>]) -> Worth<'w, 't> {
         let compact = self.shared.compact;
-        let plane = Plane::tangent(self.shared.query.scoring.metric, compact, &at.t, &at.f);
-        let chosen: Vec<usize> = self.exits.iter().flatten().copied().collect();
         let mut row_of = vec![usize::MAX; compact.num_exits];
-        chosen.iter().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
-        let slopes = Slopes::of(&plane);
-        let of_exit = |exit: &usize| self.shared.isa.run(ExitValues { slopes: &[&slopes], compact, exit: *exit });
-        let values = chosen.iter().flat_map(of_exit).collect();
+        self.exits.iter().flatten().enumerate().for_each(|(row, exit)| row_of[*exit] = row);
         let share = |weight: &f64| (self.multiplier * weight / compact.total_weight) as f32;
         let costs = self.shared.table.costs(self.shared.query.scoring.column);
         Worth { compact, costs, shares: compact.weight.iter().map(share).collect(), row_of, values }
@@ -364,7 +379,6 @@ impl<'t> Ascent<'_, '_, 't> {
         let everyone: f32 = worth.shares.iter().zip(&mask).map(|(share, mask)| share * mask).sum();
         let mut best: Option<(f32, usize, (usize, u32))> = None;
         let mut gains = vec![0.0f32; num_images];
-        let mut sums: [Vec<f32>; TOGETHER] = std::array::from_fn(|_| vec![0.0; num_images + 1]);
         for &exit in &self.exits[at] {
             let values = worth.row(exit);
             let backbone = worth.costs.backbone[exit] as f32;
@@ -375,12 +389,16 @@ impl<'t> Ascent<'_, '_, 't> {
             let fixed = passing - (worth.costs.head[exit] + worth.costs.policy[exit]) as f32 * everyone;
             let orders: Vec<&GateOrder> = (0..compact.num_pixels).map(|pixel| compact.gate(exit, pixel)).collect();
             for (number, orders) in orders.chunks(TOGETHER).enumerate() {
-                running_sums(orders, &gains, &mut sums);
-                for (at, (order, sums)) in orders.iter().zip(&sums).enumerate() {
+                for (at, (order, most)) in orders.iter().zip(greatest_sums(orders, &gains)).enumerate() {
+                    if best.is_some_and(|(known, ..)| fixed + most <= known) {
+                        continue; // no number of images is better, and not every number has a threshold
+                    }
                     let (mut top, mut top_at) = (f32::NEG_INFINITY, NEVER);
-                    for (threshold, &leaving) in order.leaving.iter().enumerate() {
-                        let sum = sums[leaving as usize];
-                        if sum > top && (leaving as usize) < num_images {
+                    let (mut sum, mut from) = (0.0, 0);
+                    for (threshold, until) in order.leaving.iter().map(|leaving| *leaving as usize).enumerate() {
+                        sum = order.images[from..until].iter().fold(sum, |sum, image| sum + gains[*image as usize]);
+                        from = until;
+                        if sum > top && until < num_images {
                             (top, top_at) = (sum, threshold as u32);
                         }
                     }
@@ -394,17 +412,19 @@ impl<'t> Ascent<'_, '_, 't> {
     }
 }
 
-/// For each of some orders, the sums over its first 0..=n images. Side by side, as each addition waits for the one before.
-fn running_sums(orders: &[&GateOrder], gains: &[f32], sums: &mut [Vec<f32>; TOGETHER]) {
+/// For each of some orders, the greatest sum over its first 1..=n images. Side by side, as each addition waits for the one
+/// before.
+fn greatest_sums(orders: &[&GateOrder], gains: &[f32]) -> [f32; TOGETHER] {
     let images: [&[u32]; TOGETHER] =
         std::array::from_fn(|lane| &orders[lane.min(orders.len() - 1)].images[..gains.len()]);
-    let mut running = [0.0f32; TOGETHER];
+    let (mut running, mut greatest) = ([0.0f32; TOGETHER], [f32::NEG_INFINITY; TOGETHER]);
     for rank in 0..gains.len() {
         for lane in 0..TOGETHER {
             running[lane] += gains[images[lane][rank] as usize];
-            sums[lane][rank + 1] = running[lane];
+            greatest[lane] = greatest[lane].max(running[lane]);
         }
     }
+    greatest
 }
 
 /// Whether each image gets to position `at`.

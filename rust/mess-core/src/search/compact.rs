@@ -10,6 +10,7 @@
 //!
 //! Arrays over classes are padded for vectors: padding classes have no counts, a ground truth of 1 and no weight.
 
+use ndarray::{Axis, s};
 use rayon::prelude::*;
 
 use super::objective::Metric;
@@ -40,6 +41,8 @@ pub(crate) struct Compact {
     pub points: Vec<i64>,
     /// (E, n, 2, padded P): intersection, wrongly predicted.
     counts: Vec<u32>,
+    /// So many counts have a sum that 32 bits hold.
+    pub summable: usize,
     /// (E, padded n / LANES, 2, P, LANES): the same, times the image's weight, with images innermost.
     columns: Vec<f32>,
     gates: Vec<GateOrder>,
@@ -120,39 +123,33 @@ impl Compact {
         let (num_exits, num_images) = (table.num_exits(), table.num_images());
         let num_pixels = if has_gates { table.num_pixel_thresholds() } else { 0 };
         let padded = classes.len().next_multiple_of(PAD);
-        let counts: Vec<u32> = (0..num_exits)
-            .into_par_iter()
-            .flat_map_iter(|exit| {
-                let mut of_exit = vec![0; num_images * 2 * padded];
-                for (image, row) in of_exit.chunks_exact_mut(2 * padded).enumerate() {
-                    for (at, &class) in classes.iter().enumerate() {
-                        let both = table.intersection[[exit, image, class]];
-                        row[at] = both as u32;
-                        row[padded + at] = (table.predicted[[exit, image, class]] - both) as u32;
-                    }
+        let mut counts = vec![0u32; num_exits * num_images * 2 * padded];
+        counts.par_chunks_mut(num_images * 2 * padded).enumerate().for_each(|(exit, counts)| {
+            let [intersection, predicted] = [table.intersection, table.predicted].map(|of| of.index_axis_move(Axis(0), exit));
+            let of_images = intersection.rows().into_iter().zip(predicted.rows());
+            for (row, (both, predicted)) in counts.chunks_exact_mut(2 * padded).zip(of_images) {
+                for (at, &class) in classes.iter().enumerate() {
+                    row[at] = both[class] as u32;
+                    row[padded + at] = (predicted[class] - both[class]) as u32;
                 }
-                of_exit
-            })
-            .collect();
+            }
+        });
+        let most = counts.par_iter().copied().max().unwrap_or(0);
         let weight: Vec<f64> = (0..num_images).map(|image| table.weight(image) as f64).collect();
         let length = (num_images + 1).next_multiple_of(LANES);
         let num_gated = if has_gates { num_exits } else { 0 };
-        let columns: Vec<f32> = (0..num_gated)
-            .into_par_iter()
-            .flat_map_iter(|exit| {
-                let mut columns = vec![0.0; 2 * classes.len() * length];
-                for image in 0..num_images {
-                    let row = &counts[(exit * num_images + image) * 2 * padded..][..2 * padded];
-                    let block = &mut columns[image / LANES * 2 * classes.len() * LANES..];
-                    for at in 0..classes.len() {
-                        let of = |row: &[u32]| (weight[image] * f64::from(row[at])) as f32;
-                        block[at * LANES + image % LANES] = of(row);
-                        block[(classes.len() + at) * LANES + image % LANES] = of(&row[padded..]);
-                    }
+        let mut columns = vec![0.0f32; num_gated * 2 * classes.len() * length];
+        columns.par_chunks_mut(2 * classes.len() * length).enumerate().for_each(|(exit, columns)| {
+            for (image, weight) in weight.iter().enumerate() {
+                let row = &counts[(exit * num_images + image) * 2 * padded..][..2 * padded];
+                let block = &mut columns[image / LANES * 2 * classes.len() * LANES..];
+                for at in 0..classes.len() {
+                    let of = |row: &[u32]| (weight * f64::from(row[at])) as f32;
+                    block[at * LANES + image % LANES] = of(row);
+                    block[(classes.len() + at) * LANES + image % LANES] = of(&row[padded..]);
                 }
-                columns
-            })
-            .collect();
+            }
+        });
         let truth = |class: &usize| -> f64 {
             table.ground_truth.column(*class).iter().zip(&weight).map(|(pixels, weight)| *pixels as f64 * weight).sum()
         };
@@ -160,12 +157,14 @@ impl Compact {
             .into_par_iter()
             .map(|gate| GateOrder::new(table, gate / num_pixels, gate % num_pixels, image_thresholds))
             .collect();
-        let span = |(of_exit, image): (&[GateOrder], usize)| {
-            let runs = of_exit.iter().map(|gate| gate.runs[image]);
-            runs.fold((u8::MAX, 0), |(first, last), run| (run.min(first), run.max(last)))
-        };
-        let of_exits = gates.chunks(num_pixels.max(1));
-        let spans = of_exits.flat_map(|of_exit| (0..num_images).map(move |image| (of_exit, image))).map(span).collect();
+        let mut spans = vec![(u8::MAX, 0); num_exits * num_images];
+        spans.par_chunks_mut(num_images).zip(gates.par_chunks(num_pixels.max(1))).for_each(|(spans, of_exit)| {
+            for gate in of_exit {
+                spans.iter_mut().zip(&gate.runs).for_each(|((first, last), run)| {
+                    (*first, *last) = ((*first).min(*run), (*last).max(*run));
+                });
+            }
+        });
         Self {
             num_images,
             num_exits,
@@ -176,6 +175,7 @@ impl Compact {
             weight,
             points: table.points.to_vec(),
             counts,
+            summable: (u32::MAX / most.max(1)) as usize,
             columns,
             gates,
             spans,
@@ -213,6 +213,13 @@ impl Compact {
     pub fn both_counts(&self, exit: usize, image: usize) -> &[u32] {
         let padded = self.truth.len();
         &self.counts[(exit * self.num_images + image) * 2 * padded..][..2 * padded]
+    }
+
+    /// The same of `num` images from `first` on, (num, 2, padded P).
+    #[inline(always)]
+    pub fn of_images(&self, exit: usize, first: usize, num: usize) -> &[u32] {
+        let size = 2 * self.truth.len();
+        &self.counts[(exit * self.num_images + first) * size..][..num * size]
     }
 
     /// (intersection, wrongly predicted) of each class of one image, by one exit.
@@ -261,19 +268,25 @@ impl GateOrder {
 
     fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
         let num_images = table.num_images();
-        let confidences: Vec<f64> = (0..num_images).map(|image| table.image_confidence[[exit, pixel, image]]).collect();
+        let confidences = table.image_confidence.slice(s![exit, pixel, ..]);
         let confidence = |image: u32| confidences[image as usize];
-        let mut images: Vec<u32> = (0..num_images as u32).collect();
-        images.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a))); // stable: ties by image
+        // numbers of 0 and more are in the order of their bits, once -0 is 0
+        let key = |(image, confidence): (u32, &f64)| (!(confidence + 0.0).to_bits(), image);
+        let mut sorted: Vec<(u64, u32)> = (0..).zip(&confidences).map(key).collect();
+        sorted.sort_unstable();
+        let images: Vec<u32> = sorted.into_iter().map(|(_, image)| image).collect();
         let mut thresholds: Vec<f64> = images.iter().map(|image| confidence(*image)).collect();
         thresholds.dedup();
         if let Some(count) = image_thresholds.filter(|count| *count < thresholds.len()) {
             thresholds = (1..=count).map(|i| confidence(images[i * num_images / (count + 1)])).collect();
             thresholds.dedup();
         }
-        let leaving: Vec<u32> = (thresholds.iter())
-            .map(|threshold| images.partition_point(|image| confidence(*image) >= *threshold) as u32)
-            .collect();
+        let mut passed = 0;
+        let up_to = |threshold: &f64| {
+            passed += images[passed..].iter().take_while(|image| confidence(**image) >= *threshold).count();
+            passed as u32
+        };
+        let leaving: Vec<u32> = thresholds.iter().map(up_to).collect();
         let mut levels = vec![NEVER; num_images];
         let mut from = 0;
         for (level, &until) in leaving.iter().enumerate() {

@@ -61,17 +61,16 @@ impl Steps {
         });
         // what falls is what rises less the difference of the sums, all of them integers
         let totals = |exit: usize, which: usize| &alone[(4 * exit + 2 * which) * num_padded..][..num_padded];
-        let of_pair = |&(a, b): &(usize, usize)| {
-            let mut widths = Vec::with_capacity(4 * num_padded);
+        let mut widths = vec![0.0; pairs.len() * 4 * num_padded];
+        widths.par_chunks_mut(4 * num_padded).zip(&pairs).for_each(|(widths, &(a, b))| {
             let rises = Isa::best().run(PairRises { compact, a, b });
             for (which, rises) in rises.chunks_exact(num_padded).enumerate() {
+                let (rise, fall) = widths[2 * which * num_padded..][..2 * num_padded].split_at_mut(num_padded);
+                rise.copy_from_slice(rises);
                 let differences = totals(b, which).iter().zip(totals(a, which)).map(|(b, a)| b - a);
-                widths.extend_from_slice(rises);
-                widths.extend(rises.iter().zip(differences).map(|(rise, difference)| rise - difference));
+                fall.iter_mut().zip(rises.iter().zip(differences)).for_each(|(fall, (rise, less))| *fall = rise - less);
             }
-            widths
-        };
-        let widths = pairs.par_iter().flat_map_iter(of_pair).collect();
+        });
         Self { num_exits, num_padded, starts, widths, alone }
     }
 
@@ -188,16 +187,24 @@ impl Kernel for PairRises<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let n = 2 * self.compact.padded();
-        let mut rises = vec![0.0; n];
-        let sums = &mut rises[..n];
-        for image in 0..self.compact.num_images {
-            let weight = self.compact.weight[image];
-            let a = &self.compact.both_counts(self.a, image)[..n];
-            let b = &self.compact.both_counts(self.b, image)[..n];
-            for class in 0..n {
-                sums[class] += weight * f64::from(b[class].saturating_sub(a[class]));
+        let compact = self.compact;
+        let width = 2 * compact.padded();
+        let mut rises = vec![0.0; width];
+        let mut sums = vec![0u32; width];
+        let mut from = 0;
+        // images of one weight, as many as the sums hold
+        for same in compact.weight.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(compact.summable)) {
+            let of = |exit: usize| compact.of_images(exit, from, same.len()).chunks_exact(width);
+            for (a, b) in of(self.a).zip(of(self.b)) {
+                let rows = wide(a).iter().zip(wide(b)).zip(wide_sums(&mut sums));
+                for ((a, b), sums) in rows {
+                    for lane in 0..WIDE {
+                        sums[lane] += b[lane].saturating_sub(a[lane]);
+                    }
+                }
             }
+            rises.iter_mut().zip(&mut sums).for_each(|(rise, sum)| *rise += same[0] * f64::from(std::mem::take(sum)));
+            from += same.len();
         }
         rises
     }
@@ -244,6 +251,11 @@ fn wide(counts: &[u32]) -> &[[u32; WIDE]] {
 
 #[inline(always)]
 fn wide_mut(sums: &mut [f32]) -> &mut [[f32; WIDE]] {
+    sums.as_chunks_mut().0
+}
+
+#[inline(always)]
+fn wide_sums(sums: &mut [u32]) -> &mut [[u32; WIDE]] {
     sums.as_chunks_mut().0
 }
 
