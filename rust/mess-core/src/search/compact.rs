@@ -125,7 +125,8 @@ impl Compact {
         let padded = classes.len().next_multiple_of(PAD);
         let mut counts = vec![0u32; num_exits * num_images * 2 * padded];
         counts.par_chunks_mut(num_images * 2 * padded).enumerate().for_each(|(exit, counts)| {
-            let [intersection, predicted] = [table.intersection, table.predicted].map(|of| of.index_axis_move(Axis(0), exit));
+            let [intersection, predicted] =
+                [table.intersection, table.predicted].map(|of| of.index_axis_move(Axis(0), exit));
             let of_images = intersection.rows().into_iter().zip(predicted.rows());
             for (row, (both, predicted)) in counts.chunks_exact_mut(2 * padded).zip(of_images) {
                 for (at, &class) in classes.iter().enumerate() {

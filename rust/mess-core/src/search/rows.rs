@@ -43,10 +43,12 @@ impl Kernel for TailSums<'_> {
 
 /// Sum of a (rows, RUNS) array over the runs before each one.
 pub(crate) fn sums_before(values: &[f32]) -> [f64; RUNS] {
-    let mut before = [0.0; RUNS];
-    for lane in 1..RUNS {
-        let run = values.iter().skip(lane - 1).step_by(RUNS).map(|value| f64::from(*value));
-        before[lane] = before[lane - 1] + run.sum::<f64>();
+    let (mut sums, mut before) = ([0.0; RUNS], [0.0; RUNS]);
+    for row in values.as_chunks::<RUNS>().0 {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    for run in 1..RUNS {
+        before[run] = before[run - 1] + sums[run - 1];
     }
     before
 }

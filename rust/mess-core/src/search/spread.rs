@@ -23,6 +23,9 @@ use crate::isa::{Isa, Kernel};
 
 /// Lanes of a pair of padded arrays.
 const WIDE: usize = 2 * PAD;
+/// Exits at either end of the steps that are worked out together, and images of them that the caches hold.
+const TILE: usize = 8;
+const BLOCK: usize = 32;
 
 /// Numbers of one chain for each class: how far T may rise, T fall, F rise, F fall. (4, padded classes)
 pub(crate) type Widths = Vec<f64>;
@@ -42,12 +45,19 @@ pub(crate) struct Steps {
 impl Steps {
     pub fn new(compact: &Compact, allowed: &[bool]) -> Self {
         let (num_exits, num_padded) = (compact.num_exits, compact.padded());
-        let pairs: Vec<(usize, usize)> = (0..num_exits)
-            .flat_map(|a| (0..num_exits).map(move |b| (a, b)))
-            .filter(|&(a, b)| allowed[a] && allowed[b] && compact.points[a] < compact.points[b])
+        // exits of one point, a few at a time
+        let mut exits: Vec<usize> = (0..num_exits).filter(|exit| allowed[*exit]).collect();
+        exits.sort_by_key(|exit| compact.points[*exit]); // stable
+        let same_point = |a: &usize, b: &usize| compact.points[*a] == compact.points[*b];
+        let some: Vec<&[usize]> = exits.chunk_by(same_point).flat_map(|exits| exits.chunks(TILE)).collect();
+        let tiles: Vec<(&[usize], &[usize])> = (some.iter().flat_map(|from| some.iter().map(move |to| (*from, *to))))
+            .filter(|(from, to)| compact.points[from[0]] < compact.points[to[0]])
             .collect();
+        let pairs = |(from, to): &(&'_ [usize], &'_ [usize])| -> Vec<(usize, usize)> {
+            from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))).collect()
+        };
         let mut starts = vec![usize::MAX; num_exits * num_exits];
-        for (number, &(a, b)) in pairs.iter().enumerate() {
+        for (number, (a, b)) in tiles.iter().flat_map(pairs).enumerate() {
             starts[a * num_exits + b] = number * 4 * num_padded;
         }
         let mut alone = vec![0.0; num_exits * 4 * num_padded];
@@ -61,16 +71,19 @@ impl Steps {
         });
         // what falls is what rises less the difference of the sums, all of them integers
         let totals = |exit: usize, which: usize| &alone[(4 * exit + 2 * which) * num_padded..][..num_padded];
-        let mut widths = vec![0.0; pairs.len() * 4 * num_padded];
-        widths.par_chunks_mut(4 * num_padded).zip(&pairs).for_each(|(widths, &(a, b))| {
-            let rises = Isa::best().run(PairRises { compact, a, b });
-            for (which, rises) in rises.chunks_exact(num_padded).enumerate() {
-                let (rise, fall) = widths[2 * which * num_padded..][..2 * num_padded].split_at_mut(num_padded);
-                rise.copy_from_slice(rises);
-                let differences = totals(b, which).iter().zip(totals(a, which)).map(|(b, a)| b - a);
-                fall.iter_mut().zip(rises.iter().zip(differences)).for_each(|(fall, (rise, less))| *fall = rise - less);
+        let of_tile = |tile: &(&[usize], &[usize])| {
+            let rises = Isa::best().run(Rises { compact, from: tile.0, to: tile.1 });
+            let mut widths = Vec::with_capacity(2 * rises.len());
+            for (rises, (a, b)) in rises.chunks_exact(2 * num_padded).zip(pairs(tile)) {
+                for (which, rises) in rises.chunks_exact(num_padded).enumerate() {
+                    let differences = totals(b, which).iter().zip(totals(a, which)).map(|(b, a)| b - a);
+                    widths.extend_from_slice(rises);
+                    widths.extend(rises.iter().zip(differences).map(|(rise, difference)| rise - difference));
+                }
             }
-        });
+            widths
+        };
+        let widths = tiles.par_iter().with_max_len(1).flat_map_iter(of_tile).collect();
         Self { num_exits, num_padded, starts, widths, alone }
     }
 
@@ -175,36 +188,44 @@ pub(crate) fn widen(start: &[f64], widths: &[f64], truth: &[f64], ranges: &mut R
     }
 }
 
-/// How far T and F may rise in one step, (2, padded P).
-struct PairRises<'k> {
+/// How far T and F may rise in the step from each of some exits to each of others, (from, to, 2, padded P).
+struct Rises<'k> {
     compact: &'k Compact,
-    a: usize,
-    b: usize,
+    from: &'k [usize],
+    to: &'k [usize],
 }
 
-impl Kernel for PairRises<'_> {
+impl Kernel for Rises<'_> {
     type Output = Vec<f64>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
         let compact = self.compact;
         let width = 2 * compact.padded();
-        let mut rises = vec![0.0; width];
+        let mut rises = vec![0.0; self.from.len() * self.to.len() * width];
         let mut sums = vec![0u32; width];
-        let mut from = 0;
-        // images of one weight, as many as the sums hold
-        for same in compact.weight.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(compact.summable)) {
-            let of = |exit: usize| compact.of_images(exit, from, same.len()).chunks_exact(width);
-            for (a, b) in of(self.a).zip(of(self.b)) {
-                let rows = wide(a).iter().zip(wide(b)).zip(wide_sums(&mut sums));
-                for ((a, b), sums) in rows {
-                    for lane in 0..WIDE {
-                        sums[lane] += b[lane].saturating_sub(a[lane]);
+        let mut first = 0;
+        // images of one weight, as many as the caches and the sums hold
+        let at_most = compact.summable.min(BLOCK);
+        for same in compact.weight.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(at_most)) {
+            let rows = |exit: &usize| compact.of_images(*exit, first, same.len()).chunks_exact(width);
+            let pairs = self.from.iter().flat_map(|from| self.to.iter().map(move |to| (from, to)));
+            for (rises, (from, to)) in rises.chunks_exact_mut(width).zip(pairs) {
+                for (a, b) in rows(from).zip(rows(to)) {
+                    for (sums, (a, b)) in wide_mut(&mut sums).iter_mut().zip(wide(a).iter().zip(wide(b))) {
+                        let mut now = *sums; // a copy becomes vectors
+                        for lane in 0..WIDE {
+                            now[lane] += b[lane].max(a[lane]) - a[lane];
+                        }
+                        *sums = now;
                     }
                 }
+                rises
+                    .iter_mut()
+                    .zip(&mut sums)
+                    .for_each(|(rise, sum)| *rise += same[0] * f64::from(std::mem::take(sum)));
             }
-            rises.iter_mut().zip(&mut sums).for_each(|(rise, sum)| *rise += same[0] * f64::from(std::mem::take(sum)));
-            from += same.len();
+            first += same.len();
         }
         rises
     }
@@ -250,12 +271,7 @@ fn wide(counts: &[u32]) -> &[[u32; WIDE]] {
 }
 
 #[inline(always)]
-fn wide_mut(sums: &mut [f32]) -> &mut [[f32; WIDE]] {
-    sums.as_chunks_mut().0
-}
-
-#[inline(always)]
-fn wide_sums(sums: &mut [u32]) -> &mut [[u32; WIDE]] {
+fn wide_mut<T>(sums: &mut [T]) -> &mut [[T; WIDE]] {
     sums.as_chunks_mut().0
 }
 

@@ -1,6 +1,6 @@
 //! The calibration table: exact per-image counts of every candidate exit, confidences, costs.
 
-use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
+use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis, Zip};
 
 use crate::error::{Error, Result};
 
@@ -137,25 +137,29 @@ impl<'a> Table<'a> {
             }
         }
         let most = (MAX_SUM / self.total_weight()).min(MAX_COUNT); // so that no sum over images is rounded
-        for (name, largest) in
-            [("predicted", self.predicted.iter().max()), ("ground_truth", self.ground_truth.iter().max())]
+        let range = |of: &mut dyn Iterator<Item = &i64>| of.fold((0, 0), |(a, b), v| (a.min(*v), b.max(*v)));
+        for (name, (least, largest)) in
+            [("predicted", range(&mut self.predicted.iter())), ("ground_truth", range(&mut self.ground_truth.iter()))]
         {
-            if let Some(&largest) = largest.filter(|largest| **largest > most) {
+            if largest > most {
                 return Err(Error::value(name, format!("counts up to {most}"), largest));
             }
-        }
-        for (name, least) in
-            [("predicted", self.predicted.iter().min()), ("ground_truth", self.ground_truth.iter().min())]
-        {
-            if let Some(least) = least.filter(|least| **least < 0) {
+            if least < 0 {
                 return Err(Error::value(name, "counts of 0 and more", least));
             }
         }
-        for ((exit, image, class), &both) in self.intersection.indexed_iter() {
-            let limit = self.predicted[[exit, image, class]].min(self.ground_truth[[image, class]]);
-            if both < 0 || both > limit {
-                let got = format!("{both} at exit {exit}, image {image}, class {class}");
-                return Err(Error::value("intersection", format!("0..={limit} (predicted and ground truth)"), got));
+        let (of_exits, of_predicted) = (self.intersection.outer_iter(), self.predicted.outer_iter());
+        for (exit, (intersection, predicted)) in of_exits.zip(of_predicted).enumerate() {
+            let within = |both: &i64, predicted: &i64, truth: &i64| 0 <= *both && *both <= (*predicted).min(*truth);
+            if Zip::from(intersection).and(predicted).and(self.ground_truth).all(within) {
+                continue;
+            }
+            for ((image, class), &both) in intersection.indexed_iter() {
+                let limit = predicted[[image, class]].min(self.ground_truth[[image, class]]);
+                if both < 0 || both > limit {
+                    let got = format!("{both} at exit {exit}, image {image}, class {class}");
+                    return Err(Error::value("intersection", format!("0..={limit} (predicted and ground truth)"), got));
+                }
             }
         }
         if self.ground_truth.iter().all(|v| *v == 0) {
