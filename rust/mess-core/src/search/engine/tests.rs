@@ -295,6 +295,69 @@ fn regions_alone_find_the_optimum_of_a_few_thresholds() {
     }
 }
 
+/// Also where 32 bits hold the sum of a few counts only, of weights that change, and exits in any order.
+#[test]
+fn steps_are_the_sums_of_what_rises_and_what_falls() {
+    for seed in 0..12 {
+        let mut arrays = Arrays::new(seed, 3, 10, 70);
+        if seed % 2 == 1 {
+            let factor = i64::from(u32::MAX) / arrays.predicted.iter().max().expect("counts");
+            [&mut arrays.intersection, &mut arrays.predicted].into_iter().for_each(|counts| *counts *= factor);
+        }
+        if seed % 4 > 1 {
+            arrays.points.invert_axis(ndarray::Axis(0));
+        }
+        let table = arrays.table();
+        let compact = Compact::new(&table, None, true);
+        assert_eq!(compact.summable < 8, seed % 2 == 1);
+        let allowed: Vec<bool> = (0..compact.num_exits).map(|exit| exit % 5 != 3).collect();
+        let steps = Steps::new(&compact, &allowed);
+        for (a, b) in (0..compact.num_exits).flat_map(|a| (0..compact.num_exits).map(move |b| (a, b))) {
+            if !(allowed[a] && allowed[b] && compact.points[a] < compact.points[b]) {
+                continue;
+            }
+            let mut expected = Vec::new();
+            for (is_wrong, is_fall) in [(false, false), (false, true), (true, false), (true, true)] {
+                for class in 0..compact.padded() {
+                    let count = |exit: usize, image: usize| {
+                        let (both, wrong) = compact.counts(exit, image);
+                        f64::from(if is_wrong { wrong[class] } else { both[class] })
+                    };
+                    let step = |image: usize| {
+                        let rise = count(b, image) - count(a, image);
+                        compact.weight[image] * (if is_fall { -rise } else { rise }).max(0.0)
+                    };
+                    expected.push((0..compact.num_images).map(step).sum::<f64>());
+                }
+            }
+            assert_eq!(steps.along(&[a, b]), expected, "seed {seed}, exits {a} and {b}");
+        }
+    }
+}
+
+/// Most confident first, ties by image; -0 is 0.
+#[test]
+fn orders_of_a_gate_are_those_of_a_stable_sort() {
+    let mut arrays = Arrays::new(2, 2, 1, 90);
+    arrays.image_confidence.mapv_inplace(|confidence| (confidence * 8.0).round() / 8.0);
+    (0..90).step_by(7).for_each(|image| arrays.image_confidence[[0, 0, image]] = [0.0, -0.0][image % 2]);
+    let table = arrays.table();
+    for count in [None, Some(4)] {
+        let compact = Compact::new(&table, count, true);
+        for exit in 0..compact.num_exits {
+            let (order, confidence) =
+                (compact.gate(exit, 0), |image: u32| table.image_confidence[[exit, 0, image as usize]]);
+            let mut expected: Vec<u32> = (0..90).collect();
+            expected.sort_by(|a, b| confidence(*b).partial_cmp(&confidence(*a)).expect("numbers"));
+            assert_eq!(order.images, expected);
+            assert!(order.thresholds.is_sorted_by(|a, b| a > b));
+            for (threshold, leaving) in order.thresholds.iter().zip(&order.leaving) {
+                assert_eq!((0..90).filter(|image| confidence(*image) >= *threshold).count(), *leaving as usize);
+            }
+        }
+    }
+}
+
 #[test]
 fn boxes_hold_every_assignment_of_a_chain() {
     for seed in 0..24 {
