@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use super::bound::Plane;
+use super::bound::{Plane, larger};
 use super::compact::{Compact, GateOrder, Mixture, NEVER};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
@@ -33,7 +33,7 @@ const TOGETHER: usize = 5;
 const SWEEPS: usize = 8;
 
 /// A configuration on the way, by numbers: `gates[j]` is (pixel threshold, number of the image threshold).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Choice {
     pub exits: Vec<usize>,
     pub gates: Vec<(usize, u32)>,
@@ -70,15 +70,15 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
     let middle = range(|v| v.accuracy) / range(|v| v.cost);
     let mut families: Vec<Family> =
         point_chains(shared).into_iter().map(|exits| Family { exits, pool: Vec::new() }).collect();
-    let climb = |family: &mut Family, multiplier: f64, known: &mut Option<Known>| {
+    let climb = |family: &mut Family, multiplier: f64, tangent: &mut Tangent| {
         if !shared.control.stopped() {
-            Ascent { shared, multiplier, exits: &family.exits }.climb(&mut family.pool, known);
+            Ascent { shared, multiplier, exits: &family.exits }.climb(&mut family.pool, tangent);
         }
     };
     families.par_iter_mut().with_max_len(1).for_each(|family| {
-        let mut known = None;
+        let mut tangent = Tangent::default();
         for i in 0..MULTIPLIERS {
-            climb(family, usable(middle * 4f64.powi(i - MULTIPLIERS / 2), shared.ceiling), &mut known);
+            climb(family, usable(middle * 4f64.powi(i - MULTIPLIERS / 2), shared.ceiling), &mut tangent);
         }
     });
     for _ in 0..ROUNDS {
@@ -86,13 +86,13 @@ pub(crate) fn ascend(shared: &Shared<'_, '_>) -> Vec<Family> {
         // a family without a member: the search was stopped before it had its turn
         let begun = families.par_iter_mut().with_max_len(1).filter(|family| !family.pool.is_empty());
         begun.for_each(|family| {
-            let (mut reached, mut known) = (None, None);
+            let (mut reached, mut tangent) = (None, Tangent::default());
             for &cost in &costs {
                 let pool: Vec<&Valued> = family.pool.iter().collect();
                 let multiplier = multiplier_at(&pool, &hull(&pool), cost, shared.ceiling).0;
                 // the same way from the same pool ends where it did
                 if reached != Some((multiplier, pool.len())) {
-                    climb(family, multiplier, &mut known);
+                    climb(family, multiplier, &mut tangent);
                     reached = Some((multiplier, family.pool.len()));
                 }
             }
@@ -258,8 +258,9 @@ struct Worth<'s, 't> {
     values: &'s [Vec<f32>],
 }
 
-/// Values of a family's exits by the tangent at a choice: one ascent ends where the next one mostly begins.
-struct Known {
+/// Values of a family's exits by the tangent at a choice, none at first. One ascent ends where the next mostly begins.
+#[derive(Default)]
+struct Tangent {
     at: Choice,
     values: Vec<Vec<f32>>,
 }
@@ -272,7 +273,7 @@ impl Worth<'_, '_> {
 
 impl<'t> Ascent<'_, '_, 't> {
     /// From the best known member of the family, or the middle of all its ranges.
-    fn climb(&self, pool: &mut Vec<Valued>, known: &mut Option<Known>) {
+    fn climb(&self, pool: &mut Vec<Valued>, tangent: &mut Tangent) {
         let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
         let best = pool.iter().max_by(|a, b| height(a).total_cmp(&height(b)).then(b.choice.cmp(&a.choice)));
         let start = best.cloned().unwrap_or_else(|| {
@@ -282,22 +283,19 @@ impl<'t> Ascent<'_, '_, 't> {
             let gates = exits[..exits.len() - 1].iter().map(half).collect();
             valued(self.shared, Choice { exits, gates })
         });
-        let reached = self.improve(start, known);
+        let reached = self.improve(start, tangent);
         if pool.iter().all(|known| known.choice != reached.choice) {
             pool.push(reached);
         }
     }
 
     /// Change one exit and its gate at a time until nothing is gained.
-    fn improve(&self, start: Valued, known: &mut Option<Known>) -> Valued {
+    fn improve(&self, start: Valued, tangent: &mut Tangent) -> Valued {
         let height = |v: &Valued| v.accuracy - self.multiplier * v.cost;
         let mut best = start;
         for _ in 0..SWEEPS {
-            if known.as_ref().is_none_or(|known| known.at != best.choice) {
-                *known = Some(self.known(&best));
-            }
-            let Some(Known { values, .. }) = known else { break };
-            let worth = self.worth(values);
+            self.touch(tangent, &best);
+            let worth = self.worth(&tangent.values);
             let mut choice = best.choice.clone();
             for at in 0..choice.exits.len() {
                 self.replace(&worth, &mut choice, at);
@@ -314,11 +312,17 @@ impl<'t> Ascent<'_, '_, 't> {
         best
     }
 
-    fn known(&self, at: &Valued) -> Known {
+    /// Make it the tangent at a choice, unless it is.
+    fn touch(&self, tangent: &mut Tangent, at: &Valued) {
+        if tangent.at == at.choice {
+            return;
+        }
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let slopes = Slopes::of(&Plane::tangent(self.shared.query.scoring.metric, compact, &at.t, &at.f));
         let of_exit = |exit: &usize| isa.run(ExitValues { slopes: &[&slopes], compact, exit: *exit });
-        Known { at: at.choice.clone(), values: self.exits.iter().flatten().flat_map(of_exit).collect() }
+        tangent.at = at.choice.clone();
+        tangent.values.clear();
+        tangent.values.extend(self.exits.iter().flatten().flat_map(of_exit));
     }
 
     fn worth<'w>(&'w self, values: &'w [Vec<f32>]) -> Worth<'w, 't> {
@@ -421,7 +425,7 @@ fn greatest_sums(orders: &[&GateOrder], gains: &[f32]) -> [f32; TOGETHER] {
     for rank in 0..gains.len() {
         for lane in 0..TOGETHER {
             running[lane] += gains[images[lane][rank] as usize];
-            greatest[lane] = greatest[lane].max(running[lane]);
+            greatest[lane] = larger(running[lane], greatest[lane]);
         }
     }
     greatest

@@ -41,10 +41,10 @@ pub(crate) struct Compact {
     pub points: Vec<i64>,
     /// (E, n, 2, padded P): intersection, wrongly predicted.
     counts: Vec<u32>,
-    /// So many counts have a sum that 32 bits hold.
-    pub summable: usize,
     /// (E, padded n / LANES, 2, P, LANES): the same, times the image's weight, with images innermost.
     columns: Vec<f32>,
+    /// So many counts have a sum that 32 bits hold.
+    pub summable: usize,
     gates: Vec<GateOrder>,
     /// (E, n) first and last run of each image over the orders of an exit's gates.
     spans: Vec<(u8, u8)>,
@@ -176,8 +176,8 @@ impl Compact {
             weight,
             points: table.points.to_vec(),
             counts,
-            summable: (u32::MAX / most.max(1)) as usize,
             columns,
+            summable: (u32::MAX / most.max(1)) as usize,
             gates,
             spans,
         }
@@ -270,10 +270,10 @@ impl GateOrder {
     fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
         let num_images = table.num_images();
         let confidences = table.image_confidence.slice(s![exit, pixel, ..]);
-        let confidence = |image: u32| confidences[image as usize];
-        // numbers of 0 and more are in the order of their bits, once -0 is 0
-        let key = |(image, confidence): (u32, &f64)| (!(confidence + 0.0).to_bits(), image);
-        let mut sorted: Vec<(u64, u32)> = (0..).zip(&confidences).map(key).collect();
+        let confidence = |image: u32| confidences[image as usize] + 0.0; // -0 is 0
+        // numbers of 0 and more are in the order of their bits
+        let mut sorted: Vec<(u64, u32)> =
+            (0..num_images as u32).map(|image| (!confidence(image).to_bits(), image)).collect();
         sorted.sort_unstable();
         let images: Vec<u32> = sorted.into_iter().map(|(_, image)| image).collect();
         let mut thresholds: Vec<f64> = images.iter().map(|image| confidence(*image)).collect();

@@ -213,7 +213,7 @@ impl Kernel for Rises<'_> {
             for (rises, (from, to)) in rises.chunks_exact_mut(width).zip(pairs) {
                 for (a, b) in rows(from).zip(rows(to)) {
                     for (sums, (a, b)) in wide_mut(&mut sums).iter_mut().zip(wide(a).iter().zip(wide(b))) {
-                        let mut now = *sums; // a copy becomes vectors
+                        let mut now = *sums; // a copy, and no saturating_sub, become vectors
                         for lane in 0..WIDE {
                             now[lane] += b[lane].max(a[lane]) - a[lane];
                         }

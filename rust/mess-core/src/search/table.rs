@@ -137,9 +137,8 @@ impl<'a> Table<'a> {
             }
         }
         let most = (MAX_SUM / self.total_weight()).min(MAX_COUNT); // so that no sum over images is rounded
-        let range = |of: &mut dyn Iterator<Item = &i64>| of.fold((0, 0), |(a, b), v| (a.min(*v), b.max(*v)));
         for (name, (least, largest)) in
-            [("predicted", range(&mut self.predicted.iter())), ("ground_truth", range(&mut self.ground_truth.iter()))]
+            [("predicted", range(self.predicted.iter())), ("ground_truth", range(self.ground_truth.iter()))]
         {
             if largest > most {
                 return Err(Error::value(name, format!("counts up to {most}"), largest));
@@ -155,8 +154,9 @@ impl<'a> Table<'a> {
                 continue;
             }
             for ((image, class), &both) in intersection.indexed_iter() {
-                let limit = predicted[[image, class]].min(self.ground_truth[[image, class]]);
-                if both < 0 || both > limit {
+                let (predicted, truth) = (&predicted[[image, class]], &self.ground_truth[[image, class]]);
+                if !within(&both, predicted, truth) {
+                    let limit = predicted.min(truth);
                     let got = format!("{both} at exit {exit}, image {image}, class {class}");
                     return Err(Error::value("intersection", format!("0..={limit} (predicted and ground truth)"), got));
                 }
@@ -175,6 +175,11 @@ impl<'a> Table<'a> {
         }
         Ok(())
     }
+}
+
+/// The least and the largest of some numbers, and 0.
+fn range<'v>(of: impl Iterator<Item = &'v i64>) -> (i64, i64) {
+    of.fold((0, 0), |(least, largest), value| (least.min(*value), largest.max(*value)))
 }
 
 fn shape(argument: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {

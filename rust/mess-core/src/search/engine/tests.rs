@@ -351,6 +351,7 @@ fn orders_of_a_gate_are_those_of_a_stable_sort() {
             expected.sort_by(|a, b| confidence(*b).partial_cmp(&confidence(*a)).expect("numbers"));
             assert_eq!(order.images, expected);
             assert!(order.thresholds.is_sorted_by(|a, b| a > b));
+            assert!(order.thresholds.iter().all(|threshold| threshold.is_sign_positive()));
             for (threshold, leaving) in order.thresholds.iter().zip(&order.leaving) {
                 assert_eq!((0..90).filter(|image| confidence(*image) >= *threshold).count(), *leaving as usize);
             }
