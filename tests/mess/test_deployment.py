@@ -169,6 +169,12 @@ def test_run_takes_pictures_of_any_size(network, table):
         mess.run(deployed, picture[..., 0])
 
 
+def test_an_empty_picture(network, table):
+    deployed = mess.deploy(network, gated(table, 0.5))
+    with pytest.raises(ValueError, match=r"image: expected at least one pixel, got \(0, 4, 3\)"):
+        mess.run(deployed, np.zeros((0, 4, 3), np.uint8))
+
+
 def test_pictures_are_for_networks_of_rgb_images(tmp_path):
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3, padding=1),
@@ -202,6 +208,22 @@ def test_a_deployed_network_does_not_depend_on_the_modes_of_its_parts(run_folder
         _, features = network.features(images)
         expected = upsampled(network.head(network.exits[0])(features[0]), (48, 64))
     assert torch.equal(in_train_mode, expected)
+
+
+def test_what_is_moved_is_the_deployed_network_alone(run_folder, table, val_images):
+    """To another type here, as it would be to another device: parameters are shared, statistics of a norm are not."""
+    network, images = runs.trained_network(run_folder), val_images[0][:4]
+    before = network.net(images)
+    deployed = mess.deploy(network, dividing(table))
+    static = deployed.budgeted(0).double()
+    assert static(images.double()).dtype == torch.float64
+    expected = deployed(images)
+    deployed.double()
+    assert {value.dtype for value in network.state_dict().values()} <= {torch.float32, torch.int64}
+    assert torch.equal(network.net(images), before)
+    moved = deployed(images.double())
+    assert torch.equal(moved.exits, expected.exits)
+    torch.testing.assert_close(moved.image_confidence, expected.image_confidence, atol=2e-3, rtol=0, equal_nan=True)
 
 
 def test_calibrate_restores_the_mode(run_folder, val_images):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,43 @@ def test_a_budgeted_export_holds_what_its_exit_needs(network, table, folder, tmp
     assert sum(f["bytes"] for f in manifest.files.values()) < sum(f["bytes"] for f in whole.values()) / 2
     result = mess.Runtime(tmp_path / "net").predict(pictures[0])
     assert (result.exit, result.image_confidence) == (name, ())
+
+
+class Branches(torch.nn.Module):
+    """A branch begins before the first exit point and is read behind the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = (torch.nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8))
+        self.branch, self.last = torch.nn.Conv2d(8, 64, 3, padding=1), torch.nn.Conv2d(72, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        beside = self.branch(x).relu()
+        return self.last(torch.cat([self.b(self.a(x).relu()), beside], 1))
+
+
+def test_a_budgeted_export_computes_what_its_exit_needs(tmp_path):
+    """Neither the branch that goes on behind the exit, nor what it was carried in."""
+    network = mess.convert(Branches(), torch.zeros(1, 3, 16, 24), exit_points=["a", "b"], heads=["fcn-r1-b0"]).eval()
+    model = tuple(point.name for point in network.points)
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    gate = {"pixel_threshold": 0.5, "image_threshold": 2.0}
+    first, second = (ChosenExit(exit=f"{i}:fcn-r1-b0") for i in range(2))
+    for setting, exits in (("budgeted", (first,)), ("input-dependent", (replace(first, **gate), second))):
+        chosen = Configuration(setting=setting, model=model, exits=exits)
+        deployed = mess.deploy(network, chosen)
+        values = [value for stage in deployed.stages.stages for value in (*stage.parameters(), *stage.buffers())]
+        assert all(value.shape[0] != 64 for value in values)
+        manifest = mess.export(deployed, tmp_path / setting, class_names="abcd")
+        assert [len(entry.outputs) for entry in manifest.exits] == [1] * len(exits)
+        assert manifest.exits[-1].carried == ()
+        found, expected = mess.Runtime(tmp_path / setting).predict(picture), mess.run(deployed, picture)
+        assert found.exit == expected.exit == exits[-1].exit
+        assert (found.labels == expected.labels).mean() > 0.99
+        with torch.no_grad():
+            feature = network.net.a(network.net.stem(images := image_tensor(picture)))
+            assert torch.equal(deployed.stages.run_stage(0, deployed.stages.start(images))[0], feature)
 
 
 def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictures, monkeypatch):
@@ -519,9 +557,13 @@ def test_a_fork_is_told_to_load_its_own(folder, pictures, monkeypatch):
             call()
 
 
-def test_nothing_is_copied_where_nobody_leaves(folder, pictures):
+def test_nothing_is_copied_where_nobody_leaves(folder, pictures, monkeypatch):
     runtime = mess.Runtime(folder)
     run, seen = runtime._run_stage, []
+    logits, label_map = runtime._logits, mess_core.label_map
+    made, labelled = [], []
+    runtime._logits = lambda *args: made.append(logits(*args)) or made[-1]
+    monkeypatch.setattr(mess_core, "label_map", lambda of, **options: labelled.append(of) or label_map(of, **options))
 
     def watched(position, state, batch):
         feature, after = run(position, state, batch)
@@ -533,6 +575,8 @@ def test_nothing_is_copied_where_nobody_leaves(folder, pictures):
     assert len(seen) == 3
     for (_, handed_on), (got, _) in pairwise(seen):
         assert all(a is b for a, b in zip(handed_on, got, strict=True))
+    assert len(labelled) == 1
+    assert np.shares_memory(labelled[0], made[-1])
 
 
 def test_threads_are_those_of_decisions_and_label_maps_too(folder, pictures, monkeypatch):

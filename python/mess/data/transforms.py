@@ -82,10 +82,16 @@ def image_tensor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """One RGB picture (H, W, 3) uint8 -> (1, 3, h, w) float32, normalised as in training."""
+    """One RGB picture (H, W, 3) uint8 -> (1, 3, h, w) float32, normalised as in training.
+
+    Raises:
+        TypeError, ValueError: `image` is not that, or empty.
+    """
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image: expected an array (H, W, 3) uint8 RGB, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    if image.size == 0:
+        raise ValueError(f"image: expected at least one pixel, got {image.shape}")
     blank = np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
     return apply_transform(eval_transform(size, mean, std), image, blank)[0].unsqueeze(0)

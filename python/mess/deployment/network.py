@@ -19,7 +19,7 @@ from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
-from mess.model.frozen import frozen_head
+from mess.model.frozen import FrozenHead, frozen_head
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.split import Backend
 from mess.model.stages import Stages
@@ -207,7 +207,10 @@ class DeployedNetwork(nn.Module):
         if not -count <= position < count:
             raise ValueError(f"position: expected {-count}..{count - 1}, got {position}")
         last = position % count
-        return StaticNetwork(self.stages.up_to(last + 1), self.heads[last]).eval()
+        head = self.heads[last]
+        if isinstance(head, FrozenHead):
+            head = FrozenHead(head.graph.up_to(1))  # of its own, as the stages are: either may be moved
+        return StaticNetwork(self.stages.up_to(last + 1), head).eval()
 
 
 def deploy(

@@ -11,10 +11,10 @@ import math
 import operator
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -67,8 +67,22 @@ class GraphStages(Stages):
         self.batched = tuple(batched)
 
     def up_to(self, count: int) -> GraphStages:
-        """The first `count` stages; what lies behind them is gone."""
-        return GraphStages(list(self.stages)[:count], self.batched[:count], self.input_size, self.size_step)
+        """The first `count` stages; what lies behind them is gone, with all that was computed and carried for it."""
+        stages, batched = list(self.stages)[:count], list(self.batched)[:count]
+        carried: list[int] = []  # which of the values that a stage hands on are read
+        for i in reversed(range(count)):
+            batched[i] = tuple(batched[i][number] for number in carried)
+            stages[i], carried = _handing_on(stages[i], carried, is_first=i == 0)
+        return GraphStages(stages, batched, self.input_size, self.size_step)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Moved or converted they have parameters of their own: the model that they share them with stays as it is."""
+        own: dict[int, nn.Parameter] = {}
+        for module in self.stages.modules():
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, own.setdefault(id(value), nn.Parameter(value.detach(), value.requires_grad)))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def start(self, images: Tensor) -> State:
         """The state before the first stage."""
@@ -399,6 +413,22 @@ def _stage(
     graph.output((first, *(copy_of(node) for node in outputs or ())))
     graph.lint()
     return fx.GraphModule(_own_attributes(root, graph), graph)
+
+
+def _handing_on(stage: nn.Module, outputs: Sequence[int], *, is_first: bool) -> tuple[fx.GraphModule, list[int]]:
+    """A stage that gives its feature and hands on these values only, and which of its inputs that takes; the first one
+    keeps the images."""
+    assert isinstance(stage, fx.GraphModule)
+    graph = fx.Graph()
+    copied: Any = graph.graph_copy(stage.graph, {})
+    graph.output((copied[0], *(copied[1 + number] for number in outputs)))
+    graph.eliminate_dead_code()  # it leaves what changes a tensor in its place, and what that needs
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    read = [i for i, node in enumerate(inputs) if node.users or is_first]
+    for i in set(range(len(inputs))) - set(read):
+        graph.erase_node(inputs[i])
+    graph.lint()
+    return fx.GraphModule(stage, graph), read
 
 
 def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:

@@ -158,11 +158,11 @@ class Runtime:
             times.append(1000 * (time.perf_counter() - began))
             self._pace[position].ran(len(remaining), times[-1])
 
-            results |= self._results(images, remaining[leaves], logits[leaves], entry, confidences, times)
+            results |= self._results(images, remaining, leaves, logits, entry, confidences, times)
             if leaves.all():
                 break
             if self._is_late(position + 1, int(np.count_nonzero(~leaves)), start):
-                results |= self._results(images, remaining[~leaves], logits[~leaves], entry, confidences, times)
+                results |= self._results(images, remaining, ~leaves, logits, entry, confidences, times)
                 break
             began = time.perf_counter()
             if leaves.any():
@@ -303,17 +303,19 @@ class Runtime:
     def _results(
         self,
         images: Sequence[Picture],
-        leaving: npt.NDArray[np.int64],
+        remaining: npt.NDArray[np.int64],
+        leaves: npt.NDArray[np.bool_],
         logits: npt.NDArray[np.float32],
         entry: StageFiles,
         confidences: Sequence[Sequence[float]],
         times: Sequence[float],
     ) -> dict[int, Result]:
-        """By number, of those that leave at an exit."""
+        """By number, of those that leave at an exit; their logits are looked at where they are."""
         results = {}
-        for image, values in zip(leaving.tolist(), logits, strict=True):
+        for row in np.flatnonzero(leaves):
             began = time.perf_counter()
-            results[image] = self._result(images[image], values, entry, confidences[image], times)
+            image = int(remaining[row])
+            results[image] = self._result(images[image], logits[row], entry, confidences[image], times)
             self._label_ms.append(1000 * (time.perf_counter() - began))
         return results
 
