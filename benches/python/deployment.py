@@ -78,12 +78,21 @@ def main() -> None:
         "all stages, no head | all heads, none taken | two heads, none taken | decisions, of plain |",
         "|---" * 11 + "|",
     ]
+    met: dict[str, list[tuple[str, bool]]] = {}  # (run by, whether it is met) of every row or exit, by goal
     for model in arguments.models:
         network = converted(model, tuple(arguments.size))
         for backend in arguments.backends:
             for threads in arguments.threads:
-                out.append(row(model, network, backend, threads, arguments.rounds))
-                print(out[-1], flush=True)
+                line, goals = row(model, network, backend, threads, arguments.rounds)
+                out.append(line)
+                for goal, values in goals.items():
+                    met.setdefault(goal, []).extend((backend, value) for value in values)
+                print(line, flush=True)
+    out += ["", f"| met by | {' | '.join(arguments.backends)} | all |", "|---" * (len(arguments.backends) + 2) + "|"]
+    for goal, found in met.items():
+        groups = [[value for by, value in found if by == backend] for backend in arguments.backends]
+        counts = [f"{sum(group)} of {len(group)}" for group in (*groups, [value for _, value in found])]
+        out.append(f"| {goal} | {' | '.join(counts)} |")
     if arguments.record:
         (ROOT / "benches" / "record" / "deployment.md").write_text("\n".join(out) + "\n")
     print("\n".join(out))
@@ -94,7 +103,10 @@ def converted(model: str, size: tuple[int, int]) -> MultiExitNetwork:
     return mess.convert(model_from_spec(model, num_classes=21), torch.zeros(1, 3, *size), heads=[HEAD]).eval()
 
 
-def row(model: str, network: MultiExitNetwork, backend: str, threads: int, rounds: int) -> str:
+def row(
+    model: str, network: MultiExitNetwork, backend: str, threads: int, rounds: int
+) -> tuple[str, dict[str, list[bool]]]:
+    """A line of the table, and which goals are met: of the row, or of each of its exits."""
     torch.set_num_threads(threads)
     size = network.workload.input_size
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -123,7 +135,20 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
     stages = np.cumsum([times[f"stage {i}"] for i in range(count + 1)])
     refused = np.cumsum([times[f"head {i}"] + times[f"decision {i}"] for i in range(count)])
     predicted = [stages[i] + refused[i] + times["around"] for i in range(count)]
-    decisions = sum(times[f"decision {i}"] for i in range(count))
+    decisions = [times[f"decision {i}"] / plain for i in range(count)]
+    saved = [1 - times[f"exit {i}"] / plain for i in range(count)]
+    staged = (stages[-1] + times["around"]) / plain
+    goals = {
+        "exits: 95 % of the saving that is predicted": [
+            saved[i] >= 0.95 * (1 - predicted[i] / plain) for i in range(count)
+        ],
+        "exits: 90 % of the saving in MACs": [saved[i] >= 0.9 * (1 - shares[i]) for i in range(count)],
+        "exits: the decision 1 % of plain or less": [share <= 0.01 for share in decisions],
+        "rows: all decisions together 1 % or less": [sum(decisions) <= 0.01],
+        "rows: all stages, no head, 1.01 or less": [staged <= 1.01],
+        "rows: all heads, none taken, 1.10 or less": [times["none"] / plain <= 1.1],
+        "rows: two heads, none taken, 1.10 or less": [times["two"] / plain <= 1.1],
+    }
     cells = (
         model,
         backend,
@@ -132,12 +157,12 @@ def row(model: str, network: MultiExitNetwork, backend: str, threads: int, round
         " ".join(f"{share:.2f}" for share in shares),
         " ".join(f"{times[f'exit {i}'] / plain:.2f}" for i in range(count)),
         " ".join(f"{p / plain:.2f}" for p in predicted),
-        f"{(stages[-1] + times['around']) / plain:.3f}",
+        f"{staged:.3f}",
         f"{times['none'] / plain:.3f}",
         f"{times['two'] / plain:.3f}",
-        f"{decisions / count / plain:.1%} each",
+        f"{sum(decisions) / count:.1%} each",
     )
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cells)} |", goals
 
 
 Ways = dict[str, Callable[[], object]]
@@ -221,8 +246,11 @@ def runtime_ways(
     def pixels() -> np.ndarray:
         return mess_core.network_input(picture, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=size)[None]
 
-    def labels(logits: np.ndarray) -> np.ndarray:
-        return mess_core.label_map(logits[0], size=None if logits.shape[-2:] == size else size)
+    workspace = mess_core.Workspace()
+
+    def labels(logits: np.ndarray) -> np.ndarray:  # as the runtime makes them
+        wanted = None if logits.shape[-2:] == size else size
+        return mess_core.label_map(logits[0], size=wanted, workspace=workspace, threads=threads)
 
     def stopping(position: int) -> Callable[[], object]:
         runtime = mess.Runtime(folder / "net", backend=backend, threads=threads)
@@ -253,7 +281,7 @@ def runtime_ways(
     for i in range(count):
         ways[f"exit {i}"] = stopping(i)
         ways[f"head {i}"] = lambda i=i: runtime._heads[i].run({"feature": features[i]}, batch=1)
-        ways[f"decision {i}"] = decision(logits[i], size, network.points[i].output_stride)
+        ways[f"decision {i}"] = lambda i=i: runtime._confidence(runtime.manifest.exits[i], logits[i])
     for i, entry in enumerate(runtime.manifest.exits):
         ways[f"stage {i}"] = lambda i=i, e=entry: runtime._stages[i].run({n: states[i][n] for n in e.inputs}, batch=1)
     return ways

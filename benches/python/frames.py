@@ -132,13 +132,13 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
     whole = load("onnxruntime", plain, ["images"], ["logits"], arguments.threads)
     manifest, workspace = runtime.manifest, mess_core.Workspace()
 
+    def label(logits: np.ndarray) -> None:
+        size = runtime._upsampling(logits)
+        mess_core.label_map(logits, size=size, workspace=workspace, threads=arguments.threads)
+
     def run_plain(batch: list[np.ndarray]) -> None:
-        pixels = np.stack(
-            [mess_core.network_input(p, mean=manifest.mean, std=manifest.std, size=manifest.size) for p in batch]
-        )
-        for logits in whole.run({"images": pixels}, batch=len(pixels))["logits"]:
-            size = None if logits.shape[-2:] == manifest.size else manifest.size
-            mess_core.label_map(logits, size=size, workspace=workspace)
+        for logits in whole.run(runtime._start(batch), batch=len(batch))["logits"]:
+            label(logits)
 
     def run_together(batch: list[np.ndarray]) -> None:
         """Nobody leaves before the hardest image of the batch; each has the labels of the exit that it was sure at."""
@@ -149,8 +149,8 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
             sure = waiting
             if entry.image_threshold is not None:
                 sure = waiting & (runtime._confidence(entry, logits) >= entry.image_threshold)
-            for values in logits[sure]:
-                mess_core.label_map(values, size=runtime._upsampling(values), workspace=workspace)
+            for image in np.flatnonzero(sure):
+                label(logits[image])
             waiting = waiting & ~sure
             if not waiting.any():
                 return
