@@ -1,13 +1,14 @@
 """The image confidence in torch operations, for logits that are not on the CPU: no copy to the host but the result.
 
 The same steps as `mess_core` (whose docstrings say what each is): the boundary mask and the counts are integers and
-equal to it exactly, where no logit is +infinity; confidences are torch's softmax, so a pixel within rounding of the
-threshold may fall on the other side.
+equal to it exactly, where no logit is +infinity; confidences are a softmax in torch's arithmetic, so a pixel within
+rounding of the threshold may fall on the other side.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _TAN_22_5 = 13573  # times 2^15, as OpenCV has it
 _IMPOSSIBLE = -1e37  # what -infinity counts as when logits are upsampled
+_TOGETHER = 16  # classes
 
 
 @torch.no_grad()
@@ -35,28 +37,58 @@ def confident_pixels(
     values = logits.float()
     if tuple(values.shape[-2:]) != tuple(size):
         values = values.where(values != -torch.inf, _IMPOSSIBLE)  # which a weight of 0 would make NaN
-        values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-    confident = _confidences(values, policy) >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
+    confidences, labels = _maps(values, size, policy)
+    confident = confidences >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
     if policy.refine:
-        labels = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=1)
         edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
         near = dilated(edges, output_stride)
         confident = torch.where(near, median_of_binary(confident, 4 * output_stride + 1), confident)
     return confident.flatten(1).sum(dim=1)
 
 
-def _confidences(logits: Tensor, policy: PolicySettings) -> Tensor:
-    """(B, H, W); NaN where the softmax is undefined, which is below every threshold."""
-    p = logits.softmax(dim=1)
-    if policy.confidence == "top1":
-        return p.amax(dim=1)
-    if policy.confidence == "margin":
-        first, second = p.topk(2, dim=1).values.unbind(dim=1)
-        difference: Tensor = first - second
-        return difference
-    entropy = torch.special.entr(p).sum(dim=1)
-    scaled: Tensor = 1 - entropy / math.log(p.shape[1])
-    return scaled
+def _maps(values: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, Tensor]:
+    """Confidences and labels (B, H, W) of logits (B, C, h, w), `_TOGETHER` classes at a time: neither the logits nor
+    the softmax of all of them are ever stored at full size. A confidence is NaN where the softmax is undefined, which
+    is below every threshold; of equal classes the first is the label.
+    """
+
+    def parts() -> Iterator[Tensor]:
+        for part in torch.split(values, _TOGETHER, dim=1):
+            is_small = tuple(part.shape[-2:]) != tuple(size)
+            yield F.interpolate(part, size=size, mode="bilinear", align_corners=False) if is_small else part
+
+    num_largest = 2 if policy.confidence == "margin" else 1
+    labels, largest, first = None, None, 0
+    for part in parts():
+        best, at = part.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).max(dim=1)
+        here = _largest(part, num_largest)
+        if labels is None or largest is None:
+            labels, known, largest = at, best, here
+        else:
+            labels, known = torch.where(best > known, first + at, labels), torch.maximum(best, known)
+            largest = _largest(torch.cat([largest, here], dim=1), num_largest)
+        first += part.shape[1]
+    assert labels is not None
+    assert largest is not None
+    reference = largest[:, :1].clamp(min=_IMPOSSIBLE)  # which is finite where every class is impossible
+    total, weighted = torch.zeros_like(reference), torch.zeros_like(reference)
+    for part in parts():
+        below = part - reference
+        share = below.exp()
+        total += share.sum(dim=1, keepdim=True)
+        if policy.confidence == "entropy":
+            weighted += torch.where(share > 0, share * below, share).sum(dim=1, keepdim=True)
+    if policy.confidence == "entropy":
+        found = 1 - (total.log() - weighted / total) / math.log(values.shape[1])
+    else:
+        shares = (largest - reference).exp() / total
+        found = shares if num_largest == 1 else shares[:, :1] - shares[:, 1:]
+    return found.squeeze(1), labels
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """The largest of the classes, (B, count, H, W), or all of fewer."""
+    return values.amax(dim=1, keepdim=True) if count == 1 else values.topk(min(count, values.shape[1]), dim=1).values
 
 
 def canny_edges(labels: Tensor) -> Tensor:

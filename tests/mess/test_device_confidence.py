@@ -42,14 +42,15 @@ def test_dilation_and_median_are_mess_cores(seed, size, share):
     assert np.array_equal(device_confidence.median_of_binary(tensor, window)[0].numpy(), medians > 0.5)
 
 
+@pytest.mark.parametrize("classes", [7, 16, 17, 40])
 @pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
 @pytest.mark.parametrize("edges", ["canny", "labels"])
 @pytest.mark.parametrize("refine", [True, False])
-def test_the_whole_is_mess_cores(confidence, edges, refine):
+def test_the_whole_is_mess_cores(classes, confidence, edges, refine):
     policy = PolicySettings(confidence=confidence, edges=edges, refine=refine)
     generator = torch.Generator().manual_seed(0)
     for size, stride in (((48, 64), 8), ((24, 32), 4), ((12, 16), 1)):
-        logits = 3 * torch.randn(3, 7, 12, 16, generator=generator)
+        logits = 3 * torch.randn(3, classes, 12, 16, generator=generator)
         asked = {"size": size, "pixel_threshold": 0.6, "output_stride": stride, "policy": policy}
         counts = device_confidence.confident_pixels(logits, **asked)
         assert counts.dtype == torch.int64
@@ -80,21 +81,59 @@ def test_undefined_pixels_are_never_confident():
     assert image_confidence(logits, **asked).tolist() == [14 / 16]
 
 
+@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
 @pytest.mark.parametrize("refine", [True, False])
 @pytest.mark.parametrize("size", [(40, 40), (20, 20)])
+@pytest.mark.parametrize("classes", [5, 37])
 @pytest.mark.parametrize(
     ("where", "value"),
     [
         ((slice(None), 3), -torch.inf),
+        ((slice(None), slice(0, 4)), -torch.inf),
+        ((slice(None), slice(0, 33)), -torch.inf),
         ((slice(None), 3, slice(None), slice(0, 9)), -torch.inf),
         ((0, 3, 4, 4), torch.nan),
     ],
 )
-def test_impossible_classes_are_mess_cores(refine, size, where, value):
+def test_impossible_classes_are_mess_cores(confidence, refine, size, classes, where, value):
     """A class that a mask rules out with -infinity, also where an upsampling gives it no weight; a NaN."""
     generator = torch.Generator().manual_seed(0)
-    logits = 6 * torch.randn(2, 5, 5, 5, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    logits = 6 * torch.randn(2, classes, 5, 5, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
     logits[where] = value
-    asked = {"size": size, "pixel_threshold": 0.7, "output_stride": 4, "policy": PolicySettings(refine=refine)}
+    asked = {
+        "size": size,
+        "pixel_threshold": 0.7,
+        "output_stride": 4,
+        "policy": PolicySettings(confidence=confidence, refine=refine),
+    }
     counts = device_confidence.confident_pixels(logits, **asked).numpy()
     np.testing.assert_allclose(counts, image_confidence(logits, **asked) * size[0] * size[1], atol=2.001)
+
+
+@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
+def test_no_map_of_all_classes_is_stored_at_full_size(confidence):
+    """As GPUs run out of memory for it: the largest value that any operation makes is one of a few classes."""
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            for value in made if isinstance(made, tuple | list) else [made]:
+                if isinstance(value, torch.Tensor):
+                    self.largest = max(self.largest, value.numel())
+            return made
+
+    logits = torch.randn(2, 150, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Sizes() as sizes:
+        device_confidence.confident_pixels(
+            logits, size=(64, 64), pixel_threshold=0.2, output_stride=8, policy=PolicySettings(confidence=confidence)
+        )
+    assert 2 * 64 * 64 <= sizes.largest <= 2 * 20 * 64 * 64
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_of_equal_classes_the_first_is_the_label(classes):
+    logits = torch.zeros(1, classes, 4, 6)
+    logits[:, 1:] = 1.0
+    assert device_confidence._maps(logits, (4, 6), PolicySettings())[1].eq(1).all()
