@@ -8,7 +8,7 @@ import numpy as np
 
 from mess.runtime import Runtime, Stream
 
-stream = Stream(Runtime(sys.argv[1]), skip_after=5)
+stream = Stream(Runtime(sys.argv[1]))  # options of a video: see docs/deployment.md
 capture = cv2.VideoCapture(int(sys.argv[2]) if sys.argv[2].isdigit() else sys.argv[2])
 if not capture.isOpened():
     sys.exit(f"expected a camera or a video file, got {sys.argv[2]}")
