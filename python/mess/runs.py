@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mess.data import SeededLoader, SegmentationDataset, dataset_from_spec
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.files import (
     EXITS_FILE,
     colours,
@@ -33,6 +33,7 @@ from mess.files import (
 from mess.model.exits import HeadSpec, head_grid
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.zoo import model_from_spec
+from mess.runtime.manifest import check_normalisation
 from mess.training.checkpoint import load_checkpoint
 
 

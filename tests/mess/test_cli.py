@@ -217,7 +217,7 @@ TRAIN = ("train", "--model", "small_resnet_fcn", "--data", "scenes:8", "--size",
         ),
         (
             (*TRAIN, "--mean", "0"),
-            "mean, std: expected 3 numbers each, got (0.0,)",
+            "mean, std: expected 3 numbers each, got ((0.0,)",
         ),
         (
             (*TRAIN, "--std", "a"),

@@ -611,7 +611,7 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
         mess.export(deployed, tmp_path / "new", class_names="ab")
     for options, message in (
         ({"palette": [(0, 0, 0)]}, "palette: expected a colour for each of 6 classes, got 1"),
-        ({"mean": (0.5,)}, "mean, std: expected three numbers each"),
+        ({"mean": (0.5,)}, "mean, std: expected 3 numbers each"),
         ({"std": (0.0, 1.0, 1.0)}, "std: expected numbers in 1e-6..1e6"),
     ):
         with pytest.raises(ValueError, match=message):

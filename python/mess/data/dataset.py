@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,14 +46,6 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def identity(self, index: int) -> str:
         """A stable, readable name of one example, used in reports and error messages."""
-
-
-def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int = 3) -> None:
-    """ValueError unless both are `channels` finite numbers, those of `std` above 0."""
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"mean, std: expected {channels} numbers each, got {tuple(mean)} and {tuple(std)}")
-    if not all(math.isfinite(x) for x in (*mean, *std)) or not all(x > 0 for x in std):
-        raise ValueError(f"mean, std: expected finite means and deviations above 0, got {tuple(mean)} and {tuple(std)}")
 
 
 def default_palette(num_classes: int) -> np.ndarray:

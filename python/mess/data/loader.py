@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset, check_normalisation
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
 from mess.data.transforms import apply_transform, eval_transform, train_transform
+from mess.runtime.manifest import check_normalisation
 
 
 class SeededLoader:

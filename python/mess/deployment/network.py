@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mess.confidence import Size, image_confidence, label_map
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.configuration import ChosenExit, Configuration
 from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
@@ -23,6 +23,7 @@ from mess.model.frozen import FrozenHead, frozen_head
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.split import Backend
 from mess.model.stages import Stages
+from mess.runtime.manifest import check_normalisation
 
 
 @dataclass(frozen=True, slots=True)

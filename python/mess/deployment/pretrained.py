@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD, check_normalisation
+from mess.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from mess.deployment.card import model_card
 from mess.deployment.configuration import Configuration
 from mess.deployment.network import DeployedNetwork, deploy
@@ -47,6 +47,7 @@ from mess.model.exits import AnyHead, HeadBuilder, HeadSpec, head_from
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.weights import check_fits, untied
 from mess.model.zoo import comes_from_a_library, model_from_spec
+from mess.runtime.manifest import check_normalisation
 
 FORMAT = "mess pretrained"
 VERSION = 1

@@ -211,9 +211,9 @@ class Manifest:
             _expect(set(facts) == {"sha256", "bytes"}, f"files.{name}", "sha256 and bytes", sorted(facts))
 
 
-def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
-    """ValueError unless they are three numbers each, in a range that leaves images finite."""
-    _expect(len(mean) == len(std) == 3, "mean, std", "three numbers each", (tuple(mean), tuple(std)))
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int = 3) -> None:
+    """ValueError unless they are `channels` numbers each, in a range that leaves images finite."""
+    _expect(len(mean) == len(std) == channels, "mean, std", f"{channels} numbers each", (tuple(mean), tuple(std)))
     _expect(all(1e-6 <= x <= 1e6 for x in std), "std", "numbers in 1e-6..1e6", tuple(std))
     _expect(all(abs(x) <= 1e6 for x in mean), "mean", "numbers in -1e6..1e6", tuple(mean))
 
