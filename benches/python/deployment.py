@@ -250,7 +250,7 @@ def runtime_ways(
 
     def labels(logits: np.ndarray) -> np.ndarray:  # as the runtime makes them
         wanted = None if logits.shape[-2:] == size else size
-        return mess_core.label_map(logits[0], size=wanted, workspace=workspace, threads=threads)
+        return mess_core.label_map(logits[0], size=wanted, workspace=workspace, threads=runtime._threads_for(logits))
 
     def stopping(position: int) -> Callable[[], object]:
         runtime = mess.Runtime(folder / "net", backend=backend, threads=threads)

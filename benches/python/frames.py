@@ -140,7 +140,7 @@ def batches(runtime: Runtime, plain: Path, pictures: list[np.ndarray], arguments
 
     def label(logits: np.ndarray) -> None:
         size = runtime._upsampling(logits)
-        mess_core.label_map(logits, size=size, workspace=workspace, threads=arguments.threads)
+        mess_core.label_map(logits, size=size, workspace=workspace, threads=runtime._threads_for(logits))
 
     def run_plain(batch: list[np.ndarray]) -> None:
         for logits in whole.run(runtime._start(batch), batch=len(batch))["logits"]:

@@ -589,10 +589,15 @@ def test_threads_are_those_of_decisions_and_label_maps_too(folder, pictures, mon
             return call(*args, **options)
 
         monkeypatch.setattr(mess_core, name, with_threads)
-    mess.Runtime(folder, threads=1).predict(pictures[0])
-    assert set(asked) == {1}
-    mess.Runtime(folder).predict(pictures[0])
-    assert set(asked) == {1, None}
+    for threads, small, large in ((None, None, None), (1, 1, 1), (3, 1, 3)):
+        asked.clear()
+        mess.Runtime(folder, threads=threads).predict(pictures[0])
+        assert set(asked) == {small}
+        with monkeypatch.context() as patch:
+            patch.setattr("mess.runtime.network.SHARED_FROM", 1)
+            asked.clear()
+            mess.Runtime(folder, threads=threads).predict(pictures[0])
+        assert set(asked) == {large}
 
 
 def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, folder, tmp_path, monkeypatch):

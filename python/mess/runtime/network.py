@@ -26,6 +26,9 @@ Picture = npt.NDArray[np.uint8]
 MOST_THREADS = 1024
 """That a backend is asked for."""
 
+SHARED_FROM = 1 << 22
+"""Numbers that a decision or a label map reads, from which threads share it: as in `mess_core` that is not told of any."""
+
 RETRY_AFTER = 100
 """Calls in which a deadline kept a stage from beginning, before it is tried again."""
 
@@ -283,11 +286,16 @@ class Runtime:
             output_stride=entry.output_stride,
             size=self._upsampling(logits),
             workspace=self._workspace,
-            threads=self._threads,
+            threads=self._threads_for(logits),
             **self.manifest.policy,
         )
         assert isinstance(values, np.ndarray)
         return values
+
+    def _threads_for(self, logits: npt.NDArray[np.float32]) -> int | None:
+        """Of a decision or a label map: `threads` at most, and one where more cost more than they save."""
+        numbers = math.prod(logits.shape[:-2]) * math.prod(self.size)
+        return 1 if self._threads is not None and numbers < SHARED_FROM else self._threads
 
     def _upsampling(self, logits: npt.NDArray[np.float32]) -> tuple[int, int] | None:
         return None if logits.shape[-2:] == self.size else self.size
@@ -328,7 +336,7 @@ class Runtime:
         times: Sequence[float],
     ) -> Result:
         labels = mess_core.label_map(
-            logits, size=self._upsampling(logits), workspace=self._workspace, threads=self._threads
+            logits, size=self._upsampling(logits), workspace=self._workspace, threads=self._threads_for(logits)
         )
         whole = labels if labels.shape == image.shape[:2] else labels_at(labels, image.shape[:2])
         return Result(whole, entry.name, tuple(confidences), tuple(times))
