@@ -27,7 +27,7 @@ MOST_THREADS = 1024
 """That a backend is asked for."""
 
 SHARED_FROM = 1 << 22
-"""Numbers that a decision or a label map reads, from which threads share it: as in `mess_core` that is not told of any."""
+"""Numbers that a decision or a label map reads, from which threads share it: as where `mess_core` is told no number."""
 
 RETRY_AFTER = 100
 """Calls in which a deadline kept a stage from beginning, before it is tried again."""
