@@ -478,15 +478,21 @@ def search(
         run, split=split, target=given[0] if given else None, settings=settings, journal=journal
     )
     smaller = search_verb.search_smaller(run, split=split, results=results, settings=settings)
-    if as_json:
-        typer.echo(json_text({name: tables.search_json(found, smaller.get(name)) for name, found in results.items()}))
-    else:
-        for name, result in results.items():
+    objects = {}
+    for name, result in results.items():
+        if not as_json:
             say(tables.search_text(name, result, smaller))
-            target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
-            if baselines and target not in (None, request.Target()) and setting == "input-dependent":
-                simpler = search_verb.search_baselines(run, split=split, target=target, settings=settings)
-                say(tables.baselines_text(result, simpler))
+        target = given[0][1] if given else request.STANDARD_TARGETS.get(name)
+        if baselines and target not in (None, request.Target()) and setting == "input-dependent":
+            simpler = search_verb.search_baselines(run, split=split, target=target, settings=settings)
+        else:
+            simpler = {}
+        if as_json:
+            objects[name] = tables.search_json(result, smaller.get(name), simpler)
+        elif simpler:
+            say(tables.baselines_text(result, simpler))
+    if as_json:
+        typer.echo(json_text(objects))
     if any(not result.configurations for result in results.values()):
         raise typer.Exit(1)
 

@@ -34,10 +34,7 @@ def confident_pixels(
     misses thresholds that are such shares by a bit. Args and meaning as in `mess.confidence.image_confidence`; nothing
     waits for the device.
     """
-    values = logits.float()
-    if tuple(values.shape[-2:]) != tuple(size):
-        values = values.where(values != -torch.inf, _IMPOSSIBLE)  # which a weight of 0 would make NaN
-    confidences, labels = _maps(values, size, policy)
+    confidences, labels = _maps(logits, size, policy)
     confident = confidences >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
     if policy.refine:
         edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
@@ -46,16 +43,19 @@ def confident_pixels(
     return confident.flatten(1).sum(dim=1)
 
 
-def _maps(values: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, Tensor]:
+def _maps(logits: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, Tensor]:
     """Confidences and labels (B, H, W) of logits (B, C, h, w), `_TOGETHER` classes at a time: neither the logits nor
     the softmax of all of them are ever stored at full size. A confidence is NaN where the softmax is undefined, which
     is below every threshold; of equal classes the first is the label.
     """
 
     def parts() -> Iterator[Tensor]:
-        for part in torch.split(values, _TOGETHER, dim=1):
-            is_small = tuple(part.shape[-2:]) != tuple(size)
-            yield F.interpolate(part, size=size, mode="bilinear", align_corners=False) if is_small else part
+        for logits_of_some in torch.split(logits, _TOGETHER, dim=1):
+            part = logits_of_some.float()
+            if tuple(part.shape[-2:]) != tuple(size):
+                part = part.where(part != -torch.inf, _IMPOSSIBLE)  # which a weight of 0 would make NaN
+                part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+            yield part
 
     num_largest = 2 if policy.confidence == "margin" else 1
     labels, largest, first = None, None, 0
@@ -70,7 +70,7 @@ def _maps(values: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, T
         first += part.shape[1]
     assert labels is not None
     assert largest is not None
-    reference = largest[:, :1].clamp(min=_IMPOSSIBLE)  # which is finite where every class is impossible
+    reference = largest[:, :1].where(largest[:, :1] != -torch.inf, 0.0)  # where nothing is possible, 0 / 0 follows
     total, weighted = torch.zeros_like(reference), torch.zeros_like(reference)
     for part in parts():
         below = part - reference
@@ -79,10 +79,10 @@ def _maps(values: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, T
         if policy.confidence == "entropy":
             weighted += torch.where(share > 0, share * below, share).sum(dim=1, keepdim=True)
     if policy.confidence == "entropy":
-        found = 1 - (total.log() - weighted / total) / math.log(values.shape[1])
+        found = 1 - (total.log() - weighted / total) / math.log(max(2, logits.shape[1]))
     else:
         shares = (largest - reference).exp() / total
-        found = shares if num_largest == 1 else shares[:, :1] - shares[:, 1:]
+        found = shares[:, :1] - shares[:, 1:].sum(dim=1, keepdim=True)  # less the second, if there is one
     return found.squeeze(1), labels
 
 

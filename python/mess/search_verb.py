@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -11,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import mess_core
 from mess.calibration.table import CalibrationTable
 from mess.cluster import connection
 from mess.deployment.configuration import Configuration
@@ -19,7 +21,9 @@ from mess.progress import progress, say
 from mess.reporting import charts
 from mess.searching import Guarantee, Guaranteed, SearchInterrupted, SearchResult, baselines, guarantee, smaller_network
 from mess.searching.request import LIMITS, STANDARD_TARGETS, Engine, SearchSettings, Target, show
+from mess.searching.solve import indices_of
 from mess.searching.sweep import Wish, check_parquet, sweep, wishes, write_parquet
+from mess_core import Setting
 
 
 def search_run(
@@ -34,8 +38,8 @@ def search_run(
 
     Names carry what is asked beside the target, so that no answer replaces that to another question: setting, cost and
     metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits and the split when it is not `val`:
-    `drop-1pp-budgeted-latency_ms`, `drop-5pp-max-exits-2-min-share-0.1`. Interrupted (Ctrl-C), the best known is
-    written where there is no answer yet.
+    `drop-1pp-budgeted-latency_ms`, `drop-5pp-max-exits-2-min-share-0.1`. A search begins with the answer that is there.
+    Interrupted (Ctrl-C), the best known is written where there is no answer yet.
 
     Args:
         source: a run folder, whose table of `split` is searched, or a table file, beside which the results go.
@@ -57,14 +61,14 @@ def search_run(
     with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
         for name, wish in wanted.items():
             interruption: SearchInterrupted | None = None
+            is_front = name == "front"
+            path = folder / f"front{suffix}.json" if is_front else folder / "configurations" / f"{name}{suffix}.json"
             try:
                 with progress(f"search {name}", 1) as bar:
-                    found = chosen.search(table, wish, bar, journal)
+                    found = chosen.search(table, wish, bar, journal, known=_known(path, table, chosen.setting))
             except SearchInterrupted as stopped:
                 found, interruption = stopped.result, stopped
             results[name] = found
-            is_front = name == "front"
-            path = folder / f"front{suffix}.json" if is_front else folder / "configurations" / f"{name}{suffix}.json"
             if interruption is not None:
                 _keep(path, found, is_front=is_front)
                 raise interruption
@@ -78,6 +82,17 @@ def search_run(
     elif all(found.status == "infeasible" for found in results.values()):
         picture.unlink(missing_ok=True)
     return results
+
+
+def _known(path: Path, table: CalibrationTable, setting: Setting) -> list[mess_core.Configuration]:
+    """What an earlier search wrote, where the table has its exits: a search that is stopped does not lose it, and one
+    that is not finds the same with it as without."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        found = [Configuration.from_json(value) for value in (written if isinstance(written, list) else [written])]
+        return [indices_of(configuration, table) for configuration in found if configuration.setting == setting]
+    except (OSError, ValueError, TypeError, LookupError):
+        return []  # none, or that of another table
 
 
 def _write(path: Path, found: SearchResult, *, is_front: bool) -> None:

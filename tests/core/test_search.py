@@ -754,6 +754,8 @@ def test_a_memory_mapped_table_is_read_where_it_lies(tmp_path):
         np.save(path, np.ascontiguousarray(getattr(table, name)))
         mapped[name] = np.load(path, mmap_mode="r")
     assert mess_core.search(replace(table, **mapped)).found == mess_core.search(table).found
+    given = mess_core._search._arrays(replace(table, **mapped))[: len(mapped)]
+    assert all(np.shares_memory(array, mapped[name]) for array, name in zip(given, mapped, strict=True))
 
 
 def test_constant_confidences_and_equal_exits():

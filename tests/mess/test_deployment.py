@@ -214,7 +214,7 @@ def test_what_is_moved_is_the_deployed_network_alone(run_folder, table, val_imag
     """To another type here, as it would be to another device: parameters are shared, statistics of a norm are not."""
     network, images = runs.trained_network(run_folder), val_images[0][:4]
     before = network.net(images)
-    deployed = mess.deploy(network, dividing(table))
+    deployed = mess.deploy(network, gated(table, 0.0))
     static = deployed.budgeted(0).double()
     assert static(images.double()).dtype == torch.float64
     expected = deployed(images)
@@ -222,6 +222,8 @@ def test_what_is_moved_is_the_deployed_network_alone(run_folder, table, val_imag
     assert {value.dtype for value in network.state_dict().values()} <= {torch.float32, torch.int64}
     assert torch.equal(network.net(images), before)
     moved = deployed(images.double())
+    deployed.to(torch.float64)
+    assert torch.equal(deployed(images.double()).logits, moved.logits)
     assert torch.equal(moved.exits, expected.exits)
     torch.testing.assert_close(moved.image_confidence, expected.image_confidence, atol=2e-3, rtol=0, equal_nan=True)
 

@@ -137,3 +137,23 @@ def test_of_equal_classes_the_first_is_the_label(classes):
     logits = torch.zeros(1, classes, 4, 6)
     logits[:, 1:] = 1.0
     assert device_confidence._maps(logits, (4, 6), PolicySettings())[1].eq(1).all()
+
+
+@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
+@pytest.mark.parametrize("size", [(4, 6), (8, 12)])
+def test_finite_logits_have_a_softmax_however_low(confidence, size):
+    """As masks make them of the least number that there is."""
+    logits = torch.full((1, 20, 4, 6), torch.finfo(torch.float32).min)
+    asked = {"size": size, "output_stride": 1, "policy": PolicySettings(confidence=confidence, refine=False)}
+    for threshold in (0.0, 0.04, 0.06):
+        counts = device_confidence.confident_pixels(logits, pixel_threshold=threshold, **asked)
+        wanted = image_confidence(logits, pixel_threshold=threshold, **asked) * size[0] * size[1]
+        assert counts.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
+def test_one_class_is_sure(confidence):
+    policy = PolicySettings(confidence=confidence, refine=False)
+    asked = {"size": (4, 6), "pixel_threshold": 1.0, "output_stride": 1, "policy": policy}
+    assert device_confidence.confident_pixels(torch.randn(2, 1, 4, 6), **asked).tolist() == [24, 24]
+    assert image_confidence(torch.randn(2, 1, 4, 6), **asked).tolist() == [1.0, 1.0]

@@ -186,22 +186,30 @@ def test_a_budgeted_export_holds_what_its_exit_needs(network, table, folder, tmp
 
 
 class Branches(torch.nn.Module):
-    """A branch begins before the first exit point and is read behind the last."""
+    """A branch begins before the first exit point, goes on between the two, and is read behind the last."""
 
-    def __init__(self):
+    def __init__(self, in_place: bool):
         super().__init__()
         self.stem, self.a, self.b = (torch.nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8))
-        self.branch, self.last = torch.nn.Conv2d(8, 64, 3, padding=1), torch.nn.Conv2d(72, 4, 1)
+        self.begin, self.go_on = torch.nn.Conv2d(8, 64, 3, padding=1), torch.nn.Conv2d(64, 64, 3, padding=1)
+        self.relu, self.drop = torch.nn.ReLU(in_place), torch.nn.Dropout(0.5, in_place)
+        self.last = torch.nn.Conv2d(72, 4, 1)
 
     def forward(self, x):
-        x = self.stem(x)
-        beside = self.branch(x).relu()
-        return self.last(torch.cat([self.b(self.a(x).relu()), beside], 1))
+        x = self.relu(self.stem(x))
+        beside = self.drop(self.relu(self.begin(x)))
+        x = self.a(x)
+        beside = self.relu(self.go_on(beside))
+        beside += 1
+        x = self.b(self.relu(x))
+        return self.last(torch.cat([self.relu(x), self.relu(self.go_on(beside))], 1))
 
 
-def test_a_budgeted_export_computes_what_its_exit_needs(tmp_path):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_budgeted_export_computes_what_its_exit_needs(tmp_path, in_place):
     """Neither the branch that goes on behind the exit, nor what it was carried in."""
-    network = mess.convert(Branches(), torch.zeros(1, 3, 16, 24), exit_points=["a", "b"], heads=["fcn-r1-b0"]).eval()
+    example = torch.zeros(1, 3, 16, 24)
+    network = mess.convert(Branches(in_place), example, exit_points=["a", "b"], heads=["fcn-r1-b0"]).eval()
     model = tuple(point.name for point in network.points)
     picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     gate = {"pixel_threshold": 0.5, "image_threshold": 2.0}
@@ -217,9 +225,13 @@ def test_a_budgeted_export_computes_what_its_exit_needs(tmp_path):
         found, expected = mess.Runtime(tmp_path / setting).predict(picture), mess.run(deployed, picture)
         assert found.exit == expected.exit == exits[-1].exit
         assert (found.labels == expected.labels).mean() > 0.99
+        images = image_tensor(picture)
         with torch.no_grad():
-            feature = network.net.a(network.net.stem(images := image_tensor(picture)))
-            assert torch.equal(deployed.stages.run_stage(0, deployed.stages.start(images))[0], feature)
+            _, features = network.features(images)
+            state = deployed.stages.start(images)
+            for i in range(len(exits)):
+                feature, state = deployed.stages.run_stage(i, state)
+                assert torch.equal(feature, features[i])
 
 
 def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictures, monkeypatch):

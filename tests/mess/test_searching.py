@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from mess.policy import PolicySettings
 from mess.reporting import charts
 from mess.reporting.tables import amount, configuration_table, smaller_text
 from mess.search_verb import told_apart
-from mess.searching import baselines, smaller_network
+from mess.searching import baselines, request, smaller_network
 from mess.searching.request import SearchSettings
 from mess.searching.solve import exit_accuracy
 
@@ -365,6 +366,45 @@ def test_a_search_that_ran_out_of_time_does_not_say_that_nothing_is_there(table_
     assert "greedy" not in found.stdout
 
 
+def test_a_search_out_of_time_replaces_no_better_answer(table_file):
+    """It begins with what is there; what is not of this table, or no configuration at all, it does not mind."""
+    for flags, path in [
+        (["--accuracy-drop", 3], "configurations/drop-3pp.json"),
+        (["--budget", "0.7x"], "configurations/best-at-0.7x.json"),
+        (["--accuracy-drop", 3, "--setting", "budgeted"], "configurations/drop-3pp-budgeted.json"),
+        (["--front"], "front.json"),
+    ]:
+        assert run_search(table_file, *flags, "--no-baselines").returncode == 0
+        proven = (table_file.parent / path).read_bytes()
+        hurried = run_search(table_file, *flags, "--no-baselines", "--time-limit", 0)
+        assert hurried.returncode == 0, hurried.stderr
+        assert (table_file.parent / path).read_bytes() == proven
+        other = json.loads(proven)
+        (other[0] if isinstance(other, list) else other)["model"] = ["another"]
+        for foreign in (b"{", b"[1]", json.dumps(other).encode()):
+            (table_file.parent / path).write_bytes(foreign)
+            assert run_search(table_file, *flags, "--no-baselines").returncode == 0
+            assert (table_file.parent / path).read_bytes() == proven
+
+
+def test_json_has_the_simpler_ways(table_file):
+    found = json.loads(run_search(table_file, "--accuracy-drop", 4, "--json").stdout)["drop-4pp"]
+    assert set(found["simpler"]) == {"single exit", "uniform", "greedy"}
+    cost = found["configurations"][0]["promise"]["cost"]
+    assert all(way is None or way["promise"]["cost"] >= cost for way in found["simpler"].values())
+    found = json.loads(run_search(table_file, "--accuracy-drop", 4, "--json", "--no-baselines").stdout)["drop-4pp"]
+    assert found["simpler"] == {}
+
+
+def test_the_bar_says_what_bounds_the_best():
+    said = []
+    bar = SimpleNamespace(set=lambda done, total, text: said.append(text))
+    state = mess_core.Progress(1, 2, 0.01, 0.1, 5.0, 0.5, 0.8, 9, 9)
+    for target in (request.Target(max_drop=0.01), request.Target(max_cost_ratio=0.5), request.Target()):
+        request.show(bar, state, target)
+    assert [text.partition("certified")[2] for text in said] == [": none below 0.45", ": none above 88.00%", ""]
+
+
 @on_posix
 def test_ctrl_c_writes_the_best_known_where_there_is_no_answer(tmp_path):
     path = tmp_path / "table.safetensors"
@@ -374,7 +414,7 @@ import os, signal
 import mess.cli
 from mess.searching import request
 
-def show(bar, state):
+def show(bar, state, target):
     if state.cost is not None:  # something is known
         os.kill(os.getpid(), signal.SIGINT)
 

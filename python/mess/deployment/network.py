@@ -95,7 +95,7 @@ class DeployedNetwork(nn.Module):
         class_names: of the C classes, where they are known (`mess.from_pretrained`); else empty.
 
     Raises:
-        ValueError: the configuration does not fit the network, or `mean` and `std` are not a finite number a channel.
+        ValueError: the configuration does not fit the network, or `mean` and `std` are not a number a channel.
         RuntimeError: the model cannot be cut into stages, or with `any_size` not into graphs that take other sizes.
     """
 

@@ -34,7 +34,7 @@ def run(network: DeployedNetwork, image: npt.NDArray[np.uint8]) -> RunResult:
 
     Raises:
         TypeError: `image` is no array.
-        ValueError: it is not (H, W, 3) uint8, or the network takes other images.
+        ValueError: it is not (H, W, 3) uint8, it is empty, or the network takes other images.
     """
     if network.in_channels != 3:
         raise ValueError(f"network: expected one of RGB images, got {network.in_channels} channels; call it yourself")

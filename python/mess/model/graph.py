@@ -70,9 +70,11 @@ class GraphStages(Stages):
         """The first `count` stages; what lies behind them is gone, with all that was computed and carried for it."""
         stages, batched = list(self.stages)[:count], list(self.batched)[:count]
         carried: list[int] = []  # which of the values that a stage hands on are read
-        for i in reversed(range(count)):
+        for i, stage in reversed(list(enumerate(stages))):
+            if not isinstance(stage, fx.GraphModule):
+                break  # one that was compiled: taken as it is, with all before it
             batched[i] = tuple(batched[i][number] for number in carried)
-            stages[i], carried = _handing_on(stages[i], carried, is_first=i == 0)
+            stages[i], carried = _handing_on(stage, carried, is_first=i == 0)
         return GraphStages(stages, batched, self.input_size, self.size_step)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -415,20 +417,79 @@ def _stage(
     return fx.GraphModule(_own_attributes(root, graph), graph)
 
 
-def _handing_on(stage: nn.Module, outputs: Sequence[int], *, is_first: bool) -> tuple[fx.GraphModule, list[int]]:
+def _handing_on(stage: fx.GraphModule, outputs: Sequence[int], *, is_first: bool) -> tuple[fx.GraphModule, list[int]]:
     """A stage that gives its feature and hands on these values only, and which of its inputs that takes; the first one
     keeps the images."""
-    assert isinstance(stage, fx.GraphModule)
     graph = fx.Graph()
     copied: Any = graph.graph_copy(stage.graph, {})
     graph.output((copied[0], *(copied[1 + number] for number in outputs)))
-    graph.eliminate_dead_code()  # it leaves what changes a tensor in its place, and what that needs
+    live = _live(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    read = [i for i, node in enumerate(inputs) if node.users or is_first]
-    for i in set(range(len(inputs))) - set(read):
-        graph.erase_node(inputs[i])
+    read = [i for i, node in enumerate(inputs) if node in live or is_first]
+    kept = live | {inputs[i] for i in read}
+    for node in reversed(list(graph.nodes)):
+        if node not in kept:
+            graph.erase_node(node)
     graph.lint()
     return fx.GraphModule(stage, graph), read
+
+
+_MAY_BE_ITS_INPUT = ("dropout", "meshgrid", "broadcast_tensors", "atleast", "type_as")
+"""In names of operators that may give a tensor back as it came, though their schemas do not say so."""
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the output follows from: what it reads, and what changes a tensor in its place that it reads.
+
+    `Graph.eliminate_dead_code` keeps whatever changes any tensor (`relu_`) or may be random (`dropout`, also where it
+    is not), with all that it reads.
+    """
+    same: dict[fx.Node, fx.Node] = {}  # towards one node of all those that may be in one place in memory
+
+    def place(node: fx.Node) -> fx.Node:
+        while same[node] is not node:
+            node = same[node]
+        return node
+
+    changes: list[tuple[fx.Node, list[fx.Node]]] = []
+    for node in graph.nodes:
+        same[node] = node
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:  # a number, an item of several, or what is not known
+            shared = node.all_input_nodes
+            changed = [] if node.target is operator.getitem or _is_size(node) else shared
+        else:
+            given = [*zip(schema.arguments, node.args, strict=False)]
+            given += [(formal, node.kwargs[formal.name]) for formal in schema.arguments if formal.name in node.kwargs]
+            aliased = [(formal, _nodes_of(value)) for formal, value in given if formal.alias_info is not None]
+            changed = [other for formal, nodes in aliased if formal.alias_info.is_write for other in nodes]
+            shared = [other for _, nodes in aliased for other in nodes]
+            if any(word in schema.name for word in _MAY_BE_ITS_INPUT):
+                shared = node.all_input_nodes
+        for other in shared:
+            same[place(other)] = place(node)
+        if changed:
+            changes.append((node, changed))
+
+    live: set[fx.Node] = set()
+    wanted = [next(node for node in graph.nodes if node.op == "output")]
+    while wanted:
+        while wanted:
+            node = wanted.pop()
+            if node not in live:
+                live.add(node)
+                wanted.extend(node.all_input_nodes)
+        places = {place(node) for node in live}
+        wanted = [node for node, changed in changes if node not in live and any(place(n) in places for n in changed)]
+    return live
+
+
+def _nodes_of(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(value, found.append)
+    return found
 
 
 def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:

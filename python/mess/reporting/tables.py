@@ -161,10 +161,13 @@ def guaranteed_json(result: Guaranteed) -> dict[str, Any]:
     }
 
 
-def search_json(result: SearchResult, smaller: Configuration | None) -> dict[str, Any]:
-    """The JSON object that `mess search --json` prints for each target."""
+def search_json(
+    result: SearchResult, smaller: Configuration | None, simpler: Mapping[str, Configuration | None] | None = None
+) -> dict[str, Any]:
+    """The JSON object that `mess search --json` prints for each target; `simpler` ways by name, None for no answer."""
     return {
         "smaller_network": smaller_json(smaller),
+        "simpler": {name: None if found is None else found.to_json() for name, found in (simpler or {}).items()},
         "status": result.outcome.status,
         "bound": result.outcome.bound,
         "gap": result.outcome.gap,

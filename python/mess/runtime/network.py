@@ -58,7 +58,7 @@ class Runtime:
     Args:
         folder: the deployment; every file is checked against the manifest's hashes.
         backend: `onnxruntime` or `openvino`.
-        threads: of the backend, decisions and label maps; as many as they like by default.
+        threads: of the backend, and at most of decisions and label maps; as many as they like by default.
         size: (height, width) that pictures are resized to and the network is loaded for; by default the one that was
             calibrated. Thresholds, costs and the promise are of that one.
         deadline_ms: give the best prediction there is at this time after the call of `predict`: a stage that would end

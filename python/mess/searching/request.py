@@ -79,7 +79,7 @@ class SearchSettings:
         if engine == "ray":
             asked["spread"] = on_ray(workers=workers, threads=self.threads or 1)
         del asked["front_seconds"]
-        asked |= {"journal": journal, "progress": None if bar is None else lambda state: show(bar, state)}
+        asked |= {"journal": journal, "progress": None if bar is None else lambda state: show(bar, state, target)}
         return search(table, **(asked | other))
 
 
@@ -105,10 +105,13 @@ def differing(settings: SearchSettings) -> list[str]:
     return [LIMITS.get(n, n).replace("_", "-") for n in found if n not in ("engine", "workers", "threads")]
 
 
-def show(bar: Bar, state: Progress) -> None:
-    """How far a search is, on a bar."""
+def show(bar: Bar, state: Progress, target: Target | None = None) -> None:
+    """How far a search is, on a bar: what was looked at, the best and what bounds it, the gap between the two."""
     known = "" if state.cost is None else f", best {state.cost:.4g} / {state.accuracy:.2%}"
     gap = "" if state.gap > 1 else f", gap {state.gap:.2%} certified"
+    if gap and state.cost is not None and state.accuracy is not None and target not in (None, Target()):
+        least, most = state.cost * (1 - state.gap), min(1.0, state.accuracy * (1 + state.gap))
+        gap += f": none below {least:.4g}" if target.minimises_cost else f": none above {most:.2%}"
     bar.set(state.done, state.total, f"{state.explored:,} explored{known}{gap}")
 
 

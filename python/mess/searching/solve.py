@@ -239,6 +239,27 @@ def evaluate(
     Raises:
         ValueError: the configuration has exits or pixel thresholds that the table lacks, or another policy.
     """
+    indices = indices_of(configuration, table)
+    evaluation = mess_core.evaluate(
+        table.search_table(cost),
+        indices,
+        setting=configuration.setting,
+        metric=metric_of(configuration) if metric is None else metric,
+        horizon=table.total_cost(table.exits.index(FINAL_EXIT), cost),
+    )
+    images = len(table.images)
+    taken = [indices.exits[position] for position in evaluation.position]
+    mixture = _mixture_iou(table, taken)
+    shares = tuple(count / images for count in evaluation.found.stopped)
+    return Report(evaluation.found.accuracy, evaluation.found.cost, shares, mixture)
+
+
+def indices_of(configuration: Configuration, table: CalibrationTable) -> mess_core.Configuration:
+    """A configuration by the numbers that its exits and pixel thresholds have in a table.
+
+    Raises:
+        ValueError: the table lacks one of them, or has another policy.
+    """
     if configuration.model != table.model:
         raise ValueError(f"table: expected exit points {configuration.model}, got {table.model}")
     if not configuration.decides_by(table.policy):
@@ -251,18 +272,7 @@ def evaluate(
         if chosen.pixel_threshold is not None and chosen.image_threshold is not None:
             pixel = index_of("pixel_thresholds", table.pixel_thresholds, chosen.pixel_threshold)
             gates.append(mess_core.Gate(pixel, chosen.image_threshold))
-    evaluation = mess_core.evaluate(
-        table.search_table(cost),
-        mess_core.Configuration(tuple(exits), tuple(gates)),
-        setting=configuration.setting,
-        metric=metric_of(configuration) if metric is None else metric,
-        horizon=table.total_cost(table.exits.index(FINAL_EXIT), cost),
-    )
-    images = len(table.images)
-    taken = [exits[position] for position in evaluation.position]
-    mixture = _mixture_iou(table, taken)
-    shares = tuple(count / images for count in evaluation.found.stopped)
-    return Report(evaluation.found.accuracy, evaluation.found.cost, shares, mixture)
+    return mess_core.Configuration(tuple(exits), tuple(gates))
 
 
 def metric_of(configuration: Configuration) -> Metric:

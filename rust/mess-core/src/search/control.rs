@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+const UNHURRIED: Duration = Duration::from_secs(120);
 
 /// Lets another thread watch and stop a search.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ pub struct Control {
     pub cancel: AtomicBool,
     /// When to stop by itself.
     pub deadline: Option<Instant>,
+    /// How long a proof may take before something is certified on the way to it; half of the time there is, at most.
+    pub(crate) unhurried: Duration,
     /// Only every `count`-th task of each pass, from number `index` on; the rest is for others.
     pub part: (usize, usize),
     /// How often `stopped` says no, for tests that stop a search at every place where it asks.
@@ -45,6 +49,7 @@ impl Default for Control {
         Self {
             cancel: AtomicBool::new(false),
             deadline: None,
+            unhurried: UNHURRIED,
             part: (0, 1),
             #[cfg(test)]
             patience: AtomicU64::new(u64::MAX),
@@ -75,6 +80,12 @@ impl Control {
             self.cancel();
         }
         self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// When a proof that begins now has taken long.
+    pub(crate) fn half_time(&self, now: Instant) -> Instant {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now) / 2);
+        now + left.map_or(self.unhurried, |left| left.min(self.unhurried))
     }
 
     /// Stop as soon as possible.

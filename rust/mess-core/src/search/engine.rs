@@ -6,14 +6,16 @@
 //! 2. their chains of exits are searched exactly (`regions`), which makes the incumbents nearly always optimal;
 //! 3. passes over the whole space: each looks for anything better than the incumbents by more than a gap, and the last
 //!    one, with gap 0, for anything better at all. Each pass is cut into tasks, one for each first gate (`tails`), which
-//!    share the incumbents only. A finished pass certifies its gap. A front is cut into bands of costs, each with a
+//!    share the incumbents only. A finished pass certifies its gap. In a small space the last one is begun with. A front is cut into bands of costs, each with a
 //!    multiplier of its own; a task looks after all of them, as the values of its exits do not depend on the band.
 //!
 //! What is found does not depend on the order of work: a configuration is only ever given up for one that is strictly
 //! better in the objective's total order, or with a set whose bound shows that it holds nothing that is equal or better.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::prelude::*;
 
@@ -41,6 +43,8 @@ const GAPS: [f64; 2] = [0.1, 0.01];
 const MORE_GAPS: [f64; 14] = [0.6, 0.5, 0.45, 0.4, 0.37, 0.34, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01];
 /// The same for a front of more than `FEW_CHAINS`: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
+/// The same when one pass takes long.
+const LATE_FRONT_GAPS: [f64; 2] = [0.01, 0.003];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
 const MANY_CHAINS: f64 = 1e9;
@@ -212,31 +216,71 @@ impl Shared<'_, '_> {
     }
 
     /// Make the passes; `gap` becomes that of the last one that was finished.
+    ///
+    /// Where one pass is made and takes long, what it has not come to by then is gone through with gaps first: if the
+    /// search is stopped, it certifies one. (*Sound*: a task that was finished with gap 0 holds nothing better at all, so
+    /// when the others are finished with a gap, nothing is better by more than that.)
     fn prove(&self, fields: &[Field], gap: &mut f64, journal: Option<&Journal>) {
         let all = self.tasks(fields).into_iter();
-        let tasks: Vec<TaskId> = all.skip(self.control.part.0).step_by(self.control.part.1.max(1)).collect();
-        let singles = self.allowed.iter().filter(|allowed| **allowed).count() as f64;
-        for wanted in self.gaps(fields) {
-            self.incumbents.set_gap(wanted);
-            self.control.begin(tasks.len(), wanted, singles);
-            tasks.par_iter().with_max_len(1).for_each(|&task| {
-                let name = self.task_name(fields, task);
-                if journal.is_some_and(|journal| journal.is_done(wanted, &name)) {
-                    self.finish_task(fields, task);
-                } else if self.run_task(fields, task)
-                    && let Some(journal) = journal
-                {
-                    journal.finish(wanted, &[name], &self.incumbents.configurations());
-                    if journal.check().is_err() {
-                        self.control.cancel(); // what it finds from now on would be lost with the error
-                    }
-                }
-            });
+        let mut tasks: Vec<TaskId> = all.skip(self.control.part.0).step_by(self.control.part.1.max(1)).collect();
+        let mut covered = self.allowed.iter().filter(|allowed| **allowed).count() as f64; // single exits
+        let mut gaps = self.gaps(fields);
+        if gaps.len() == 1 {
+            let until = self.control.half_time(Instant::now());
+            let done = self.pass(fields, &tasks, (0.0, covered), Some(until), journal);
+            covered += done.iter().map(|task| self.task_size(&fields[task.0], task.1, task.2)).sum::<f64>();
+            let done: HashSet<TaskId> = done.into_iter().collect();
+            tasks.retain(|task| !done.contains(task));
+            if !tasks.is_empty() {
+                gaps.splice(0..0, self.late_gaps());
+            }
+        }
+        for wanted in gaps {
+            self.pass(fields, &tasks, (wanted, covered), None, journal);
             if self.control.stopped() {
                 return;
             }
             *gap = wanted;
             self.control.certify(self.certificate(&self.incumbents.found(), wanted).1);
+        }
+    }
+
+    /// Work off tasks with a gap, until a time at most; those that came to their end.
+    fn pass(
+        &self,
+        fields: &[Field],
+        tasks: &[TaskId],
+        (gap, covered): (f64, f64),
+        until: Option<Instant>,
+        journal: Option<&Journal>,
+    ) -> Vec<TaskId> {
+        self.incumbents.set_gap(gap);
+        self.control.begin(tasks.len(), gap, covered);
+        let run = |task: &TaskId| {
+            let name = self.task_name(fields, *task);
+            if journal.is_some_and(|journal| journal.is_done(gap, &name)) {
+                self.finish_task(fields, *task);
+                return true;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) || !self.run_task(fields, *task) {
+                return false;
+            }
+            if let Some(journal) = journal {
+                journal.finish(gap, &[name], &self.incumbents.configurations());
+                if journal.check().is_err() {
+                    self.control.cancel(); // what it finds from now on would be lost with the error
+                }
+            }
+            true
+        };
+        tasks.par_iter().with_max_len(1).copied().filter(run).collect()
+    }
+
+    /// Gaps of a space where one pass is made, when that takes long.
+    fn late_gaps(&self) -> [f64; 2] {
+        match self.query.objective {
+            Objective::ParetoFront { .. } => LATE_FRONT_GAPS,
+            _ => GAPS,
         }
     }
 

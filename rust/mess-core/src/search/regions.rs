@@ -151,7 +151,11 @@ impl<'a> Chain<'a> {
                 Statistic::Total => {}
                 Statistic::Mean => mean_limits.push((costs, limit.at_most)),
                 Statistic::Quantile(share) => {
-                    quantiles.push((costs.partition_point(|cost| *cost <= limit.at_most), share));
+                    let within = costs.partition_point(|cost| *cost <= limit.at_most);
+                    if within == 0 || share >= 1.0 && within < exits.len() {
+                        return None; // every exit has an image
+                    }
+                    quantiles.push((within, share));
                 }
             }
         }
