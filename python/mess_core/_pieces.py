@@ -88,7 +88,7 @@ class SearchPieces:
         Parameters
         ----------
         gap : float
-            One of `gaps`.
+            One of `gaps`; in one process, calls with different ones must not overlap.
         tasks : sequence of str
             Some of `tasks`.
         known : sequence of Configuration

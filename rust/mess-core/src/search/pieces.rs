@@ -78,7 +78,7 @@ impl Pieces {
     }
 
     /// Work off tasks of the pass with this gap, until all are done or `control` stops it. Where the preparations were cut
-    /// short, none is done.
+    /// short, none is done. Calls with different gaps must not overlap: what they look for is set for all of them.
     ///
     /// # Errors
     /// [`Error::Value`] for a task that does not exist, another table, or a known configuration that is invalid.
