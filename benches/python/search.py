@@ -54,7 +54,7 @@ def main() -> None:
     lines += ["", "## Against brute force in NumPy", "", *brute_force(options.rounds)]
     lines += ["", f"## Heuristics, {options.seconds:g} s each, at most 3 exits, least cost at 1 pp", ""]
     lines += heuristics(table, options.seconds)
-    lines += ["", f"## Fronts, {options.seconds:g} s each, at most 3 exits", "", *fronts(table, options.seconds)]
+    lines += ["", "## Fronts, at most 3 exits", "", *fronts(table, options.seconds)]
     lines += ["", "## Growth: one thread, least cost at 1 pp, memory beside the table", "", *growth()]
     if options.table is not None:
         from mess.calibration.table import CalibrationTable
@@ -222,13 +222,15 @@ def heuristics(table: SearchTable, seconds: float) -> list[str]:
 
 
 def fronts(table: SearchTable, seconds: float) -> list[str]:
-    """Area under each front, and how many of its points are better than the exact one."""
+    """Area under each front, and how many of its points are better than the exact one. Each method gets as long as the
+    exact search took, or the given seconds if that is more."""
     final = mess_core.evaluate(table, Configuration((len(table.points) - 1,))).found
     resolution = 0.001 * final.cost
     start = time.perf_counter()
     outcome = mess_core.search(table, max_exits=3, resolution=resolution, threads=2, time_limit=10 * seconds)
     elapsed = time.perf_counter() - start
     exact = [(f.cost, f.accuracy) for f in outcome.found]
+    seconds = max(seconds, elapsed)
     lines = [
         "| method | seconds | evaluations | points | area | points better than the exact front |",
         "|" + "---|" * 6,
@@ -249,7 +251,9 @@ def fronts(table: SearchTable, seconds: float) -> list[str]:
             all(accuracy > known + 1e-9 for other, known in exact if other <= cost + resolution)
             for cost, accuracy in front
         )
-        lines.append(f"| {name} | {seconds:g} | {count:,} | {len(front)} | {_area(front, final.cost):.5f} | {better} |")
+        lines.append(
+            f"| {name} | {seconds:.0f} | {count:,} | {len(front)} | {_area(front, final.cost):.5f} | {better} |"
+        )
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
 
