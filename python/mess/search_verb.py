@@ -88,10 +88,10 @@ def _known(path: Path, table: CalibrationTable, setting: Setting) -> list[mess_c
     """What an earlier search wrote, where the table has its exits: a search that is stopped does not lose it, and one
     that is not finds the same with it as without."""
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = json.loads(path.read_text(encoding="utf-8-sig"))
         found = [Configuration.from_json(value) for value in (written if isinstance(written, list) else [written])]
         return [indices_of(configuration, table) for configuration in found if configuration.setting == setting]
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return []  # none, or that of another table
 
 

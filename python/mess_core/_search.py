@@ -241,7 +241,10 @@ class SearchProblem:
         scoring, (name, _), space, limits = self.query
         if name not in opposite:
             return None
-        return replace(self, query=(scoring, opposite[name], space, limits), known=(), journal=None)
+        progress = self.progress
+        # what is looked for is not what was asked for: its gap is not told
+        quiet = None if progress is None else lambda state: progress(replace(state, gap=np.inf))
+        return replace(self, query=(scoring, opposite[name], space, limits), known=(), journal=None, progress=quiet)
 
 
 def search(

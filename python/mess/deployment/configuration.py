@@ -119,6 +119,8 @@ class Configuration:
         Raises:
             ValueError: another version, a missing or unknown entry, or a contradiction.
         """
+        if not isinstance(value, Mapping):
+            raise ValueError(f"configuration: expected a JSON object, got {type(value).__name__}")
         if value.get("version") != VERSION:
             raise ValueError(f"configuration: expected version {VERSION}, got {value.get('version')}")
         try:

@@ -70,11 +70,10 @@ class GraphStages(Stages):
         """The first `count` stages; what lies behind them is gone, with all that was computed and carried for it."""
         stages, batched = list(self.stages)[:count], list(self.batched)[:count]
         carried: list[int] = []  # which of the values that a stage hands on are read
-        for i, stage in reversed(list(enumerate(stages))):
-            if not isinstance(stage, fx.GraphModule):
-                break  # one that was compiled: taken as it is, with all before it
+        graphs = [stage for stage in stages if isinstance(stage, fx.GraphModule)]
+        for i in reversed(range(count)) if len(graphs) == count else ():  # not of stages that were compiled
             batched[i] = tuple(batched[i][number] for number in carried)
-            stages[i], carried = _handing_on(stage, carried, is_first=i == 0)
+            stages[i], carried = _handing_on(graphs[i], carried, is_first=i == 0)
         return GraphStages(stages, batched, self.input_size, self.size_step)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -434,17 +433,22 @@ def _handing_on(stage: fx.GraphModule, outputs: Sequence[int], *, is_first: bool
     return fx.GraphModule(stage, graph), read
 
 
-_MAY_BE_ITS_INPUT = ("dropout", "meshgrid", "broadcast_tensors", "atleast", "type_as")
-"""In names of operators that may give a tensor back as it came, though their schemas do not say so."""
+_MAY_SHARE = (
+    *("dropout", "meshgrid", "broadcast_tensors", "atleast", "type_as", "einsum", "unsafe", "sum_to_size"),
+    *("cartesian_prod", "chain_matmul", "_cast_", "shuffle"),
+)
+"""In names of operators whose result may lie where their input does, though their schemas do not say so."""
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that the output follows from: what it reads, and what changes a tensor in its place that it reads.
 
     `Graph.eliminate_dead_code` keeps whatever changes any tensor (`relu_`) or may be random (`dropout`, also where it
-    is not), with all that it reads.
+    is not), with all that it reads. What changes a buffer stays here too, as later stages and calls may read it; inputs
+    are taken to share their memory.
     """
     same: dict[fx.Node, fx.Node] = {}  # towards one node of all those that may be in one place in memory
+    given_first: dict[object, fx.Node] = {}  # of the inputs, and of each buffer or parameter
 
     def place(node: fx.Node) -> fx.Node:
         while same[node] is not node:
@@ -454,19 +458,22 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
     changes: list[tuple[fx.Node, list[fx.Node]]] = []
     for node in graph.nodes:
         same[node] = node
+        if node.op in ("placeholder", "get_attr"):
+            same[node] = given_first.setdefault(node.target if node.op == "get_attr" else None, node)
         if node.op in ("placeholder", "get_attr", "output"):
             continue
         schema = getattr(node.target, "_schema", None)
         if schema is None:  # a number, an item of several, or what is not known
             shared = node.all_input_nodes
-            changed = [] if node.target is operator.getitem or _is_size(node) else shared
+            is_pure = getattr(node.target, "__module__", "") == operator.add.__module__
+            changed = [] if is_pure else shared
         else:
             given = [*zip(schema.arguments, node.args, strict=False)]
             given += [(formal, node.kwargs[formal.name]) for formal in schema.arguments if formal.name in node.kwargs]
             aliased = [(formal, _nodes_of(value)) for formal, value in given if formal.alias_info is not None]
             changed = [other for formal, nodes in aliased if formal.alias_info.is_write for other in nodes]
             shared = [other for _, nodes in aliased for other in nodes]
-            if any(word in schema.name for word in _MAY_BE_ITS_INPUT):
+            if any(word in schema.name for word in _MAY_SHARE):
                 shared = node.all_input_nodes
         for other in shared:
             same[place(other)] = place(node)
@@ -474,7 +481,9 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
             changes.append((node, changed))
 
     live: set[fx.Node] = set()
-    wanted = [next(node for node in graph.nodes if node.op == "output")]
+    stored = {place(node) for node in graph.nodes if node.op == "get_attr"}
+    wanted = [node for node, changed in changes if any(place(n) in stored for n in changed)]
+    wanted += [node for node in graph.nodes if node.op == "output"]
     while wanted:
         while wanted:
             node = wanted.pop()

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// How long a proof may take before something is certified on the way to it; half of the time there is, at most.
 const UNHURRIED: Duration = Duration::from_secs(120);
 
 /// Lets another thread watch and stop a search.
@@ -13,13 +14,16 @@ pub struct Control {
     pub cancel: AtomicBool,
     /// When to stop by itself.
     pub deadline: Option<Instant>,
-    /// How long a proof may take before something is certified on the way to it; half of the time there is, at most.
-    pub(crate) unhurried: Duration,
     /// Only every `count`-th task of each pass, from number `index` on; the rest is for others.
     pub part: (usize, usize),
     /// How often `stopped` says no, for tests that stop a search at every place where it asks.
     #[cfg(test)]
     pub(crate) patience: AtomicU64,
+    /// How many tasks may begin before `is_late` says yes, for tests of what comes then.
+    #[cfg(test)]
+    pub(crate) in_time: AtomicU64,
+    /// The target is out of reach, and what is looked for is not what was asked for: its gap is not told.
+    is_for_nearest: AtomicBool,
     progress: Mutex<Progress>,
     explored: AtomicU64,
     evaluated: AtomicU64,
@@ -49,10 +53,12 @@ impl Default for Control {
         Self {
             cancel: AtomicBool::new(false),
             deadline: None,
-            unhurried: UNHURRIED,
             part: (0, 1),
             #[cfg(test)]
             patience: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            in_time: AtomicU64::new(u64::MAX),
+            is_for_nearest: AtomicBool::new(false),
             progress: Mutex::new(progress),
             explored: AtomicU64::new(0),
             evaluated: AtomicU64::new(0),
@@ -85,7 +91,23 @@ impl Control {
     /// When a proof that begins now has taken long.
     pub(crate) fn half_time(&self, now: Instant) -> Instant {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now) / 2);
-        now + left.map_or(self.unhurried, |left| left.min(self.unhurried))
+        now + left.map_or(UNHURRIED, |left| left.min(UNHURRIED))
+    }
+
+    /// Whether it is `until`, or later.
+    pub(crate) fn is_late(&self, until: Instant) -> bool {
+        #[cfg(test)]
+        if self.in_time.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return true;
+        }
+        Instant::now() >= until
+    }
+
+    /// From now on what comes nearest to the target is looked for.
+    pub(crate) fn look_for_nearest(&self) {
+        self.is_for_nearest.store(true, Ordering::Relaxed);
+        let mut progress = self.lock();
+        (progress.gaps.1, progress.best) = (f64::INFINITY, None);
     }
 
     /// Stop as soon as possible.
@@ -107,7 +129,9 @@ impl Control {
     }
 
     pub(crate) fn certify(&self, gap: f64) {
-        self.lock().gaps.1 = gap;
+        if !self.is_for_nearest.load(Ordering::Relaxed) {
+            self.lock().gaps.1 = gap;
+        }
     }
 
     pub(crate) fn count(&self, explored: u64, evaluated: u64) {

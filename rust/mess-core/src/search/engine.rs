@@ -6,7 +6,8 @@
 //! 2. their chains of exits are searched exactly (`regions`), which makes the incumbents nearly always optimal;
 //! 3. passes over the whole space: each looks for anything better than the incumbents by more than a gap, and the last
 //!    one, with gap 0, for anything better at all. Each pass is cut into tasks, one for each first gate (`tails`), which
-//!    share the incumbents only. A finished pass certifies its gap. In a small space the last one is begun with. A front is cut into bands of costs, each with a
+//!    share the incumbents only. A finished pass certifies its gap; a small space gets the last one only, unless that
+//!    takes long (`prove`). A front is cut into bands of costs, each with a
 //!    multiplier of its own; a task looks after all of them, as the values of its exits do not depend on the band.
 //!
 //! What is found does not depend on the order of work: a configuration is only ever given up for one that is strictly
@@ -97,6 +98,7 @@ pub fn search(
         Objective::ParetoFront { .. } => return Ok(outcome),
     };
     if outcome.status == Status::Infeasible {
+        control.look_for_nearest();
         let query = Query { objective: nearest, ..query.clone() };
         outcome.nearest = prepared.search(table, &query, control, &[], None)?.found.pop();
     }
@@ -228,21 +230,30 @@ impl Shared<'_, '_> {
         if gaps.len() == 1 {
             let until = self.control.half_time(Instant::now());
             let done = self.pass(fields, &tasks, (0.0, covered), Some(until), journal);
+            if done.len() == tasks.len() && !self.control.stopped() {
+                self.certify(0.0, gap);
+                return;
+            }
             covered += done.iter().map(|task| self.task_size(&fields[task.0], task.1, task.2)).sum::<f64>();
             let done: HashSet<TaskId> = done.into_iter().collect();
             tasks.retain(|task| !done.contains(task));
-            if !tasks.is_empty() {
-                gaps.splice(0..0, self.late_gaps());
-            }
+            gaps.splice(0..0, self.late_gaps());
         }
         for wanted in gaps {
+            if self.control.stopped() {
+                return;
+            }
             self.pass(fields, &tasks, (wanted, covered), None, journal);
             if self.control.stopped() {
                 return;
             }
-            *gap = wanted;
-            self.control.certify(self.certificate(&self.incumbents.found(), wanted).1);
+            self.certify(wanted, gap);
         }
+    }
+
+    fn certify(&self, proven: f64, gap: &mut f64) {
+        *gap = proven;
+        self.control.certify(self.certificate(&self.incumbents.found(), proven).1);
     }
 
     /// Work off tasks with a gap, until a time at most; those that came to their end.
@@ -262,7 +273,7 @@ impl Shared<'_, '_> {
                 self.finish_task(fields, *task);
                 return true;
             }
-            if until.is_some_and(|until| Instant::now() >= until) || !self.run_task(fields, *task) {
+            if until.is_some_and(|until| self.control.is_late(until)) || !self.run_task(fields, *task) {
                 return false;
             }
             if let Some(journal) = journal {
@@ -276,11 +287,12 @@ impl Shared<'_, '_> {
         tasks.par_iter().with_max_len(1).copied().filter(run).collect()
     }
 
-    /// Gaps of a space where one pass is made, when that takes long.
-    fn late_gaps(&self) -> [f64; 2] {
+    /// Gaps of a space where one pass is made, when that takes long. Of nothing there is none.
+    fn late_gaps(&self) -> Vec<f64> {
         match self.query.objective {
-            Objective::ParetoFront { .. } => LATE_FRONT_GAPS,
-            _ => GAPS,
+            Objective::ParetoFront { .. } => LATE_FRONT_GAPS.to_vec(),
+            _ if self.incumbents.found().is_empty() => Vec::new(),
+            _ => GAPS.to_vec(),
         }
     }
 
@@ -336,7 +348,11 @@ impl Shared<'_, '_> {
                 is_offered && self.is_within_limits(exits, &mixture)
             }
             Setting::Budgeted => self.is_static_within_limits(exits),
-            Setting::Anytime { .. } => false, // found again at once
+            Setting::Anytime { min_final_accuracy, .. } => {
+                let last = exits[exits.len() - 1];
+                exit_accuracy(self.table, self.query.scoring.metric, last) >= min_final_accuracy
+                    && self.is_static_within_limits(exits)
+            }
         };
         if is_within {
             self.incumbents.offer(found.cost, found.accuracy, || found.clone());
