@@ -79,7 +79,7 @@ def _maps(logits: Tensor, size: Size, policy: PolicySettings) -> tuple[Tensor, T
         if policy.confidence == "entropy":
             weighted += torch.where(share > 0, share * below, share).sum(dim=1, keepdim=True)
     if policy.confidence == "entropy":
-        found = 1 - (total.log() - weighted / total) / math.log(max(2, logits.shape[1]))
+        found = 1 - (total.log() - weighted / total) / math.log(logits.shape[1])
     else:
         shares = (largest - reference).exp() / total
         found = shares[:, :1] - shares[:, 1:].sum(dim=1, keepdim=True)  # less the second, if there is one

@@ -149,11 +149,3 @@ def test_finite_logits_have_a_softmax_however_low(confidence, size):
         counts = device_confidence.confident_pixels(logits, pixel_threshold=threshold, **asked)
         wanted = image_confidence(logits, pixel_threshold=threshold, **asked) * size[0] * size[1]
         assert counts.tolist() == wanted.tolist()
-
-
-@pytest.mark.parametrize("confidence", ["top1", "margin", "entropy"])
-def test_one_class_is_sure(confidence):
-    policy = PolicySettings(confidence=confidence, refine=False)
-    asked = {"size": (4, 6), "pixel_threshold": 1.0, "output_stride": 1, "policy": policy}
-    assert device_confidence.confident_pixels(torch.randn(2, 1, 4, 6), **asked).tolist() == [24, 24]
-    assert image_confidence(torch.randn(2, 1, 4, 6), **asked).tolist() == [1.0, 1.0]

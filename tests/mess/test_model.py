@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import fx, nn
 from torchvision.models import get_model
 
 import mess
 from mess.model.capture import captured_features
 from mess.model.cost import count_macs
 from mess.model.exits import ExitHead, block_kind_of
-from mess.model.graph import split_graph
+from mess.model.graph import _live, split_graph
 from mess.model.points import block_candidates, exit_points
 from mess.model.weights import load_weights
 from mess.model.zoo import model_from_spec
@@ -422,3 +422,19 @@ def test_a_float64_model():
     table = mess.calibrate(network, [(images, labels)], latency_rounds=1)
     prediction = mess.deploy(network, mess.search(table, max_cost_ratio=1.0).best)(images)
     assert prediction.logits.dtype == torch.float64
+
+
+def test_what_a_graph_keeps_when_it_hands_on_less():
+    """What its output reads, what changes that in its place under another name, and what changes a buffer."""
+    aten, made = torch.ops.aten, fx.Graph()
+    x, other = made.placeholder("x"), made.placeholder("other")
+    buffer = made.get_attr("prev")
+    kept = made.call_function(aten.clone.default, (x,))
+    view = made.call_function(aten.view.default, (kept, (-1,)))
+    changed = made.call_function(aten.add_.Tensor, (view, 1))
+    stored = made.call_function(aten.copy_.default, (buffer, x))
+    dead = made.call_function(aten.relu_.default, (made.call_function(aten.clone.default, (other,)),))
+    random = made.call_function(aten.dropout.default, (dead, 0.5, False))
+    end = made.output((kept,))
+    assert _live(made) == {x, buffer, kept, view, changed, stored, end}
+    assert not {dead, random, other} & _live(made)

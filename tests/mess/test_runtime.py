@@ -201,8 +201,8 @@ class Branches(torch.nn.Module):
         x = self.a(x)
         beside = self.relu(self.go_on(beside))
         beside += 1
-        x = self.b(self.relu(x))
-        return self.last(torch.cat([self.relu(x), self.relu(self.go_on(beside))], 1))
+        x = self.b(x.relu())
+        return self.last(torch.cat([x.relu(), self.relu(self.go_on(beside))], 1))
 
 
 @pytest.mark.parametrize("in_place", [False, True])
