@@ -84,13 +84,14 @@ def tradeoff_figure(
         )
     if "front" in results:
         front = results["front"]
+        gap = front.outcome.gap
+        proof = "proven" if gap == 0 else f"within {100 * gap:.2g} pp" if gap < 1 else "nothing certified yet"
         axes.plot(
             [c.promise["cost"] / scale for c in front.configurations],
             [100 * c.promise["accuracy"] for c in front.configurations],
             color=BLUE,
             drawstyle="steps-post",
-            label=f"best of {front.outcome.space:.2g} configurations"
-            + (" (proven)" if front.outcome.gap == 0 else f" (within {100 * front.outcome.gap:.2g} pp)"),
+            label=f"best of {front.outcome.space:.2g} configurations ({proof})",
         )
     if not is_anytime:
         original = next(iter(results.values()))

@@ -45,7 +45,7 @@ const MORE_GAPS: [f64; 14] = [0.6, 0.5, 0.45, 0.4, 0.37, 0.34, 0.3, 0.25, 0.2, 0
 /// The same for a front of more than `FEW_CHAINS`: accuracies.
 const FRONT_GAPS: [f64; 1] = [0.003];
 /// The same when one pass takes long.
-const LATE_FRONT_GAPS: [f64; 2] = [0.01, 0.003];
+const LATE_FRONT_GAPS: [f64; 3] = [0.05, 0.02, 0.005];
 /// First gates and chains behind them up to which one pass is made.
 const FEW_CHAINS: f64 = 2e7;
 const MANY_CHAINS: f64 = 1e9;
