@@ -373,6 +373,7 @@ def test_a_search_out_of_time_replaces_no_better_answer(table_file):
         (["--budget", "0.7x"], "configurations/best-at-0.7x.json"),
         (["--accuracy-drop", 3, "--setting", "budgeted"], "configurations/drop-3pp-budgeted.json"),
         (["--front"], "front.json"),
+        (["--front", "--setting", "anytime"], "front-anytime.json"),
     ]:
         assert run_search(table_file, *flags, "--no-baselines").returncode == 0
         proven = (table_file.parent / path).read_bytes()
