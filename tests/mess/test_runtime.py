@@ -684,6 +684,28 @@ def test_the_verb(run_folder, configuration, tmp_path):
     assert mess.Runtime(tmp_path / "net").manifest == manifest
 
 
+INTERRUPTED = """
+import gc, signal, sys
+import mess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+for _ in range(2):
+    mess.Runtime(sys.argv[1], backend="openvino")
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_signals_are_handled_when_openvino_has_been_used(folder):
+    """A segmentation fault when each part of a network had an `openvino.Core`."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", INTERRUPTED, folder]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "interrupted\n"), found.stderr
+
+
 @pytest.mark.slow
 def test_it_runs_where_torch_is_not_installed(folder, pictures, tmp_path):
     """In a virtual environment of NumPy and ONNX Runtime alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -117,14 +118,32 @@ class _OnnxRuntime:
         return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
 
 
+_one_core = threading.Lock()
+_core: Any = None
+
+
+def _openvino_core() -> Any:
+    """OpenVINO's `Core`, one for the whole process and until its end.
+
+    Each gives the thread that makes it a stack for signal handlers (`sigaltstack`, for AMX) and puts the one before it
+    back at its end. Of several that end in the order in which they were made, the last puts back one that is gone, and
+    the next signal with a handler in Python, such as Ctrl-C, ends the process (seen with OpenVINO 2026.4).
+    """
+    global _core
+    import openvino
+
+    with _one_core:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
+
+
 class _OpenVino:
     def __init__(
         self, model: bytes, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
     ) -> None:
-        import openvino
-
         self._sizes = {name: tuple(shape) for name, shape in shapes.items()}
-        self._core = openvino.Core()
+        self._core = _openvino_core()
         self._model = self._core.read_model(model)
         self._outputs = list(outputs)
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
