@@ -50,7 +50,7 @@ const LATE_FRONT_GAPS: [f64; 3] = [0.05, 0.02, 0.005];
 const FEW_CHAINS: f64 = 2e7;
 const MANY_CHAINS: f64 = 1e9;
 /// Bands of costs of a front.
-const FRONT_BANDS: usize = 32;
+const FRONT_BANDS: usize = 24;
 /// Chains of good configurations that are searched before the passes, of one objective and of each band of a front.
 const POLISHED: usize = 24;
 const POLISHED_EACH: usize = 3;

@@ -8,8 +8,9 @@
 //!
 //! A region is bounded by `bound.rs` with a plane of its own and a few multipliers. Its parts are first bounded by its own
 //! plane, which holds for them too: `stakes` bounds all parts of the intervals of two gates in one pass over the free
-//! images, and `narrow` cuts off what is excluded at both ends. What survives gets a plane of its own and is split. What has
-//! few combinations left is evaluated exactly, one by one.
+//! images, and `narrow` cuts off what is excluded at both ends. Most of what this bound leaves is then too dear or too cheap
+//! for the targets that it might reach (`corners_of_part`), which is found out before anything is copied. What survives gets
+//! a plane of its own and is split. What has few combinations left is evaluated exactly, one by one.
 
 use super::bound::{MARGIN, Plane, Ranges, larger};
 use super::compact::{Compact, Mixture, PAD, RUNS};
@@ -25,7 +26,7 @@ use crate::isa::Kernel;
 const PIECES: usize = 8;
 const OTHER_PIECES: usize = 16;
 /// Combinations of image thresholds that are evaluated one by one instead of bounded.
-const FEW: usize = 48;
+const FEW: usize = 24;
 /// Multipliers tried on one region.
 const MULTIPLIERS: usize = 6;
 
@@ -232,7 +233,11 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         }
         let mut parts = self.parts(of, &bound, &corners);
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
-        for Part { narrowed, .. } in parts {
+        let over = slack(&corners, bound.multiplier);
+        for Part { narrowed, height } in parts {
+            if height - over + slack(&self.corners_of_part(of, &narrowed), bound.multiplier) < 0.0 {
+                continue; // its costs are in a smaller range, and so are the targets that it may reach
+            }
             let spare = self.spare.pop();
             let mut part = spare.unwrap_or_else(|| Region::empty(self.shared.compact, self.chain.exits.len()));
             part.copy_from(of);
@@ -299,20 +304,30 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         Some(Cut::new(gate, self.shared.compact.gate(self.chain.exits[gate], pixel), (pixel, low, high), count))
     }
 
-    /// The targets that a configuration in the region could reach. Its cost is in a range; of the corners that are not
-    /// below its cost the first one asks for the least accuracy, and for no cost beyond the range.
+    /// The targets that a configuration in the region could reach.
     fn corners(&self, of: &Region) -> Vec<(f64, f64)> {
-        let compact = self.shared.compact;
         let costs = &self.chain.stop_costs;
-        let (mut low, mut high) = (0.0, 0.0);
-        for free in &of.free {
-            let weight = compact.weight[free.image as usize];
-            low += weight * costs[free.reach.trailing_zeros() as usize];
-            high += weight * costs[free.reach.ilog2() as usize];
-        }
-        let certain = mean(costs, &of.certain.weight, compact.total_weight);
-        low = (certain + low / compact.total_weight) * (1.0 - MARGIN);
-        high = (certain + high / compact.total_weight) * (1.0 + MARGIN);
+        self.corners_within(of, costs_within(self.shared.compact, costs, of.free.iter().copied()))
+    }
+
+    /// The same of the part of a region where some gates are narrowed.
+    fn corners_of_part(&self, of: &Region, narrowed: &[(usize, GateRange)]) -> Vec<(f64, f64)> {
+        let narrow = |(at, range): (usize, &GateRange)| {
+            narrowed.iter().find(|(gate, _)| *gate == at).map_or(*range, |(_, narrowed)| *narrowed)
+        };
+        let gates = of.gates.iter().enumerate().map(narrow);
+        let orders = Orders::new(self.shared.compact, self.chain.exits, gates);
+        let costs = &self.chain.stop_costs;
+        self.corners_within(of, self.shared.isa.run(PartCosts { compact: self.shared.compact, costs, orders, of }))
+    }
+
+    /// The targets within reach where the free images cost this much together, at least and at most. Of the corners that are
+    /// not below a cost the first one asks for the least accuracy, and for no cost beyond the range.
+    fn corners_within(&self, of: &Region, (low, high): (f64, f64)) -> Vec<(f64, f64)> {
+        let compact = self.shared.compact;
+        let certain = mean(&self.chain.stop_costs, &of.certain.weight, compact.total_weight);
+        let low = (certain + low / compact.total_weight) * (1.0 - MARGIN);
+        let high = (certain + high / compact.total_weight) * (1.0 + MARGIN);
         let all = &self.targets.corners;
         let first_at = |cost: f64| all.partition_point(|(budget, _)| *budget < cost);
         let last = (first_at(high) + 1).min(all.len());
@@ -579,6 +594,64 @@ enum Order<'k> {
     Within(&'k [u32], u32, u32),
 }
 
+/// Those of the gates of a region.
+struct Orders<'k>(Vec<Order<'k>>);
+
+impl<'k> Orders<'k> {
+    fn new(compact: &'k Compact, exits: &[usize], gates: impl Iterator<Item = GateRange>) -> Self {
+        let order = |(gate, exit): (GateRange, &usize)| match gate {
+            GateRange::Runs { first, last } => Order::Runs(compact.spans(*exit), first, last),
+            GateRange::Within { pixel, low, high } => Order::Within(&compact.gate(*exit, pixel).levels, low, high),
+        };
+        Self(gates.zip(exits).map(order).collect())
+    }
+
+    /// The exits that an image can reach, see `Free`; without branches that depend on the image.
+    #[inline(always)]
+    fn reach(&self, image: usize) -> u32 {
+        let (mut reach, mut goes_on) = (0, 1);
+        for (at, order) in self.0.iter().enumerate() {
+            let (may_stop, must_stop) = match *order {
+                Order::Runs(spans, first, last) => (spans[image].0 <= last, spans[image].1 < first),
+                Order::Within(levels, low, high) => (levels[image] <= high, levels[image] <= low),
+            };
+            reach |= (goes_on & u32::from(may_stop)) << at;
+            goes_on &= u32::from(!must_stop);
+        }
+        reach | goes_on << self.0.len()
+    }
+}
+
+/// The least and the greatest cost of some free images, summed up with their weights.
+#[inline(always)]
+fn costs_within(compact: &Compact, costs: &[f64], free: impl Iterator<Item = Free>) -> (f64, f64) {
+    let (mut low, mut high) = (0.0, 0.0);
+    for Free { image, reach } in free {
+        let weight = compact.weight[image as usize];
+        low += weight * costs[reach.trailing_zeros() as usize];
+        high += weight * costs[reach.ilog2() as usize];
+    }
+    (low, high)
+}
+
+/// The same of the free images of a region where the gates are in these orders.
+struct PartCosts<'k> {
+    compact: &'k Compact,
+    costs: &'k [f64],
+    orders: Orders<'k>,
+    of: &'k Region,
+}
+
+impl Kernel for PartCosts<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let narrowed = |free: &Free| Free { reach: self.orders.reach(free.image as usize), ..*free };
+        costs_within(self.compact, self.costs, self.of.free.iter().map(narrowed))
+    }
+}
+
 /// A region whose gates became narrower: its free images are sorted out, see `Regions::restrict`.
 struct SortedOut<'k> {
     compact: &'k Compact,
@@ -593,29 +666,14 @@ impl Kernel for SortedOut<'_> {
     fn run(self) {
         let Self { compact, exits, region } = self;
         let Region { gates, certain, unsettled, unsettled_value, free, values } = region;
-        let orders: Vec<Order<'_>> = (gates.iter().zip(exits))
-            .map(|(gate, exit)| match *gate {
-                GateRange::Runs { first, last } => Order::Runs(compact.spans(*exit), first, last),
-                GateRange::Within { pixel, low, high } => Order::Within(&compact.gate(*exit, pixel).levels, low, high),
-            })
-            .collect();
-        let (num, last) = (exits.len(), orders.len());
+        let orders = Orders::new(compact, exits, gates.iter().copied());
+        let num = exits.len();
         let has_values = !values.is_empty();
         let (mut kept, mut waiting) = (0, unsettled.len());
         unsettled.resize(waiting + free.len(), (0, 0));
-        // without branches that depend on the image
         for number in 0..free.len() {
             let image = free[number].image as usize;
-            let (mut reach, mut goes_on) = (0, 1);
-            for (at, order) in orders.iter().enumerate() {
-                let (may_stop, must_stop) = match *order {
-                    Order::Runs(spans, first, last) => (spans[image].0 <= last, spans[image].1 < first),
-                    Order::Within(levels, low, high) => (levels[image] <= high, levels[image] <= low),
-                };
-                reach |= (goes_on & u32::from(may_stop)) << at;
-                goes_on &= u32::from(!must_stop);
-            }
-            reach |= goes_on << last;
+            let reach = orders.reach(image);
             let at = reach.trailing_zeros() as usize;
             let is_certain = reach & (reach - 1) == 0;
             unsettled[waiting] = (image as u32, at as u32);
@@ -651,11 +709,37 @@ impl Kernel for Settled<'_> {
     #[inline(always)]
     fn run(self) {
         let Region { certain, unsettled, unsettled_value, .. } = self.region;
-        for (image, at) in unsettled.drain(..) {
-            self.compact.add(self.exits[at as usize], image as usize, &mut certain.t, &mut certain.f);
+        let n = self.compact.padded();
+        let mut sums = vec![0u32; 2 * n];
+        let weight = |(image, _): &(u32, u32)| self.compact.weight[*image as usize];
+        for same in summable(self.compact, unsettled, weight) {
+            for (image, at) in same {
+                let counts = self.compact.both_counts(self.exits[*at as usize], *image as usize);
+                let chunks = sums.as_chunks_mut::<PAD>().0.iter_mut().zip(counts.as_chunks::<PAD>().0);
+                for (sums, counts) in chunks {
+                    let mut now = *sums; // a copy becomes one vector
+                    (0..PAD).for_each(|lane| now[lane] += counts[lane]);
+                    *sums = now;
+                }
+            }
+            let (both, wrong) = sums.split_at_mut(n);
+            take(both, weight(&same[0]), &mut certain.t);
+            take(wrong, weight(&same[0]), &mut certain.f);
         }
+        unsettled.clear();
         *unsettled_value = 0.0;
     }
+}
+
+/// Images of one weight, as many at a time as have sums of counts that 32 bits hold: these are quicker to add up.
+fn summable<'i, T>(compact: &Compact, images: &'i [T], weight: impl Fn(&T) -> f64) -> impl Iterator<Item = &'i [T]> {
+    images.chunk_by(move |a, b| weight(a) == weight(b)).flat_map(|same| same.chunks(compact.summable))
+}
+
+/// Add sums of counts of images of one weight to others, and begin anew.
+#[inline(always)]
+fn take(sums: &mut [u32], weight: f64, to: &mut [f64]) {
+    to.iter_mut().zip(sums).for_each(|(to, sum)| *to += weight * f64::from(std::mem::take(sum)));
 }
 
 /// Ranges of the sums T and U of a region.
@@ -675,33 +759,39 @@ impl Kernel for FreeRanges<'_> {
         let mut low: Vec<f64> = of.certain.t.iter().chain(&of.certain.f).copied().collect();
         low[n..].iter_mut().zip(&self.compact.truth).for_each(|(union, truth)| *union += truth);
         let mut high = low.clone();
-        for free in &of.free {
-            let image = free.image as usize;
-            let weight = self.compact.weight[image];
-            let counts = |at: u32| self.compact.both_counts(self.exits[at as usize], image).as_chunks::<PAD>().0;
-            let (first, rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
-            let (second, rest) = (counts(rest.trailing_zeros()), rest & (rest - 1)); // at least two are within reach
-            let sums = low.as_chunks_mut::<PAD>().0.iter_mut().zip(high.as_chunks_mut::<PAD>().0);
-            for (chunk, ((low, high), (a, b))) in sums.zip(first.iter().zip(second)).enumerate() {
-                let (mut least, mut most) = ([0; PAD], [0; PAD]);
-                for lane in 0..PAD {
-                    (least[lane], most[lane]) = (a[lane].min(b[lane]), a[lane].max(b[lane]));
-                }
-                let mut rest = rest;
-                while rest != 0 {
-                    let other = &counts(rest.trailing_zeros())[chunk];
+        let (mut least, mut most) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
+        let weight = |free: &Free| self.compact.weight[free.image as usize];
+        for same in summable(self.compact, &of.free, weight) {
+            for free in same {
+                let counts = |at: u32| {
+                    self.compact.both_counts(self.exits[at as usize], free.image as usize).as_chunks::<PAD>().0
+                };
+                let (first, rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
+                let (second, rest) = (counts(rest.trailing_zeros()), rest & (rest - 1)); // at least two are within reach
+                let sums = least.as_chunks_mut::<PAD>().0.iter_mut().zip(most.as_chunks_mut::<PAD>().0);
+                for (chunk, ((least, most), (a, b))) in sums.zip(first.iter().zip(second)).enumerate() {
+                    let (mut low, mut high) = ([0; PAD], [0; PAD]);
                     for lane in 0..PAD {
-                        (least[lane], most[lane]) = (least[lane].min(other[lane]), most[lane].max(other[lane]));
+                        (low[lane], high[lane]) = (a[lane].min(b[lane]), a[lane].max(b[lane]));
                     }
-                    rest &= rest - 1;
+                    let mut rest = rest;
+                    while rest != 0 {
+                        let other = &counts(rest.trailing_zeros())[chunk];
+                        for lane in 0..PAD {
+                            (low[lane], high[lane]) = (low[lane].min(other[lane]), high[lane].max(other[lane]));
+                        }
+                        rest &= rest - 1;
+                    }
+                    let (mut now_least, mut now_most) = (*least, *most); // copies become one vector each
+                    for lane in 0..PAD {
+                        now_least[lane] += low[lane];
+                        now_most[lane] += high[lane];
+                    }
+                    (*least, *most) = (now_least, now_most);
                 }
-                let (mut now_low, mut now_high) = (*low, *high); // copies become one vector each
-                for lane in 0..PAD {
-                    now_low[lane] += weight * f64::from(least[lane]);
-                    now_high[lane] += weight * f64::from(most[lane]);
-                }
-                (*low, *high) = (now_low, now_high);
             }
+            take(&mut least, weight(&same[0]), &mut low);
+            take(&mut most, weight(&same[0]), &mut high);
         }
         let (u_low, u_high) = (low.split_off(n), high.split_off(n));
         Ranges { t_low: low, t_high: high, u_low, u_high }

@@ -53,6 +53,27 @@ pub(crate) fn sums_before(values: &[f32]) -> [f64; RUNS] {
     before
 }
 
+/// The greatest, over runs, of what is before it, what `TailSums` says of it, and the tails of all runs behind it.
+pub(crate) fn greatest_of_runs(before: &[f64; RUNS], [free, tail]: &[[f32; RUNS]; 2]) -> f64 {
+    const PARTS: usize = 4;
+    const LENGTH: usize = RUNS / PARTS;
+    // side by side, as additions in one row wait for each other
+    let (mut behind, mut greatest) = ([0.0; PARTS], [f64::NEG_INFINITY; PARTS]);
+    for at in (0..LENGTH).rev() {
+        for part in 0..PARTS {
+            let run = part * LENGTH + at;
+            greatest[part] = larger(greatest[part], before[run] + f64::from(free[run]) + behind[part]);
+            behind[part] += f64::from(tail[run]);
+        }
+    }
+    let (mut behind_all, mut most) = (0.0, f64::NEG_INFINITY);
+    for (greatest, behind) in greatest.iter().zip(&behind).rev() {
+        most = larger(most, greatest + behind_all);
+        behind_all += behind;
+    }
+    most
+}
+
 /// Values less the cost of the images' shares.
 pub(crate) struct LessCost<'k> {
     pub values: &'k [f32],
@@ -85,6 +106,29 @@ impl Kernel for Raise<'_> {
         for (best, (value, share)) in self.best.iter_mut().zip(self.values.iter().zip(self.shares)) {
             let here = value - self.cost * share;
             *best = larger(here, *best);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::array::uniform32;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against the definition; the sums of these numbers are exact.
+        #[test]
+        fn the_greatest_of_all_runs(
+            before in uniform32(-99i16..99),
+            free in uniform32(-99i16..99),
+            tail in uniform32(-99i16..99),
+        ) {
+            let of_run = |run: usize| before[run] + free[run] + tail[run + 1..].iter().sum::<i16>();
+            let most = (0..RUNS).map(of_run).max().map(f64::from);
+            let found = greatest_of_runs(&before.map(f64::from), &[free.map(f32::from), tail.map(f32::from)]);
+            prop_assert_eq!(Some(found), most);
         }
     }
 }

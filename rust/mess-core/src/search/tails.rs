@@ -34,7 +34,7 @@ use super::gates::{ChainValues, Fitted, Left, Runs, Worth};
 use super::incumbent::Targets;
 use super::objective::Setting;
 use super::regions::{Chain, GateRange, Regions, Stopped};
-use super::rows::{LessCost, Raise, TailSums, arranged, sums_before};
+use super::rows::{LessCost, Raise, TailSums, arranged, greatest_of_runs, sums_before};
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
 
@@ -336,7 +336,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             }
             let cost = (band.band.multiplier * on_the_way) as f32;
             let sums = TailSums { best: &best, last: self.any(at, end), cost, shares, first: &band.first };
-            (band.heights(&isa.run(sums), &[whole; GROUPS]).0, ())
+            (band.greatest_excess(&isa.run(sums), whole.lift), ())
         };
         let may_be = |at: usize| whole.greatest >= self.bands[at].least;
         !self.bands_alive(may_be, bound, true).is_empty()
@@ -420,7 +420,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             let (band, best) = (&self.bands[at], self.best(path, at));
             let cost = (band.band.multiplier * stop_cost) as f32;
             let sums = isa.run(TailSums { best, last, cost, shares: &self.shares, first: &band.first });
-            (band.heights(&sums, &[whole; GROUPS]).0, sums)
+            (band.greatest_excess(&sums, whole.lift), sums)
         };
         let may_be = |at: usize| whole.greatest >= self.bands[at].least;
         let bands = self.bands_alive(may_be, bound, false);
@@ -431,7 +431,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                 let starts = std::array::from_fn(|group| start.of(group));
                 isa.run(Spreads { plane, truth, starts, widths })
             });
-            match band.heights(&sums, spreads).1 {
+            match band.alive(&sums, spreads) {
                 Some((excess, runs)) if exits.len() == 2 => {
                     if let Some(gate) = self.first_gate(runs) {
                         found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], bands: (at, at) });
@@ -589,23 +589,26 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
 }
 
 impl TaskBand<'_> {
-    /// By how much a chain's bound exceeds what is needed in the run where it does most; the same of the runs in which it
-    /// may hold something, with the first and the last of them.
-    fn heights(&self, sums: &[[f32; RUNS]; 2], spreads: &[Spread; GROUPS]) -> (f64, Option<(f64, Runs)>) {
+    /// By how much a bound exceeds what is needed in the run where it does most, with one lift for all of them.
+    fn greatest_excess(&self, sums: &[[f32; RUNS]; 2], lift: f64) -> f64 {
+        greatest_of_runs(&self.stopped_before, sums) + lift - self.needed
+    }
+
+    /// The runs in which a chain may hold something, the first and the last of them, with the greatest excess there.
+    fn alive(&self, [free, tail]: &[[f32; RUNS]; 2], spreads: &[Spread; GROUPS]) -> Option<(f64, Runs)> {
         let mut alive: Option<(f64, Runs)> = None;
-        let (mut greatest_excess, mut going_on) = (f64::NEG_INFINITY, 0.0);
+        let mut going_on = 0.0;
         for run in (0..RUNS).rev() {
             let Spread { lift, greatest } = spreads[run / (RUNS / GROUPS)];
-            let excess = self.stopped_before[run] + f64::from(sums[0][run]) + going_on + lift - self.needed;
-            going_on += f64::from(sums[1][run]);
-            greatest_excess = larger(greatest_excess, excess);
+            let excess = self.stopped_before[run] + f64::from(free[run]) + going_on + lift - self.needed;
+            going_on += f64::from(tail[run]);
             if excess >= 0.0 && greatest >= self.least {
                 alive = Some(match alive {
                     None => (excess, (run, run)),
-                    Some((height, (_, last))) => (height.max(excess), (run, last)),
+                    Some((height, (_, last))) => (larger(height, excess), (run, last)),
                 });
             }
         }
-        (greatest_excess, alive)
+        alive
     }
 }
