@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -118,32 +120,40 @@ class _OnnxRuntime:
         return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
 
 
-_one_core = threading.Lock()
-_core: Any = None
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2) in Linux."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
-def _openvino_core() -> Any:
-    """OpenVINO's `Core`, one for the whole process and until its end.
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """After the block, signals that come to this thread are handled on the stack that they were before.
 
-    Each gives the thread that makes it a stack for signal handlers (`sigaltstack`, for AMX) and puts the one before it
-    back at its end. Of several that end in the order in which they were made, the last puts back one that is gone, and
-    the next signal with a handler in Python, such as Ctrl-C, ends the process (seen with OpenVINO 2026.4).
+    The first model that an `openvino.Core` compiles gives the thread another one, which ends with the Core. That puts
+    the one before it back if it can: not when it ends in another thread, and of several that end in the order in which
+    they were made, the last puts back one that is gone. The next signal with a handler in Python, such as Ctrl-C, then
+    ends the process (SIGSEGV; seen with OpenVINO 2026.4).
     """
-    global _core
-    import openvino
-
-    with _one_core:
-        if _core is None:
-            _core = openvino.Core()
-        return _core
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 class _OpenVino:
     def __init__(
         self, model: bytes, outputs: Sequence[str], threads: int | None, shapes: Mapping[str, Sequence[int]]
     ) -> None:
+        import openvino
+
         self._sizes = {name: tuple(shape) for name, shape in shapes.items()}
-        self._core = _openvino_core()
+        self._core = openvino.Core()
         self._model = self._core.read_model(model)
         self._outputs = list(outputs)
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -187,7 +197,8 @@ class _OpenVino:
             if one_image and len(shape) > 0 and shape[0].is_dynamic:
                 shape[0] = self._sizes[name][0] if name in self._sizes else 1  # not every value has a batch
         model.reshape(shapes)
-        compiled = self._core.compile_model(model, "CPU", self._settings)
+        with _signal_stack_kept():
+            compiled = self._core.compile_model(model, "CPU", self._settings)
         return compiled, {name for given in compiled.inputs for name in given.get_names()}, []
 
 
