@@ -134,8 +134,8 @@ def test_no_neighbour_and_no_random_configuration_beats_a_front_of_many_images(s
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [20, 100_000])
 def test_what_says_the_same_has_the_same_front(seed, levels):
-    """Too large for brute force: images and thresholds in another order, images twice or of weight 2, a copy of an exit
-    that costs more. And points of the front are what their own searches find."""
+    """Too large for brute force: images and thresholds in another order, images twice or of weight 2, larger images,
+    a copy of an exit that costs more. And points of the front are what their own searches find."""
     table = random_table(seed, points=4, heads=3, images=90, pixels=3, levels=levels, classes=4, round_costs=False)
     rng = np.random.default_rng(seed)
 
@@ -148,6 +148,10 @@ def test_what_says_the_same_has_the_same_front(seed, levels):
     assert front(replace(table, image_confidence=table.image_confidence[:, rng.permutation(3)])) == expected
     for double in (of_images(table, np.tile(np.arange(90), 2)), replace(table, image_weight=np.full(90, 2))):
         np.testing.assert_allclose(front(double), expected, rtol=1e-12)
+    # counts of which 32 bits hold the sum of one or two; a power of 2 is exact
+    counts = {name: getattr(table, name) for name in ("intersection", "predicted", "ground_truth")}
+    scale = 2 ** int(np.log2((2**32 - 1) / max(value.max() for value in counts.values())))
+    assert front(replace(table, **{name: value * scale for name, value in counts.items()})) == expected
     copied = [0, *range(len(table.points))]
     per_exit = [field.name for field in fields(table) if field.name not in ("ground_truth", "image_weight")]
     more = replace(table, **{name: getattr(table, name)[copied] for name in per_exit})
