@@ -6,6 +6,7 @@ of the network (`mess.model.onnx_file`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,7 @@ def export(
     it was deployed for, or with `any_size` others too.
 
     Args:
-        deployed: from `mess.deploy`, with stages that are graphs, on the CPU or another device.
+        deployed: from `mess.deploy`, with stages that are graphs; on another device than the CPU, a copy is written.
         out: a new folder, an empty one, or an earlier export, which is replaced.
         class_names: of the C classes, in order.
         palette: C colours (r, g, b), 0..255.
@@ -66,6 +67,10 @@ def export(
     parameter = next(deployed.parameters())
     if parameter.dtype != torch.float32:
         raise ValueError(f"deployed: expected a float32 network, got {parameter.dtype}")
+    if parameter.device.type != "cpu":  # where products may be rounded (TF32), and the comparison would fail
+        deployed = copy.deepcopy(deployed).cpu()
+        stages = deployed.stages
+        assert isinstance(stages, GraphStages)
     if len(palette) not in (0, len(class_names)):
         raise ValueError(f"palette: expected a colour for each of {len(class_names)} classes, got {len(palette)}")
     mean = tuple(map(float, deployed.mean if mean is None else mean))
@@ -73,7 +78,7 @@ def export(
     check_normalisation(mean, std)
     with whole_folder(folder) as temporary:
         generator = torch.Generator().manual_seed(0)
-        probes = [torch.randn(2, 3, *size, generator=generator).to(parameter.device) for size in probe_sizes(stages)]
+        probes = [torch.randn(2, 3, *size, generator=generator) for size in probe_sizes(stages)]
         with exporting():
             entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}

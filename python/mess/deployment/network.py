@@ -51,7 +51,7 @@ class Prediction:
     @property
     def labels(self) -> Tensor:
         """Label map (B, H, W) int64, on the device of the logits; the same that calibration counts."""
-        maps = [label_map(image, size=self.size) for _, logits in self.parts for image in logits]
+        maps = [label_map(image, size=self.size) for _, logits in self.parts for image in logits.cpu()]
         device = self.parts[0][1].device
         return torch.from_numpy(np.stack(maps).astype(np.int64)).to(device)[self._order(device)]
 
@@ -182,8 +182,9 @@ class DeployedNetwork(nn.Module):
                 left.append((remaining, logits))
                 break
             if leaves.any():
-                left.append((remaining[leaves], logits[_indices(leaves, logits)]))
-                state = self.stages.keep(position, state, _indices(~leaves, logits))
+                leaving, staying = _divided(leaves, logits.device)
+                left.append((remaining[leaves], logits[leaving]))
+                state = self.stages.keep(position, state, staying)
                 remaining = remaining[~leaves]
         return Prediction(tuple(left), _size(images), torch.from_numpy(exits), torch.from_numpy(confidences))
 
@@ -255,9 +256,14 @@ def _size(images: Tensor) -> Size:
     return images.shape[-2], images.shape[-1]
 
 
-def _indices(mask: np.ndarray, like: Tensor) -> Tensor:
-    """Indices of the true entries, on the device of `like`."""
-    return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
+def _divided(leaves: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices of the images that leave and of those that do not, brought to `device` in one copy that nothing waits
+    for: the answer of an exit is all that the host waits for there."""
+    order = torch.from_numpy(np.argsort(~leaves, kind="stable"))
+    may_go_on = device.type == "cuda"  # which has taken `order` when it says so; elsewhere it may be gone by then
+    on_device = order.to(device, non_blocking=may_go_on)
+    count = int(np.count_nonzero(leaves))
+    return on_device[:count], on_device[count:]
 
 
 def _early_exit(network: MultiExitNetwork, entry: ChosenExit) -> ExitId:

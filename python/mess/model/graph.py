@@ -83,6 +83,9 @@ class GraphStages(Stages):
             for name, value in module.named_parameters(recurse=False):
                 setattr(module, name, own.setdefault(id(value), nn.Parameter(value.detach(), value.requires_grad)))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for graph_module in self.modules():
+            if isinstance(graph_module, fx.GraphModule):
+                _move_constants(graph_module, lambda device: fn(torch.empty(0, device=device)).device)
         return self
 
     def start(self, images: Tensor) -> State:
@@ -499,6 +502,19 @@ def _nodes_of(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(value, found.append)
     return found
+
+
+def _move_constants(graph_module: fx.GraphModule, moved: Callable[[torch.device], torch.device]) -> None:
+    """Have the graph make its tensors (`arange`, `zeros`, `to`) where it is moved to: it was recorded with the device
+    that it was on as a constant."""
+
+    def replaced(argument: Any) -> Any:
+        return moved(argument) if isinstance(argument, torch.device) else argument
+
+    for node in graph_module.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, replaced)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, replaced)
+    graph_module.recompile()
 
 
 def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:
