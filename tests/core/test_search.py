@@ -22,9 +22,10 @@ on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limit
 
 
 def random_table(
-    seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2, levels=4, round_costs=True
+    seed: int, *, points=3, heads=2, images=6, classes=3, pixels=2, levels=4, round_costs=True, absent=0.0
 ) -> SearchTable:
-    """A table with ties in everything, so that tie-breaks and boundaries are met; or with costs that do not add up."""
+    """A table with ties in everything, so that tie-breaks and boundaries are met; or with costs that do not add up, or
+    with a share of (image, class) where no exit predicts any."""
     rng = np.random.default_rng(seed)
     exits = points * heads + 1
     truth = rng.integers(0, 30, (images, classes))
@@ -35,6 +36,8 @@ def random_table(
     scale = 1.0 if round_costs else rng.random() * 10.0 ** rng.integers(-6, 9)
     odd = 0.0 if round_costs else rng.random(exits)
     point = np.array([*np.repeat(np.arange(points), heads), points])
+    some = rng.random((images, classes)) >= absent
+    intersection, predicted = intersection * some, predicted * some
     return SearchTable(
         intersection=intersection,
         predicted=predicted,
@@ -56,6 +59,7 @@ tables = st.builds(
     classes=st.integers(1, 4),
     pixels=st.integers(1, 2),
     round_costs=st.booleans(),
+    absent=st.sampled_from([0.0, 0.6]),
 )
 
 
@@ -518,6 +522,25 @@ def test_what_is_known_changes_nothing(table, data):
     assert mess_core.search(table, min_accuracy=target, known=[some]).found == (
         mess_core.search(table, min_accuracy=target).found
     )
+
+
+def test_what_is_known_is_held_to_limits_of_classes_and_weights():
+    """Images of the table, and not those at the same places of the order in which the search has them."""
+    told_apart = 0
+    for seed in range(40):
+        table = random_table(seed, images=12, levels=20, absent=0.6)
+        table = replace(table, image_weight=np.random.default_rng(seed).integers(1, 9, 12))
+        free = mess_core.search(table, min_accuracy=0.05, image_thresholds=None).best
+        for limits in ({"min_class_iou": {0: 0.15}}, {"min_class_iou": {1: 0.3}}, {"min_share": 0.2}):
+            limited = mess_core.search(table, min_accuracy=0.05, **limits)
+            known = [free.configuration, *(found.configuration for found in limited.found)]
+            told_apart += limited.found[:1] != (free,)
+            for some in known:
+                assert mess_core.search(table, min_accuracy=0.05, known=[some], **limits).found == limited.found
+            if limited.found:  # the search takes what is known alone where its time has passed
+                alone = mess_core.search(table, min_accuracy=0.05, known=known[1:], time_limit=0.0, **limits)
+                assert alone.found == limited.found
+    assert told_apart > 20
 
 
 def test_what_is_known_may_be_outside_the_space():

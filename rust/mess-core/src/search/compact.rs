@@ -1,9 +1,9 @@
 //! The table as the engine reads it: counts of the classes that matter, images in order of confidence, integer levels
-//! instead of thresholds.
+//! instead of thresholds. Images have an order of their own here (`alike`).
 //!
 //! Made once from the table and shared by all threads. Sizes for E exits, n images, T pixel thresholds and P classes with
-//! ground truth (rounded up to a multiple of `PAD`): 16 E n P bytes of counts, as much as the table takes, 10 E T n
-//! bytes of orders, 2 E n of the runs that they span, and 12 bytes for each image threshold, of which there are at most
+//! ground truth (rounded up to a multiple of `PAD`): 8 E n P bytes of counts, half of what the table takes, and as much
+//! again, or less where images have few of the classes (`Columns`), 10 E T n bytes of orders, 2 E n of the runs that they span, and 12 bytes for each image threshold, of which there are at most
 //! E T n. Of what else grows with n, each family of exit points has 4 n bytes for each of its exits (`field`), and each
 //! thread about as much for its task, a row for each of its points and each band of costs of a front, `GROUPS` rows for
 //! each exit of a chain, T n bytes, and, for each level of the regions of a chain of k exits, up to (16 + 8 k) n bytes.
@@ -16,8 +16,8 @@ use rayon::prelude::*;
 use super::objective::Metric;
 use super::table::Table;
 
-/// Images of `columns` are padded to a multiple of this.
-pub(crate) const LANES: usize = 64;
+/// Images of a block of [`Columns`].
+pub(crate) const LANES: usize = 16;
 
 /// Classes are padded to a multiple of this, for vectors.
 pub(crate) const PAD: usize = 8;
@@ -28,6 +28,8 @@ pub(crate) const NEVER: u32 = u32::MAX;
 /// Counts and confidences in the engine's form. Classes are those with ground truth.
 #[derive(Debug)]
 pub(crate) struct Compact {
+    /// (n,) the table's image at each place of the order here.
+    pub order: Vec<usize>,
     pub num_images: usize,
     pub num_exits: usize,
     pub num_pixels: usize,
@@ -41,13 +43,52 @@ pub(crate) struct Compact {
     pub points: Vec<i64>,
     /// (E, n, 2, padded P): intersection, wrongly predicted.
     counts: Vec<u32>,
-    /// (E, padded n / LANES, 2, P, LANES): the same, times the image's weight, with images innermost.
-    columns: Vec<f32>,
+    /// Of each exit the same, times the image's weight, with images innermost.
+    columns: Vec<Columns>,
     /// So many counts have a sum that 32 bits hold.
     pub summable: usize,
     gates: Vec<GateOrder>,
     /// (E, n) first and last run of each image over the orders of an exit's gates.
     spans: Vec<(u8, u8)>,
+}
+
+/// Counts of one exit in blocks of `LANES` images, each with the classes that any of its images has there.
+#[derive(Debug, Default)]
+pub(crate) struct Columns {
+    /// Where the classes of each block end.
+    ends: Vec<usize>,
+    classes: Vec<u32>,
+    /// For each of those, of the block's images: intersections, wrongly predicted pixels.
+    counts: Vec<[[f32; LANES]; 2]>,
+}
+
+impl Columns {
+    /// `rows` are the (2, padded P) counts of each image.
+    fn new(rows: &[u32], padded: usize, weight: &[f64]) -> Self {
+        let mut columns = Self::default();
+        for (rows, weight) in rows.chunks(LANES * 2 * padded).zip(weight.chunks(LANES)) {
+            for class in 0..padded {
+                let mut counts = [[0.0; LANES]; 2];
+                for (lane, (row, weight)) in rows.chunks_exact(2 * padded).zip(weight).enumerate() {
+                    counts[0][lane] = (weight * f64::from(row[class])) as f32;
+                    counts[1][lane] = (weight * f64::from(row[padded + class])) as f32;
+                }
+                if counts.as_flattened().iter().any(|count| *count != 0.0) {
+                    columns.classes.push(class as u32);
+                    columns.counts.push(counts);
+                }
+            }
+            columns.ends.push(columns.classes.len());
+        }
+        columns
+    }
+
+    /// (classes, counts) of each block of images, in their order.
+    #[inline(always)]
+    pub fn blocks(&self) -> impl Iterator<Item = (&[u32], &[[[f32; LANES]; 2]])> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| (&self.classes[start..end], &self.counts[start..end]))
+    }
 }
 
 /// Exact sums over the images of a mixture of exits.
@@ -123,12 +164,13 @@ impl Compact {
         let (num_exits, num_images) = (table.num_exits(), table.num_images());
         let num_pixels = if has_gates { table.num_pixel_thresholds() } else { 0 };
         let padded = classes.len().next_multiple_of(PAD);
+        let order = if has_gates { alike(table, &classes) } else { (0..num_images).collect() };
         let mut counts = vec![0u32; num_exits * num_images * 2 * padded];
         counts.par_chunks_mut(num_images * 2 * padded).enumerate().for_each(|(exit, counts)| {
             let [intersection, predicted] =
                 [table.intersection, table.predicted].map(|of| of.index_axis_move(Axis(0), exit));
-            let of_images = intersection.rows().into_iter().zip(predicted.rows());
-            for (row, (both, predicted)) in counts.chunks_exact_mut(2 * padded).zip(of_images) {
+            for (row, &image) in counts.chunks_exact_mut(2 * padded).zip(&order) {
+                let (both, predicted) = (intersection.row(image), predicted.row(image));
                 for (at, &class) in classes.iter().enumerate() {
                     row[at] = both[class] as u32;
                     row[padded + at] = (predicted[class] - both[class]) as u32;
@@ -136,27 +178,17 @@ impl Compact {
             }
         });
         let most = counts.par_iter().copied().max().unwrap_or(0);
-        let weight: Vec<f64> = (0..num_images).map(|image| table.weight(image) as f64).collect();
-        let length = (num_images + 1).next_multiple_of(LANES);
+        let weight: Vec<f64> = order.iter().map(|image| table.weight(*image) as f64).collect();
         let num_gated = if has_gates { num_exits } else { 0 };
-        let mut columns = vec![0.0f32; num_gated * 2 * classes.len() * length];
-        columns.par_chunks_mut(2 * classes.len() * length).enumerate().for_each(|(exit, columns)| {
-            for (image, weight) in weight.iter().enumerate() {
-                let row = &counts[(exit * num_images + image) * 2 * padded..][..2 * padded];
-                let block = &mut columns[image / LANES * 2 * classes.len() * LANES..];
-                for at in 0..classes.len() {
-                    let of = |row: &[u32]| (weight * f64::from(row[at])) as f32;
-                    block[at * LANES + image % LANES] = of(row);
-                    block[(classes.len() + at) * LANES + image % LANES] = of(&row[padded..]);
-                }
-            }
-        });
+        let columns = counts.par_chunks(num_images * 2 * padded).take(num_gated);
+        let columns = columns.map(|rows| Columns::new(rows, padded, &weight)).collect();
         let truth = |class: &usize| -> f64 {
-            table.ground_truth.column(*class).iter().zip(&weight).map(|(pixels, weight)| *pixels as f64 * weight).sum()
+            let of_images = table.ground_truth.column(*class);
+            order.iter().zip(&weight).map(|(image, weight)| of_images[*image] as f64 * weight).sum()
         };
         let gates: Vec<GateOrder> = (0..num_exits * num_pixels)
             .into_par_iter()
-            .map(|gate| GateOrder::new(table, gate / num_pixels, gate % num_pixels, image_thresholds))
+            .map(|gate| GateOrder::new(table, &order, gate / num_pixels, gate % num_pixels, image_thresholds))
             .collect();
         let mut spans = vec![(u8::MAX, 0); num_exits * num_images];
         spans.par_chunks_mut(num_images).zip(gates.par_chunks(num_pixels.max(1))).for_each(|(spans, of_exit)| {
@@ -171,6 +203,7 @@ impl Compact {
             num_exits,
             num_pixels,
             truth: classes.iter().map(truth).chain(std::iter::repeat(1.0)).take(padded).collect(),
+            order,
             classes,
             total_weight: weight.iter().sum(),
             weight,
@@ -198,15 +231,14 @@ impl Compact {
         self.truth.len()
     }
 
-    /// Images after padding; there is at least one of padding.
+    /// Images after padding to whole blocks of columns.
     pub fn padded_images(&self) -> usize {
         (self.num_images + 1).next_multiple_of(LANES)
     }
 
-    /// (padded n / LANES, 2, P, LANES): intersections and wrongly predicted pixels of one exit.
-    pub fn columns(&self, exit: usize) -> &[f32] {
-        let size = 2 * self.classes.len() * self.padded_images();
-        &self.columns[exit * size..][..size]
+    /// Intersections and wrongly predicted pixels of one exit, with images innermost.
+    pub fn columns(&self, exit: usize) -> &Columns {
+        &self.columns[exit]
     }
 
     /// The same two, one after the other, (2 padded P,).
@@ -245,6 +277,18 @@ impl Compact {
         }
     }
 
+    /// Images of one weight, at most `most` at a time, and no more than have sums of counts that 32 bits hold: these are
+    /// quicker to add up ([`take`]).
+    pub fn summable<'i, T>(
+        &self,
+        images: &'i [T],
+        most: usize,
+        weight: impl Fn(&T) -> f64,
+    ) -> impl Iterator<Item = &'i [T]> {
+        let most = most.min(self.summable);
+        images.chunk_by(move |a, b| weight(a) == weight(b)).flat_map(move |same| same.chunks(most))
+    }
+
     /// The metric of sums T and F.
     pub fn metric(&self, metric: Metric, t: &[f64], f: &[f64]) -> f64 {
         let classes = self.classes.len();
@@ -267,10 +311,11 @@ impl GateOrder {
         self.images.len().div_ceil(RUNS)
     }
 
-    fn new(table: &Table<'_>, exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
-        let num_images = table.num_images();
+    fn new(table: &Table<'_>, images: &[usize], exit: usize, pixel: usize, image_thresholds: Option<usize>) -> Self {
+        let num_images = images.len();
         let confidences = table.image_confidence.slice(s![exit, pixel, ..]);
-        let confidence = |image: u32| confidences[image as usize] + 0.0; // -0 is 0
+        let confidences: Vec<f64> = images.iter().map(|image| confidences[*image] + 0.0).collect(); // -0 is 0
+        let confidence = |image: u32| confidences[image as usize];
         // numbers of 0 and more are in the order of their bits
         let mut sorted: Vec<(u64, u32)> =
             (0..num_images as u32).map(|image| (!confidence(image).to_bits(), image)).collect();
@@ -301,4 +346,34 @@ impl GateOrder {
         let groups = runs.iter().map(|run| run / (RUNS / GROUPS) as u8).collect();
         Self { images, levels, thresholds, leaving, runs, groups }
     }
+}
+
+/// Add sums of counts of images of one weight to others, and begin anew.
+#[inline(always)]
+pub(crate) fn take(sums: &mut [u32], weight: f64, to: &mut [f64]) {
+    to.iter_mut().zip(sums).for_each(|(to, sum)| *to += weight * f64::from(std::mem::take(sum)));
+}
+
+/// The images in an order in which neighbours have the same classes, so that few are in a block of [`Columns`]: by their
+/// sets of classes, rare ones first, of what at least half of some exits predict in them.
+fn alike(table: &Table<'_>, classes: &[usize]) -> Vec<usize> {
+    const MOST_EXITS: usize = 15;
+    let exits: Vec<usize> = (0..table.num_exits()).step_by(table.num_exits().div_ceil(MOST_EXITS)).collect();
+    let is_in = |image: usize, class: usize| {
+        let predict = exits.iter().filter(|exit| table.predicted[[**exit, image, class]] > 0).count();
+        2 * predict >= exits.len()
+    };
+    let mut sets: Vec<Vec<bool>> = (0..table.num_images())
+        .into_par_iter()
+        .map(|image| classes.iter().map(|class| is_in(image, *class)).collect())
+        .collect();
+    let images_with = |at: &usize| sets.iter().filter(|set| set[*at]).count();
+    let mut rare_first: Vec<usize> = (0..classes.len()).collect();
+    rare_first.sort_by_cached_key(images_with);
+    for set in &mut sets {
+        *set = rare_first.iter().map(|at| set[*at]).collect();
+    }
+    let mut order: Vec<usize> = (0..sets.len()).collect();
+    order.sort_by(|a, b| sets[*b].cmp(&sets[*a]));
+    order
 }

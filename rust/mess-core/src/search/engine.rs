@@ -340,7 +340,10 @@ impl Shared<'_, '_> {
         let is_within = match self.query.scoring.setting {
             Setting::InputDependent => {
                 let mut mixture = Mixture::new(self.compact, exits.len());
-                position.iter().enumerate().for_each(|(image, &at)| mixture.add(self.compact, exits[at], at, image));
+                for (image, &of_table) in self.compact.order.iter().enumerate() {
+                    let at = position[of_table];
+                    mixture.add(self.compact, exits[at], at, image);
+                }
                 let is_offered = (exits.iter().zip(&configuration.gates)).all(|(exit, gate)| {
                     let thresholds = &self.compact.gate(*exit, gate.pixel_threshold).thresholds;
                     thresholds.contains(&gate.image_threshold)

@@ -466,23 +466,19 @@ impl Kernel for OrderOf<'_> {
 }
 
 /// For each of some planes, (padded n,) value of one exit for each image, times the image's weight: from counts with images
-/// innermost, about P n / 8 vector operations a plane.
+/// innermost, about P n / 2 operations on vectors of 8 a plane, or fewer where images have few of the classes.
 pub(crate) struct ExitValues<'k> {
     pub slopes: &'k [&'k Slopes],
     pub compact: &'k Compact,
     pub exit: usize,
 }
 
-/// Of a plane, in float32.
-pub(crate) struct Slopes {
-    of_both: Vec<f32>,
-    of_wrong: Vec<f32>,
-}
+/// Of a plane, in float32: of each class for intersections, and for wrongly predicted pixels.
+pub(crate) struct Slopes(Vec<[f32; 2]>);
 
 impl Slopes {
     pub fn of(plane: &Plane) -> Self {
-        let narrow = |slopes: &[f64]| slopes.iter().map(|slope| *slope as f32).collect();
-        Self { of_both: narrow(&plane.of_both), of_wrong: narrow(&plane.of_wrong) }
+        Self(plane.of_both.iter().zip(&plane.of_wrong).map(|(both, wrong)| [*both as f32, *wrong as f32]).collect())
     }
 }
 
@@ -491,20 +487,22 @@ impl Kernel for ExitValues<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let classes = self.compact.classes.len();
         let mut values = vec![vec![0.0f32; self.compact.padded_images()]; self.slopes.len()];
-        for (number, block) in self.compact.columns(self.exit).chunks_exact(2 * classes * LANES).enumerate() {
-            let (both, wrong) = block.split_at(classes * LANES);
-            let (both, wrong) = (both.as_chunks::<LANES>().0, wrong.as_chunks::<LANES>().0);
-            for (Slopes { of_both, of_wrong }, values) in self.slopes.iter().zip(&mut values) {
-                let slopes = of_both.iter().zip(of_wrong);
-                let mut sums = [0.0f32; LANES];
-                for ((both, wrong), (of_both, of_wrong)) in both.iter().zip(wrong).zip(slopes) {
-                    for ((sum, both), wrong) in sums.iter_mut().zip(both).zip(wrong) {
-                        *sum += of_both * both + of_wrong * wrong;
+        for (number, (classes, counts)) in self.compact.columns(self.exit).blocks().enumerate() {
+            for (Slopes(slopes), values) in self.slopes.iter().zip(&mut values) {
+                let mut sums = [[0.0f32; LANES]; 2];
+                for (class, counts) in classes.iter().zip(counts) {
+                    let slopes = slopes[*class as usize];
+                    for ((sums, counts), slope) in sums.iter_mut().zip(counts).zip(slopes) {
+                        for (sum, count) in sums.iter_mut().zip(counts) {
+                            *sum += slope * count;
+                        }
                     }
                 }
-                values.as_chunks_mut::<LANES>().0[number] = sums;
+                let [of_both, of_wrong] = sums;
+                for (lane, value) in values.as_chunks_mut::<LANES>().0[number].iter_mut().enumerate() {
+                    *value = of_both[lane] + of_wrong[lane];
+                }
             }
         }
         values

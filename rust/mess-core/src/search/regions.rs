@@ -13,7 +13,7 @@
 //! a plane of its own and is split. What has few combinations left is evaluated exactly, one by one.
 
 use super::bound::{MARGIN, Plane, Ranges, larger};
-use super::compact::{Compact, Mixture, PAD, RUNS};
+use super::compact::{Compact, Mixture, PAD, RUNS, take};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
 use super::incumbent::{Targets, slack};
@@ -712,7 +712,7 @@ impl Kernel for Settled<'_> {
         let n = self.compact.padded();
         let mut sums = vec![0u32; 2 * n];
         let weight = |(image, _): &(u32, u32)| self.compact.weight[*image as usize];
-        for same in summable(self.compact, unsettled, weight) {
+        for same in self.compact.summable(unsettled, usize::MAX, weight) {
             for (image, at) in same {
                 let counts = self.compact.both_counts(self.exits[*at as usize], *image as usize);
                 let chunks = sums.as_chunks_mut::<PAD>().0.iter_mut().zip(counts.as_chunks::<PAD>().0);
@@ -731,22 +731,43 @@ impl Kernel for Settled<'_> {
     }
 }
 
-/// Images of one weight, as many at a time as have sums of counts that 32 bits hold: these are quicker to add up.
-fn summable<'i, T>(compact: &Compact, images: &'i [T], weight: impl Fn(&T) -> f64) -> impl Iterator<Item = &'i [T]> {
-    images.chunk_by(move |a, b| weight(a) == weight(b)).flat_map(|same| same.chunks(compact.summable))
-}
-
-/// Add sums of counts of images of one weight to others, and begin anew.
-#[inline(always)]
-fn take(sums: &mut [u32], weight: f64, to: &mut [f64]) {
-    to.iter_mut().zip(sums).for_each(|(to, sum)| *to += weight * f64::from(std::mem::take(sum)));
-}
-
 /// Ranges of the sums T and U of a region.
 struct FreeRanges<'k> {
     compact: &'k Compact,
     exits: &'k [usize],
     of: &'k Region,
+}
+
+impl FreeRanges<'_> {
+    /// Add the least and the most of what an image counts at any of the exits that it can reach, at least two.
+    #[inline(always)]
+    fn add(&self, free: Free, least: &mut [u32], most: &mut [u32]) {
+        let counts =
+            |at: u32| self.compact.both_counts(self.exits[at as usize], free.image as usize).as_chunks::<PAD>().0;
+        let (first, rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
+        let (second, rest) = (counts(rest.trailing_zeros()), rest & (rest - 1));
+        let sums = least.as_chunks_mut::<PAD>().0.iter_mut().zip(most.as_chunks_mut::<PAD>().0);
+        for (chunk, ((least, most), (a, b))) in sums.zip(first.iter().zip(second)).enumerate() {
+            let (mut low, mut high) = ([0; PAD], [0; PAD]);
+            for lane in 0..PAD {
+                (low[lane], high[lane]) = (a[lane].min(b[lane]), a[lane].max(b[lane]));
+            }
+            let mut rest = rest;
+            while rest != 0 {
+                let other = &counts(rest.trailing_zeros())[chunk];
+                for lane in 0..PAD {
+                    (low[lane], high[lane]) = (low[lane].min(other[lane]), high[lane].max(other[lane]));
+                }
+                rest &= rest - 1;
+            }
+            let (mut now_least, mut now_most) = (*least, *most); // copies become one vector each
+            for lane in 0..PAD {
+                now_least[lane] += low[lane];
+                now_most[lane] += high[lane];
+            }
+            (*least, *most) = (now_least, now_most);
+        }
+    }
 }
 
 impl Kernel for FreeRanges<'_> {
@@ -761,35 +782,8 @@ impl Kernel for FreeRanges<'_> {
         let mut high = low.clone();
         let (mut least, mut most) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         let weight = |free: &Free| self.compact.weight[free.image as usize];
-        for same in summable(self.compact, &of.free, weight) {
-            for free in same {
-                let counts = |at: u32| {
-                    self.compact.both_counts(self.exits[at as usize], free.image as usize).as_chunks::<PAD>().0
-                };
-                let (first, rest) = (counts(free.reach.trailing_zeros()), free.reach & (free.reach - 1));
-                let (second, rest) = (counts(rest.trailing_zeros()), rest & (rest - 1)); // at least two are within reach
-                let sums = least.as_chunks_mut::<PAD>().0.iter_mut().zip(most.as_chunks_mut::<PAD>().0);
-                for (chunk, ((least, most), (a, b))) in sums.zip(first.iter().zip(second)).enumerate() {
-                    let (mut low, mut high) = ([0; PAD], [0; PAD]);
-                    for lane in 0..PAD {
-                        (low[lane], high[lane]) = (a[lane].min(b[lane]), a[lane].max(b[lane]));
-                    }
-                    let mut rest = rest;
-                    while rest != 0 {
-                        let other = &counts(rest.trailing_zeros())[chunk];
-                        for lane in 0..PAD {
-                            (low[lane], high[lane]) = (low[lane].min(other[lane]), high[lane].max(other[lane]));
-                        }
-                        rest &= rest - 1;
-                    }
-                    let (mut now_least, mut now_most) = (*least, *most); // copies become one vector each
-                    for lane in 0..PAD {
-                        now_least[lane] += low[lane];
-                        now_most[lane] += high[lane];
-                    }
-                    (*least, *most) = (now_least, now_most);
-                }
-            }
+        for same in self.compact.summable(&of.free, usize::MAX, weight) {
+            same.iter().for_each(|free| self.add(*free, &mut least, &mut most));
             take(&mut least, weight(&same[0]), &mut low);
             take(&mut most, weight(&same[0]), &mut high);
         }

@@ -18,7 +18,7 @@
 use rayon::prelude::*;
 
 use super::bound::{Plane, Ranges, larger, smaller};
-use super::compact::{Compact, GROUPS, PAD};
+use super::compact::{Compact, GROUPS, PAD, take};
 use crate::isa::{Isa, Kernel};
 
 /// Lanes of a pair of padded arrays.
@@ -205,9 +205,7 @@ impl Kernel for Rises<'_> {
         let mut rises = vec![0.0; self.from.len() * self.to.len() * width];
         let mut sums = vec![0u32; width];
         let mut first = 0;
-        // images of one weight, as many as the caches and the sums hold
-        let at_most = compact.summable.min(BLOCK);
-        for same in compact.weight.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(at_most)) {
+        for same in compact.summable(&compact.weight, BLOCK, |weight| *weight) {
             let rows = |exit: &usize| compact.of_images(*exit, first, same.len()).chunks_exact(width);
             let pairs = self.from.iter().flat_map(|from| self.to.iter().map(move |to| (from, to)));
             for (rises, (from, to)) in rises.chunks_exact_mut(width).zip(pairs) {
@@ -220,10 +218,7 @@ impl Kernel for Rises<'_> {
                         *sums = now;
                     }
                 }
-                rises
-                    .iter_mut()
-                    .zip(&mut sums)
-                    .for_each(|(rise, sum)| *rise += same[0] * f64::from(std::mem::take(sum)));
+                take(&mut sums, same[0], rises);
             }
             first += same.len();
         }
