@@ -22,7 +22,8 @@ def network_input(
     """(values / 255 - mean) / std of an image at `size`, channels first.
 
     Resizing is bilinear with antialiasing in the integers of PyTorch's uint8 kernel, so its values are those of
-    `torchvision.transforms.v2.functional.resize(..., antialias=True)` on a uint8 tensor, bit for bit.
+    `torchvision.transforms.v2.functional.resize(..., antialias=True)` on a uint8 tensor, bit for bit where torchvision
+    has AVX2; elsewhere it is off by one grey level here and there.
 
     Parameters
     ----------

@@ -484,7 +484,10 @@ def _progress(
 
 def _arrays(table: SearchTable) -> tuple[Any, ...]:
     def converted(name: str, dtype: type[np.generic], ndim: int) -> npt.NDArray[Any]:
-        array = np.asarray(getattr(table, name))
+        value = getattr(table, name)
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected an array without a mask, got a numpy.ma.MaskedArray; fill it first")
+        array = np.asarray(value)
         kinds = "iu" if dtype is np.int64 else "fiu"
         if array.dtype.kind not in kinds:
             raise TypeError(f"{name}: expected {np.dtype(dtype)}, got dtype {array.dtype}")

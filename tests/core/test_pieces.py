@@ -102,6 +102,16 @@ def test_one_that_waited_for_nobody_is_only_certified_as_far_as_it_got():
     assert pieces.outcome(0.0).status == "optimal"  # who says so must know that all were done
 
 
+@pytest.mark.parametrize("gap", [math.nan, -0.5])
+def test_gaps_that_are_none(gap):
+    """NaN would have excluded everything, and less than 0 certified more than the optimum."""
+    pieces = SearchPieces(problem_of(random_table(5), min_accuracy=0.2))
+    with pytest.raises(ValueError, match="gap: expected 0 or more, got"):
+        pieces.run(gap, pieces.tasks())
+    with pytest.raises(ValueError, match="gap: expected 0 or more, got"):
+        pieces.outcome(gap)
+
+
 def test_out_of_time():
     table = random_table(5, points=4, heads=3, images=60, levels=40)
     problem = problem_of(table, max_exits=4)

@@ -543,6 +543,26 @@ def test_what_is_known_is_held_to_limits_of_classes_and_weights():
     assert told_apart > 20
 
 
+def test_arrays_with_a_mask_are_refused():
+    """What is under the mask would be searched."""
+    table = random_table(4)
+    for name in ("ground_truth", "image_confidence", "backbone_cost"):
+        masked = replace(table, **{name: np.ma.masked_equal(getattr(table, name), 0)})
+        with pytest.raises(TypeError, match=f"{name}: expected an array without a mask"):
+            mess_core.search(masked, min_accuracy=0.1)
+
+
+def test_more_choices_of_points_than_memory():
+    """2^25 of them would each have a plane, before anything looked at a time limit."""
+    table = random_table(1, points=24, heads=1, images=2)
+    with pytest.raises(ValueError, match="max_exits: expected fewer for so many exit points: at most 65536 choices"):
+        mess_core.search(table, min_accuracy=0.1, max_exits=25)
+    assert mess_core.search(table, max_cost=1e9, max_exits=4, time_limit=0.0).found
+    required = {"max_exits": 13, "required_exits": list(range(13))}  # one choice
+    assert mess_core.search(table, max_cost=1e9, **required).status in ("optimal", "infeasible")
+    assert mess_core.search(table, max_cost=1e9, max_exits=25, setting="budgeted").status == "optimal"
+
+
 def test_what_is_known_may_be_outside_the_space():
     table = random_table(4)
     known = mess_core.search(table, max_cost=1e9).best.configuration

@@ -218,7 +218,8 @@ fn watched<T: Send>(
         let mut interruption = None;
         let goes_on = || ended.lock().is_ok_and(|ended| ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout));
         while py.detach(goes_on) {
-            let watched = py.check_signals().and_then(|()| report(progress, control));
+            let telling = progress.filter(|_| interruption.is_none()); // who raised an error is not asked again
+            let watched = py.check_signals().and_then(|()| report(telling, control));
             if let (None, Err(error)) = (&interruption, watched) {
                 control.cancel.store(true, Ordering::Relaxed);
                 interruption = Some(error);

@@ -179,12 +179,17 @@ fn point_chains(shared: &Shared<'_, '_>) -> Vec<Vec<Vec<usize>>> {
         let demanded = required.iter().find(|exit| shared.points[**exit] == point);
         here.filter(|exit| demanded.is_none_or(|demanded| demanded == exit)).collect()
     };
+    let demanded: std::collections::BTreeSet<i64> = required.iter().map(|exit| shared.points[*exit]).collect();
     let mut chains: Vec<Vec<i64>> = vec![vec![]];
     for point in points.into_iter().filter(|point| !exits_at(*point).is_empty()) {
-        let is_demanded = required.iter().any(|exit| shared.points[*exit] == point);
+        if shared.control.stopped() {
+            return Vec::new();
+        }
+        let is_demanded = demanded.contains(&point);
+        let to_come = demanded.iter().filter(|other| **other > point).count();
         let longer: Vec<Vec<i64>> = chains
             .iter()
-            .filter(|chain| chain.len() < shared.query.space.max_exits)
+            .filter(|chain| chain.len() + to_come < shared.query.space.max_exits)
             .map(|chain| chain.iter().copied().chain([point]).collect())
             .collect();
         if is_demanded {

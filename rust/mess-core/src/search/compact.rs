@@ -3,10 +3,11 @@
 //!
 //! Made once from the table and shared by all threads. Sizes for E exits, n images, T pixel thresholds and P classes with
 //! ground truth (rounded up to a multiple of `PAD`): 8 E n P bytes of counts, half of what the table takes, and as much
-//! again, or less where images have few of the classes (`Columns`), 10 E T n bytes of orders, 2 E n of the runs that they span, and 12 bytes for each image threshold, of which there are at most
-//! E T n. Of what else grows with n, each family of exit points has 4 n bytes for each of its exits (`field`), and each
-//! thread about as much for its task, a row for each of its points and each band of costs of a front, `GROUPS` rows for
-//! each exit of a chain, T n bytes, and, for each level of the regions of a chain of k exits, up to (16 + 8 k) n bytes.
+//! again (a 32nd more), or less where images have few of the classes (`Columns`), 10 E T n bytes of orders, 2 E n of the
+//! runs that they span, and 12 bytes for each image threshold, of which there are at most E T n. Of what else grows with
+//! n, each family of exit points has 4 n bytes for each of its exits (`field`), and each thread about as much for its task,
+//! a row for each of its points and each band of costs of a front, `GROUPS` rows for each exit of a chain, T n bytes, and,
+//! for each level of the regions of a chain of k exits, up to (16 + 8 k) n bytes.
 //!
 //! Arrays over classes are padded for vectors: padding classes have no counts, a ground truth of 1 and no weight.
 
@@ -80,6 +81,8 @@ impl Columns {
             }
             columns.ends.push(columns.classes.len());
         }
+        columns.classes.shrink_to_fit();
+        columns.counts.shrink_to_fit();
         columns
     }
 
@@ -138,7 +141,7 @@ impl Mixture {
 /// Its image thresholds are numbered from the largest; with threshold number q, an image leaves when its level is <= q.
 #[derive(Debug, Default)]
 pub(crate) struct GateOrder {
-    /// (n,) images, most confident first, ties by image.
+    /// (n,) images, most confident first, ties by their places here.
     pub images: Vec<u32>,
     /// (n,) level of each image.
     pub levels: Vec<u32>,
@@ -165,12 +168,14 @@ impl Compact {
         let num_pixels = if has_gates { table.num_pixel_thresholds() } else { 0 };
         let padded = classes.len().next_multiple_of(PAD);
         let order = if has_gates { alike(table, &classes) } else { (0..num_images).collect() };
+        let mut places = vec![0; num_images]; // the table is read as it lies in its file
+        order.iter().enumerate().for_each(|(place, image)| places[*image] = place);
         let mut counts = vec![0u32; num_exits * num_images * 2 * padded];
         counts.par_chunks_mut(num_images * 2 * padded).enumerate().for_each(|(exit, counts)| {
             let [intersection, predicted] =
                 [table.intersection, table.predicted].map(|of| of.index_axis_move(Axis(0), exit));
-            for (row, &image) in counts.chunks_exact_mut(2 * padded).zip(&order) {
-                let (both, predicted) = (intersection.row(image), predicted.row(image));
+            for ((both, predicted), place) in intersection.rows().into_iter().zip(predicted.rows()).zip(&places) {
+                let row = &mut counts[place * 2 * padded..][..2 * padded];
                 for (at, &class) in classes.iter().enumerate() {
                     row[at] = both[class] as u32;
                     row[padded + at] = (predicted[class] - both[class]) as u32;
@@ -354,8 +359,8 @@ pub(crate) fn take(sums: &mut [u32], weight: f64, to: &mut [f64]) {
     to.iter_mut().zip(sums).for_each(|(to, sum)| *to += weight * f64::from(std::mem::take(sum)));
 }
 
-/// The images in an order in which neighbours have the same classes, so that few are in a block of [`Columns`]: by their
-/// sets of classes, rare ones first, of what at least half of some exits predict in them.
+/// The images in an order in which neighbours have the same weight ([`take`]) and the same classes, so that few are in a
+/// block of [`Columns`]: by their sets of classes, rare ones first, of what at least half of some exits predict in them.
 fn alike(table: &Table<'_>, classes: &[usize]) -> Vec<usize> {
     const MOST_EXITS: usize = 15;
     let exits: Vec<usize> = (0..table.num_exits()).step_by(table.num_exits().div_ceil(MOST_EXITS)).collect();
@@ -374,6 +379,6 @@ fn alike(table: &Table<'_>, classes: &[usize]) -> Vec<usize> {
         *set = rare_first.iter().map(|at| set[*at]).collect();
     }
     let mut order: Vec<usize> = (0..sets.len()).collect();
-    order.sort_by(|a, b| sets[*b].cmp(&sets[*a]));
+    order.sort_by(|a, b| table.weight(*a).cmp(&table.weight(*b)).then_with(|| sets[*b].cmp(&sets[*a])));
     order
 }

@@ -407,7 +407,8 @@ impl Shared<'_, '_> {
             let (_, typical) = multiplier_at(&pool, &hull, bands[bands.len() / 2].1, self.ceiling);
             Field::new(self, family.exits, &typical.choice.exits, bands.iter().map(of_band).collect())
         };
-        families.into_par_iter().filter(|family| !family.pool.is_empty()).map(field).collect()
+        let is_wanted = |family: &Family| !family.pool.is_empty() && !self.control.stopped();
+        families.into_par_iter().filter(is_wanted).map(field).collect()
     }
 
     /// Ranges of costs, each with a cost in its middle, that together hold every cost: one for a single objective, for a

@@ -314,7 +314,7 @@ impl<'v> Worth<'v> {
             let worth = |exit: usize, lane: usize| {
                 self.values.row(exit)[at * RUNS + lane] - self.costs[exit] * self.shares[at * RUNS + lane]
             };
-            let mut sum = 0.0f32;
+            let mut sum = 0.0;
             for (lane, gain) in gains.iter_mut().enumerate() {
                 let [from, until] = [from, until].map(|runs| usize::from(runs[at * RUNS + lane]));
                 let mut best = if lane <= first_range.1 { worth(0, lane) } else { f32::NEG_INFINITY };
@@ -327,9 +327,9 @@ impl<'v> Worth<'v> {
                     goes_on = (3..self.costs.len()).map(|exit| worth(exit, lane)).fold(best, f32::max);
                 }
                 *gain = stops - goes_on;
-                sum += goes_on;
+                sum += f64::from(goes_on);
             }
-            going_on += f64::from(sum);
+            going_on += sum;
         }
         for order in orders {
             let (mut certain, mut free) = ([0.0f32; RUNS], [0.0f32; RUNS]);

@@ -168,6 +168,9 @@ impl Objective {
     }
 }
 
+/// Each choice of exit points of an input-dependent search has a plane and values of its own in memory.
+const MOST_FAMILIES: f64 = 65_536.0;
+
 /// A search: what may be chosen, how it is valued, what it must satisfy, what is wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
@@ -195,6 +198,11 @@ impl Query {
             if resolution > 0.0 && resolution < least {
                 return Err(Error::value("resolution", format!("0, or {least:e} and more"), resolution));
             }
+        }
+        let families = self.space.families(table);
+        if self.scoring.setting == Setting::InputDependent && families > MOST_FAMILIES {
+            let expected = format!("fewer for so many exit points: at most {MOST_FAMILIES} choices of points");
+            return Err(Error::value("max_exits", expected, format!("{} for {families:e}", self.space.max_exits)));
         }
         let is_anytime = matches!(self.scoring.setting, Setting::Anytime { .. });
         if is_anytime && self.space.min_share > 0.0 {

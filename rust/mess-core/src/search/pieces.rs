@@ -81,7 +81,8 @@ impl Pieces {
     /// short, none is done. Calls with different gaps must not overlap: what they look for is set for all of them.
     ///
     /// # Errors
-    /// [`Error::Value`] for a task that does not exist, another table, or a known configuration that is invalid.
+    /// [`Error::Value`] for a task that does not exist, another table, a negative gap, or a known configuration that is
+    /// invalid.
     pub fn run(
         &self,
         table: &Table<'_>,
@@ -90,6 +91,7 @@ impl Pieces {
         names: &[String],
         known: &[Configuration],
     ) -> Result<Done> {
+        check_gap(gap)?;
         let mut tasks: Vec<(&String, TaskId)> = Vec::new();
         let is_cut_short = self.fields.is_empty() && self.gap > 0.0;
         for name in names.iter().filter(|_| !is_cut_short) {
@@ -111,8 +113,9 @@ impl Pieces {
     /// infinity before the first.
     ///
     /// # Errors
-    /// [`Error::Value`] for another table, or a known configuration that is invalid.
+    /// [`Error::Value`] for another table, a negative gap, or a known configuration that is invalid.
     pub fn outcome(&self, table: &Table<'_>, gap: f64, known: &[Configuration]) -> Result<Outcome> {
+        check_gap(gap)?;
         self.with(table, &Control::default(), |shared| {
             known.iter().try_for_each(|configuration| shared.offer_known(configuration))?;
             Ok(shared.outcome(gap.min(self.gap)))
@@ -129,6 +132,10 @@ impl Pieces {
         }
         Ok(work(&self.prepared.shared(table, &self.query, control, &self.incumbents)))
     }
+}
+
+fn check_gap(gap: f64) -> Result<()> {
+    if gap >= 0.0 { Ok(()) } else { Err(Error::value("gap", "0 or more", gap)) }
 }
 
 fn shape(table: &Table<'_>) -> (usize, usize, usize) {

@@ -783,7 +783,9 @@ impl Kernel for FreeRanges<'_> {
         let (mut least, mut most) = (vec![0u32; 2 * n], vec![0u32; 2 * n]);
         let weight = |free: &Free| self.compact.weight[free.image as usize];
         for same in self.compact.summable(&of.free, usize::MAX, weight) {
-            same.iter().for_each(|free| self.add(*free, &mut least, &mut most));
+            for free in same {
+                self.add(*free, &mut least, &mut most);
+            }
             take(&mut least, weight(&same[0]), &mut low);
             take(&mut most, weight(&same[0]), &mut high);
         }

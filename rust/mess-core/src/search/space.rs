@@ -1,5 +1,7 @@
 //! What may be chosen.
 
+use std::collections::BTreeSet;
+
 use super::table::Table;
 use crate::error::{Error, Result};
 
@@ -55,6 +57,19 @@ impl Space {
             return Err(Error::value("required_exits", expected, self.required.len()));
         }
         Ok(())
+    }
+
+    /// In how many ways the points of chains can be chosen, those of required exits among them.
+    pub(crate) fn families(&self, table: &Table<'_>) -> f64 {
+        let allowed = (0..table.num_exits()).filter(|exit| self.allows(*exit)).map(|exit| table.points[exit]);
+        let required: BTreeSet<i64> = self.required.iter().map(|exit| table.points[*exit]).collect();
+        let free = allowed.collect::<BTreeSet<i64>>().len() - required.len();
+        let mut ways = 1.0;
+        let of_length = |length: usize| {
+            ways *= (free + 1).saturating_sub(length) as f64 / length as f64;
+            ways
+        };
+        1.0 + (1..=self.max_exits - required.len()).map(of_length).sum::<f64>()
     }
 
     /// Whether an exit may be chosen.

@@ -338,19 +338,19 @@ fn steps_are_the_sums_of_what_rises_and_what_falls() {
     }
 }
 
-/// Most confident first, ties by image; -0 is 0.
+/// Most confident first, ties by place; -0 is 0.
 #[test]
 fn orders_of_a_gate_are_those_of_a_stable_sort() {
     let mut arrays = Arrays::new(2, 2, 1, 90);
-    arrays.predicted.mapv_inplace(|pixels| pixels.max(1)); // all have the same classes, and stay in their order
     arrays.image_confidence.mapv_inplace(|confidence| (confidence * 8.0).round() / 8.0);
     (0..90).step_by(7).for_each(|image| arrays.image_confidence[[0, 0, image]] = [0.0, -0.0][image % 2]);
     let table = arrays.table();
     for count in [None, Some(4)] {
         let compact = Compact::new(&table, count, true);
         for exit in 0..compact.num_exits {
+            let of_table = |image: u32| compact.order[image as usize];
             let (order, confidence) =
-                (compact.gate(exit, 0), |image: u32| table.image_confidence[[exit, 0, image as usize]]);
+                (compact.gate(exit, 0), |image: u32| table.image_confidence[[exit, 0, of_table(image)]]);
             let mut expected: Vec<u32> = (0..90).collect();
             expected.sort_by(|a, b| confidence(*b).partial_cmp(&confidence(*a)).expect("numbers"));
             assert_eq!(order.images, expected);
