@@ -226,8 +226,8 @@ def guarantee_run(
     path = folder / "configurations" / f"guaranteed{suffix}.json"
     if result.configuration is not None:
         result.configuration.save(path)
-    elif _promises(path) in (None, {str(Guarantee.parse(promise)) for promise in promises}):
-        path.unlink(missing_ok=True)  # what was promised by another calibration is not promised by this one
+    elif result.is_complete and _promises(path) in (None, {str(Guarantee.parse(promise)) for promise in promises}):
+        path.unlink(missing_ok=True)  # what another calibration promised is not promised by this one
     return result
 
 

@@ -274,9 +274,11 @@ def test_the_cheapest_of_what_is_proven_is_taken(population, monkeypatch):
     part = population.select(np.arange(600))
     options = {"held_out": population.select(np.arange(600, 1600)), "max_exits": 2}
     result = mess.guarantee(part, "error increase <= 0.03 with 90 %", **options)
-    cheaper = promise._front(part, [Guarantee.parse("error increase <= 0.03 with 90 %")], _OPTIONS)[result.tested - 1]
+    path, is_complete = promise._front(part, [Guarantee.parse("error increase <= 0.03 with 90 %")], _OPTIONS)
+    assert is_complete
+    cheaper = path[result.tested - 1]
     final = mess_core.Configuration((part.exits.index("final"),))
-    monkeypatch.setattr(promise, "_front", lambda *_: [cheaper, final])
+    monkeypatch.setattr(promise, "_front", lambda *_: ([cheaper, final], True))
     again = mess.guarantee(part, "error increase <= 0.03 with 90 %", **options)
     assert again.tested == 2
     assert again.configuration.promise["cost"] < again.baseline_cost
@@ -293,6 +295,41 @@ def test_too_few_images_abstain_and_say_why(population):
     text = guaranteed_text(result)
     assert "nothing cheaper than the original network can be promised" in text
     assert "32 images cannot prove less than 0.126" in text
+
+
+def test_a_path_that_was_cut_short_is_no_abstention(population):
+    part = population.select(np.arange(600))
+    options = {"held_out": population.select(np.arange(600, 1600)), "max_exits": 2, "time_limit": 0.0}
+    result = mess.guarantee(part, "disagreement <= 0.006 with 99 %", **options)
+    assert (result.configuration, result.is_complete) == (None, False)
+    assert "can be promised with these images, as far as the search for configurations got" in guaranteed_text(result)
+
+
+@pytest.mark.parametrize("text", ["disagreement <= 0.12345649 with 99.99999 %", "error increase <= 0.007 with 90 %"])
+def test_a_promise_is_told_as_it_is(text):
+    """Rounded it would promise more than was proven."""
+    assert str(Guarantee.parse(text)) == text
+    assert Guarantee.parse("disagreement <= 0.7 % with 95 %").limit == 0.007
+    assert Guarantee.parse(str(Guarantee(loss="disagreement", limit=1e-5))).limit == 1e-5
+
+
+def test_images_that_were_searched_prove_nothing(population):
+    """By other names, in another split, with confidences of another device."""
+    searched = population.select(np.arange(200))
+    mixed = population.select(np.arange(199, 400))
+    other = replace(
+        mixed,
+        images=tuple(f"other-{i}" for i in range(201)),
+        image_confidence=np.clip(mixed.image_confidence + 1e-3, 0, 1),
+        facts={**mixed.facts, "split": "trainval"},
+    )
+    promised = "disagreement <= 0.3 with 90 %"
+    with pytest.raises(ValueError, match=r"got 1 that are in both: \['other-0'\]"):
+        mess.guarantee(searched, promised, held_out=other, max_exits=2)
+    mess.guarantee(searched, promised, held_out=other.select(np.arange(1, 201)), max_exits=2)
+    trained = replace(other.select(np.arange(1, 201)), facts={"split": "train"})
+    with pytest.raises(ValueError, match="held_out: expected images that nothing was chosen by, got the train split"):
+        mess.guarantee(searched, promised, held_out=trained, max_exits=2)
 
 
 def test_bad_questions(population):

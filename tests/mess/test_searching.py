@@ -257,7 +257,7 @@ def test_held_out_images_without_names_are_told_apart_by_what_is_on_them():
     promise = "disagreement <= 0.2 with 90 %"
     with pytest.raises(ValueError, match="held_out: expected other images than those searched"):
         mess.guarantee(numbered, promise, held_out=numbered)
-    truth = numbered.ground_truth + np.arange(len(table.images))[:, None]
+    truth = numbered.ground_truth + np.arange(1, len(table.images) + 1)[:, None]
     others = replace(numbered, ground_truth=truth)
     part = replace(others.select(np.arange(9, 3, -1)), images=tuple("012345"))
     with pytest.raises(ValueError, match="held_out: expected other images than those searched"):

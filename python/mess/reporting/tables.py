@@ -120,6 +120,8 @@ def guaranteed_text(result: Guaranteed) -> str:
     best = result.configuration
     if best is None:
         lines.append("guaranteed: nothing cheaper than the original network can be promised with these images")
+        if not result.is_complete and all(proof.guarantee.limit > proof.least_provable for proof in result.proofs):
+            lines[-1] += ", as far as the search for configurations got (--time-limit)"
     else:
         cost, accuracy = best.promise["cost"] / result.baseline_cost, best.promise["accuracy"]
         lines.append(f"guaranteed: {describe(best.exits)}")
@@ -158,6 +160,7 @@ def guaranteed_json(result: Guaranteed) -> dict[str, Any]:
         "images": {"searched": result.searched, "held_out": result.held_out},
         "path": result.path,
         "tested": result.tested,
+        "is_complete": result.is_complete,
     }
 
 

@@ -12,8 +12,10 @@ of one video, of which neighbours are no independent images.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -40,7 +42,8 @@ _SCALE = 1 << 20
 """Losses of the search are integers: steps of a millionth."""
 
 _PATTERN = re.compile(
-    r"\s*(?:(?P<loss>disagreement|error[ -]increase)|miss[ -]rate of (?P<of_class>.+?))\s*<=\s*(?P<limit>[0-9.]+)"
+    r"\s*(?:(?P<loss>disagreement|error[ -]increase)|miss[ -]rate of (?P<of_class>.+?))\s*<=\s*"
+    r"(?P<limit>[0-9.]+(?:e-[0-9]+)?)"
     r"\s*(?P<percent>%)?\s*(?:with\s*(?P<confidence>[0-9.]+)\s*%|(?P<average>on average))\s*"
 )
 
@@ -95,17 +98,17 @@ class Guarantee:
                 f"...', or '... on average', got {text!r}"
             )
         try:
-            limit = float(match["limit"]) / (100 if match["percent"] else 1)
-            confidence = None if match["average"] else float(match["confidence"]) / 100
-        except ValueError:
+            limit = float(Decimal(match["limit"]) / (100 if match["percent"] else 1))
+            confidence = None if match["average"] else float(Decimal(match["confidence"]) / 100)
+        except InvalidOperation:
             raise ValueError(f"guarantee: expected numbers, got {text!r}") from None
         loss: Any = "miss rate" if match["of_class"] else match["loss"].replace("-", " ")
         return cls(loss=loss, limit=limit, confidence=confidence, of_class=match["of_class"])
 
     def __str__(self) -> str:
         what = self.loss if self.of_class is None else f"{self.loss} of {self.of_class}"
-        return f"{what} <= {self.limit:g} " + (
-            "on average" if self.confidence is None else f"with {100 * self.confidence:g} %"
+        return f"{what} <= {self.limit} " + (
+            "on average" if self.confidence is None else f"with {100 * self.confidence:.15g} %"
         )
 
     @property
@@ -169,6 +172,7 @@ class Guaranteed:
         searched, held_out: numbers of images.
         path: configurations on the path
         tested: how many passed.
+        is_complete: whether the search for the path came to its end; of one that ran out of time more may be provable.
     """
 
     configuration: Configuration | None
@@ -181,6 +185,7 @@ class Guaranteed:
     held_out: int
     path: int
     tested: int
+    is_complete: bool
 
 
 def guarantee(
@@ -228,6 +233,11 @@ def guarantee(
         raise ValueError(f"bound: expected one of {get_args(Bound)}, got {bound!r}")
     rng = np.random.default_rng(seed)
     learn, test = _divided(table, held_out, learn_share, rng)
+    if test.facts.get("split") == "train":
+        raise ValueError(
+            f"{'table' if held_out is None else 'held_out'}: expected images that nothing was chosen by, got the train "
+            "split, which the weights are fitted to"
+        )
     for g in wanted:
         known = [np.isfinite(g.losses(part)[-1]).any() for part in (learn, test)]
         if not all(known):
@@ -237,7 +247,7 @@ def guarantee(
         raise ValueError(f"search_options: expected some of {sorted(_SEARCH_OPTIONS)}, got {sorted(unknown)}")
     check_required(table, search_options.get("required_exits", ()), search_options.get("forbidden_exits", ()))
     options = {"cost": cost, "max_exits": max_exits, "time_limit": time_limit, **search_options}
-    path = list(_knob(learn, wanted[0], options) if on_average else _front(learn, wanted, options))
+    path, is_complete = _knob(learn, wanted[0], options) if on_average else _front(learn, wanted, options)
     order = rng.permutation(len(test.images))
     losses = [_PathLosses(g, test, cost, order) for g in wanted]
     if on_average:
@@ -264,7 +274,7 @@ def guarantee(
     proofs = tuple(_proof(at, shown, bound) for at in losses) if shown is not None else ()
     if chosen is not None and min(costs) >= _original_cost(test, cost):
         chosen, proofs = None, ()  # the original network keeps every promise, and costs less
-    return _outcome(learn, test, chosen, proofs, cost, len(path), passed, rng)
+    return _outcome(learn, test, chosen, proofs, cost, len(path), passed, rng, is_complete)
 
 
 def least_cost(
@@ -299,15 +309,16 @@ def _divided(
                     f"held_out: expected the {name} of the table that is searched, {getattr(table, name)}, got "
                     f"{getattr(held_out, name)}"
                 )
-        both = set(held_out.images) & set(table.images)
-        if not any(_has_names(one) for one in (table, held_out)):  # what is on images that have no names
-            searched = {row.tobytes() for row in table.ground_truth}
-            known = [row.tobytes() in searched for row in held_out.ground_truth]
-            both = both if 2 * sum(known) >= len(known) else set()
-        if both and table.facts.get("split") == held_out.facts.get("split"):
-            raise ValueError(f"held_out: expected other images than those searched, got {sorted(both)[:3]} in both")
         if len(held_out.images) < 2:
             raise ValueError(f"held_out: expected at least 2 images, got {len(held_out.images)}")
+        both = set(_in_both(table, held_out))
+        if _has_names(table) and _has_names(held_out) and table.facts.get("split") == held_out.facts.get("split"):
+            both |= set(held_out.images) & set(table.images)
+        if both:
+            raise ValueError(
+                f"held_out: expected other images than those searched, got {len(both)} that are in both: "
+                f"{sorted(both)[:3]}"
+            )
         return table, held_out
     if not 0 < learn_share < 1:
         raise ValueError(f"learn_share: expected above 0 and below 1, got {learn_share}")
@@ -325,25 +336,57 @@ def _has_names(table: CalibrationTable) -> bool:
     return table.images != tuple(str(number) for number in range(len(table.images)))
 
 
-def _front(
-    learn: CalibrationTable, promises: Sequence[Guarantee], options: dict[str, Any]
-) -> list[mess_core.Configuration]:
+def _in_both(searched: CalibrationTable, held_out: CalibrationTable) -> list[str]:
+    """Images of `held_out` that were searched too, whatever they are called there: of the same ground truth, which no
+    other has (empty scenes are alike), and as confident at every exit, but for what another device rounds; or, if half
+    of the images are so, of the same ground truth and confidences."""
+
+    def one_of_a_kind(table: CalibrationTable) -> dict[bytes, int]:
+        rows = [row.tobytes() for row in table.ground_truth]
+        counts = Counter(rows)
+        return {row: number for number, row in enumerate(rows) if counts[row] == 1}
+
+    there = one_of_a_kind(searched)
+
+    def is_alike(number: int, other: int) -> bool:
+        pair = held_out.image_confidence[..., number], searched.image_confidence[..., other]
+        return np.allclose(*pair, rtol=0.0, atol=0.01)
+
+    known = ((number, there[row]) for row, number in one_of_a_kind(held_out).items() if row in there)
+    both = [held_out.images[number] for number, other in known if is_alike(number, other)]
+
+    def everything(table: CalibrationTable) -> list[bytes]:
+        confidences = np.moveaxis(table.image_confidence, -1, 0)
+        return [row.tobytes() + of.tobytes() for row, of in zip(table.ground_truth, confidences, strict=True)]
+
+    same = set(everything(searched))
+    exactly = [name for name, image in zip(held_out.images, everything(held_out), strict=True) if image in same]
+    return both + (exactly if 2 * len(exactly) >= len(held_out.images) else [])
+
+
+_Path = tuple[list[mess_core.Configuration], bool]
+"""Configurations from cautious to bold, and whether the search for them came to its end."""
+
+
+def _front(learn: CalibrationTable, promises: Sequence[Guarantee], options: dict[str, Any]) -> _Path:
     """Cost against the promised losses, each as a share of its limit: dearest first, none dearer than the original."""
     limit = _original_cost(learn, options["cost"])
     outcome = _search(learn, promises, options, resolution=0.002 * limit)
-    return [found.configuration for found in reversed(outcome.found) if found.cost < limit]
+    path = [found.configuration for found in reversed(outcome.found) if found.cost < limit]
+    return path, outcome.status != "stopped"
 
 
-def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) -> Iterator[mess_core.Configuration]:
+def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) -> _Path:
     """All image thresholds of the cheapest configuration within the limit, moved together from above 1 down to 0.
 
     The final exit is its last one, so that the most cautious setting is the original network, whose loss is none.
     """
     required = list(dict.fromkeys([*options.get("required_exits", ()), FINAL_EXIT]))
-    found = _search(learn, [promise], options | {"required_exits": required}, within=promise.limit).found
-    if not found or not found[0].configuration.gates:
-        return
-    start = found[0].configuration
+    outcome = _search(learn, [promise], options | {"required_exits": required}, within=promise.limit)
+    is_complete = outcome.status != "stopped"
+    if not outcome.found or not outcome.found[0].configuration.gates:
+        return [], is_complete
+    start, path = outcome.found[0].configuration, []
     for turn in np.linspace(1, -1, 401):
         above = np.nextafter(1.0, 2.0)
         gates = tuple(
@@ -357,7 +400,8 @@ def _knob(learn: CalibrationTable, promise: Guarantee, options: dict[str, Any]) 
             )
             for gate in start.gates
         )
-        yield replace(start, gates=gates)
+        path.append(replace(start, gates=gates))
+    return path, is_complete
 
 
 def _search(
@@ -445,6 +489,7 @@ def _outcome(
     path: int,
     passed: int,
     rng: np.random.Generator,
+    is_complete: bool,
 ) -> Guaranteed:
     final = test.exits.index(FINAL_EXIT)
     arrays = test.search_table(cost)
@@ -455,7 +500,10 @@ def _outcome(
     if chosen is not None:
         configuration = found_configuration(test, evaluation.found, "input-dependent", cost)
         said = [{"guarantee": str(p.guarantee), "mean_loss": p.mean_loss, "p_value": p.p_value} for p in proofs]
-        configuration = replace(configuration, promise={**configuration.promise, "guarantees": said})
+        promise = {**configuration.promise, "guarantees": said}
+        if "split" in learn.facts:
+            promise["searched_split"] = learn.facts["split"]
+        configuration = replace(configuration, promise=promise)
 
     images = np.arange(len(taken))
     mixture, original = (
@@ -484,4 +532,5 @@ def _outcome(
         held_out=len(test.images),
         path=path,
         tested=passed,
+        is_complete=is_complete,
     )

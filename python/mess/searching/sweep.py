@@ -10,7 +10,7 @@ values, so an entry is a grid:
     max-exits = 3
 
 Searches share what they find: each begins with the configurations that those before it found, which changes how long it
-takes and nothing else.
+takes and, unless a time limit stops it, nothing else.
 """
 
 from __future__ import annotations
