@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ def confident_pixels(
     waits for the device.
     """
     confidences, labels = _maps(logits, size, policy)
-    confident = confidences >= torch.tensor(pixel_threshold, dtype=torch.float32).item()
+    confident = confidences >= float(np.float32(pixel_threshold))
     if policy.refine:
         edges = canny_edges(labels) if policy.edges == "canny" else label_edges(labels)
         near = dilated(edges, output_stride)

@@ -3,6 +3,7 @@ and on a real one where there is one."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from types import SimpleNamespace
 
@@ -32,8 +33,8 @@ class MakesTensors(nn.Module):
     def forward(self, images):
         x = self.second(self.first(images).relu()).relu()
         columns = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype) / x.shape[-1]
-        x = self.third(x + columns + torch.ones(x.shape[-2:], device=x.device)).relu()
-        x = x * torch.tensor([0.5], device=x.device)
+        x = self.third(x + columns + torch.ones(x.shape[-2:], device=x.device, dtype=x.dtype)).relu()
+        x = x * torch.tensor([0.5], device=x.device, dtype=x.dtype)
         return nn.functional.interpolate(self.classify(x), size=images.shape[-2:], mode="bilinear")
 
 
@@ -150,6 +151,27 @@ def test_tensors_that_a_graph_makes_are_made_where_it_is_moved_to(converted, any
         after = list(deployed.anytime(torch.empty(2, 3, 48, 64, device="cuda")))
         assert [prediction.logits.device.type for prediction in after] == ["cuda", "cuda"]
     assert torch.equal(static(images), before[-1])  # which was not moved
+
+
+def test_a_type_that_the_model_names_is_not_converted(converted):
+    """`dtype=x.dtype` was recorded as float32: next to weights of float16 the first image would fail."""
+    deployed, images = mess.deploy(converted, gated(converted, 0.5)), torch.rand(2, 3, 48, 64)
+    before = deployed(images).logits
+    with pytest.raises(RuntimeError, match=r"names torch\.float32, .* as in mess\.deploy\(network\.half\(\), \.\.\.\)"):
+        deployed.half()
+    assert torch.equal(deployed(images).logits, before)
+    halved = mess.deploy(copy.deepcopy(converted).half(), gated(converted, 0.5))
+    assert halved(images.half()).logits.dtype == torch.float16
+
+
+def test_a_deployed_network_stays_where_the_users_is_moved_from(converted):
+    """Its parameters were the user's, and moved along; statistics and what the graph makes stayed."""
+    network, images = copy.deepcopy(converted), torch.rand(2, 3, 48, 64)
+    deployed = mess.deploy(network, gated(network, 0.5))
+    before = deployed(images).logits
+    network.double()
+    assert torch.equal(deployed(images).logits, before)
+    assert next(network.parameters()).dtype == torch.float64
 
 
 @on_gpu

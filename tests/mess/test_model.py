@@ -345,6 +345,9 @@ def test_a_local_folder_of_transformers_brings_its_weights(tmp_path):
     net.save_pretrained(tmp_path)
     again = model_from_spec(f"hf:{tmp_path}", num_classes=3)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    net.half().save_pretrained(tmp_path / "half")
+    again = model_from_spec(f"hf:{tmp_path / 'half'}", num_classes=3)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
 def small_factory(*, num_classes: int) -> nn.Module:

@@ -100,6 +100,18 @@ def test_heads_of_ones_own_are_given(tmp_path):
         assert torch.equal(a.logits, b.logits)
 
 
+@pytest.mark.parametrize("known", [{}, {"mean": (0.5,), "std": (0.25,)}])
+def test_images_of_another_number_of_channels(tmp_path, known):
+    """How they are normalised is the caller's to know, unless it is told."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
+    network = mess.convert(net, torch.zeros(1, 1, 16, 16), exit_points=["0"], heads=["fcn-r1-b0"]).eval()
+    alone = mess.Configuration(setting="budgeted", model=("0",), exits=(mess.ChosenExit(exit="final"),))
+    mess.save_pretrained(network, tmp_path / "net", alone, class_names=("a", "b"), **known)
+    loaded = mess.from_pretrained(tmp_path / "net", net)
+    same(mess.deploy(network, alone), loaded, torch.rand(2, 1, 16, 16))
+    assert not known or (loaded.mean, loaded.std) == (known["mean"], known["std"])
+
+
 def test_tied_weights(tmp_path):
     class Tied(nn.Module):
         def __init__(self):

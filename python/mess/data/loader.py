@@ -84,8 +84,9 @@ class SeededLoader:
         """The batches of `epoch` from number `first` on; what lies before is not read."""
         self._epoch = epoch
         batches = [self.indices(batch) for batch in range(first, len(self))]
-        own = torch.Generator()  # its workers' seeds, which nothing here uses, would come from the global stream
-        return iter(DataLoader(_Examples(self), batch_sampler=batches, num_workers=self.workers, generator=own))
+        own = torch.Generator("cpu")  # its workers' seeds, which nothing here uses, would come from the global stream
+        with torch.device("cpu"):  # where they are drawn, whatever the default device is
+            return iter(DataLoader(_Examples(self), batch_sampler=batches, num_workers=self.workers, generator=own))
 
     def shard(self, rank: int, count: int) -> None:
         """Be process `rank` of `count`: `count` batches in a row make one large batch, of which this is one part."""
@@ -114,8 +115,8 @@ class SeededLoader:
         if self._order[0] != self._epoch:
             order = list(range(len(self.dataset)))
             if self.train:
-                generator = torch.Generator().manual_seed(mixed_seed(self.seed, self._epoch, 0))
-                order = torch.randperm(len(order), generator=generator).tolist()
+                generator = torch.Generator("cpu").manual_seed(mixed_seed(self.seed, self._epoch, 0))
+                order = torch.randperm(len(order), generator=generator, device="cpu").tolist()
             self._order = (self._epoch, order)
         start = (batch * self._count + self._rank) * self.batch_size
         return self._order[1][start : start + self.batch_size]

@@ -77,8 +77,8 @@ def export(
     std = tuple(map(float, deployed.std if std is None else std))
     check_normalisation(mean, std)
     with whole_folder(folder) as temporary:
-        generator = torch.Generator().manual_seed(0)
-        probes = [torch.randn(2, 3, *size, generator=generator) for size in probe_sizes(stages)]
+        generator = torch.Generator("cpu").manual_seed(0)
+        probes = [torch.randn(2, 3, *size, generator=generator, device="cpu") for size in probe_sizes(stages)]
         with exporting():
             entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}

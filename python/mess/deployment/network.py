@@ -6,8 +6,9 @@ with the images of the batch that go on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mess.exit_names import FINAL_EXIT
 from mess.model.adapter import evaluating
 from mess.model.capture import captured_features
 from mess.model.frozen import FrozenHead, frozen_head
+from mess.model.graph import check_conversion
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.split import Backend
 from mess.model.stages import Stages
@@ -68,6 +70,12 @@ class StaticNetwork(nn.Module):
         self.stages = stages
         self.head = head
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Moved or converted whole, or not at all."""
+        check_conversion(self, fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, C, H, W)."""
         state = self.stages.start(images)
@@ -79,6 +87,10 @@ class StaticNetwork(nn.Module):
 
 class DeployedNetwork(nn.Module):
     """The chosen exits of a multi-exit network, sharing its weights; inference only, always in eval mode.
+
+    Where its stages are graphs (`stages.backend`) either may be moved or converted (`.cuda()`, `.half()`) and the other
+    stays as it is, with weights of its own from then on; with other back ends the user's model is what runs, and moves
+    along.
 
     Args:
         network: trained.
@@ -134,6 +146,12 @@ class DeployedNetwork(nn.Module):
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self.strides = [point.output_stride for point in points]
         self.eval()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Moved or converted whole, or not at all."""
+        check_conversion(self, fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Prediction:

@@ -299,7 +299,7 @@ def from_pretrained(
         raise ValueError(f"net: expected logits of {len(shared.class_names)} classes, got {network.num_classes}")
     check_fits("pretrained", weights, _used(network, shared), state)
     network.load_state_dict(state, strict=False)
-    deployed = deploy(network.eval(), chosen, mean=shared.mean, std=shared.std)
+    deployed = deploy(network.eval(), chosen, mean=shared.mean or IMAGENET_MEAN, std=shared.std or IMAGENET_STD)
     deployed.class_names = shared.class_names
     return deployed
 

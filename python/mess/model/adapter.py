@@ -65,6 +65,56 @@ def logits_from_output(output: Any, pick_logits: PickLogits | None = None) -> Te
     )
 
 
+def maps_like(output: Any, logits: Tensor) -> list[Tensor]:
+    """Of a list or tuple that a model returned, all that could be its logits by their shape."""
+    if not isinstance(output, list | tuple):
+        return []
+    channels = logits.shape[:2]
+    return [value for value in output if isinstance(value, Tensor) and value.ndim == 4 and value.shape[:2] == channels]
+
+
+def check_training_output(model: LogitsModel, example: Tensor) -> None:
+    """TypeError when what the model returns in training begins with another map than its logits in evaluation, as of a
+    model that puts auxiliary maps in front in training alone: they would be trained for the logits.
+
+    Norms and dropouts stay in evaluation here, so that the same map has the same numbers; buffers are left as they are.
+    """
+    if model.pick_logits is not None:
+        return
+    noise = torch.rand(example.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    images = noise.to(example)
+    modes = [(part, part.training) for part in model.net.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.net.named_buffers()}
+    try:
+        with evaluating(model):
+            expected = model(images.clone())
+        for part, _ in modes:
+            part.training = not any(word in type(part).__name__.lower() for word in ("norm", "drop", "stochastic"))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model.net(images.clone())
+            picked = logits_from_output(output)
+    except Exception:  # such a pass is not its way of training, which says so itself
+        return
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        with torch.no_grad():
+            for name, buffer in model.net.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+    found = [_is_close(value, expected) for value in maps_like(output, expected)]
+    if any(found) and not _is_close(picked, expected):
+        raise TypeError(
+            f"model: its logits in evaluation are map {found.index(True)} of the {len(found)} that it returns in "
+            "training, of which the first would be taken; a function pick_logits= picks them out in both"
+        )
+
+
+def _is_close(value: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-3 * float(expected.abs().max())
+    return value.shape == expected.shape and bool(torch.allclose(value, expected, rtol=0.0, atol=tolerance))
+
+
 def _logits_from_masks(classes: Tensor, masks: Tensor) -> Tensor:
     """Logits (B, C, h, w) of queries with class logits (B, Q, C + 1), the last for none, and a mask (B, Q, h, w) each.
 

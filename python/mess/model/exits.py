@@ -35,7 +35,7 @@ class HeadSpec:
     Attributes:
         channel_reduction: 1x1 convolution to channels / reduction, rounded down, but not to fewer than 4, a quarter of
             which is what the `fcn` head goes on with; 1 leaves it out.
-        num_blocks: extra trainable blocks of the backbone's kind, 0..3.
+        num_blocks: extra trainable blocks of the backbone's kind, 0..8 (0..3 in the named grids).
         rapid_dilation: dilation doubled at every extra block (2, 4, 8) instead of 1.
         segmentation_head: `fcn` (3x3 convolution, then 1x1) or `deeplabv3` (ASPP).
     """

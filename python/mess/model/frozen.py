@@ -40,6 +40,6 @@ class EagerHead(nn.Module):
 def frozen_head(head: nn.Module, feature: Tensor, *, size_step: int | None) -> nn.Module:
     """In eval mode whatever mode the network's own modules are put in later; weights are shared."""
     try:
-        return FrozenHead(split_graph(head, [], feature, size_step=size_step))
+        return FrozenHead(split_graph(head, [], feature, size_step=size_step).up_to(1))
     except RuntimeError:
         return EagerHead(head)

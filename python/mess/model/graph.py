@@ -2,7 +2,8 @@
 
 `torch.export` records the model with a marker at every exit point, and the graph is cut at the markers. A stage takes
 the values that are still alive as a tuple of tensors and gives the next tuple, so a run can stop, wait, or go on with
-only some images of the batch. Parameters are shared with the user's model, never copied.
+only some images of the batch. Numbers of parameters are shared with the user's model until either is
+moved or converted.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class GraphStages(Stages):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Moved or converted they have parameters of their own: the model that they share them with stays as it is."""
+        check_conversion(self, fn)
         own: dict[int, nn.Parameter] = {}
         for module in self.stages.modules():
             for name, value in module.named_parameters(recurse=False):
@@ -168,8 +170,8 @@ def _check_ways(
 ) -> None:
     """RuntimeError when the model gives something else than its graph at one of these shapes."""
     for condition, (batch, *size) in doubtful:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(batch, example.shape[1], *size, generator=generator).to(example)
+        generator = torch.Generator("cpu").manual_seed(0)
+        images = torch.rand(batch, example.shape[1], *size, generator=generator, device="cpu").to(example)
         try:
             with torch.inference_mode(), evaluating(model):
                 model(images)
@@ -273,9 +275,10 @@ def _cut(graph_module: fx.GraphModule, num_points: int) -> tuple[list[fx.GraphMo
         if images not in alive:
             alive.insert(0, images)
     batched = [tuple(_is_batched(node, batch) for node in alive) for alive in carried[1:]]
+    own: dict[int, nn.Parameter] = {}
     stages = [
-        _stage(graph_module, nodes, stage_of, i, carried[i], carried[i + 1] if i < num_points else None, markers.get(i))
-        for i in range(num_points + 1)
+        _stage(graph_module, nodes, stage_of, i, inputs, outputs, markers.get(i), own)
+        for i, (inputs, outputs) in enumerate(zip(carried, [*carried[1:], None], strict=True))
     ]
     return stages, [*batched, ()]
 
@@ -365,6 +368,7 @@ def _stage(
     inputs: Sequence[fx.Node],
     outputs: Sequence[fx.Node] | None,
     marker: fx.Node | None,
+    own: dict[int, nn.Parameter],
 ) -> fx.GraphModule:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -416,7 +420,7 @@ def _stage(
     first = copy_of(result if marker is None else marker.all_input_nodes[-1])
     graph.output((first, *(copy_of(node) for node in outputs or ())))
     graph.lint()
-    return fx.GraphModule(_own_attributes(root, graph), graph)
+    return fx.GraphModule(_own_attributes(root, graph, own), graph)
 
 
 def _handing_on(stage: fx.GraphModule, outputs: Sequence[int], *, is_first: bool) -> tuple[fx.GraphModule, list[int]]:
@@ -504,6 +508,28 @@ def _nodes_of(value: Any) -> list[fx.Node]:
     return found
 
 
+def check_conversion(module: nn.Module, fn: Callable[..., Any]) -> None:
+    """RuntimeError when `fn` (of `nn.Module.half` and the like) converts types of numbers that the model's operations
+    name: the graph would go on to make the type that it was recorded with, next to parameters of the new one."""
+    stages = [stages for stages in module.modules() if isinstance(stages, GraphStages)]
+    for graph_module in (part for each in stages for part in each.modules() if isinstance(part, fx.GraphModule)):
+        for node in graph_module.graph.nodes:
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue
+            for dtype in _named(node):
+                if dtype.is_floating_point and fn(torch.empty(0, dtype=dtype)).dtype != dtype:
+                    raise RuntimeError(
+                        f"deployed: an operation of the model ({node.target}) names {dtype}, which a network that is "
+                        "recorded keeps; convert the network before, as in mess.deploy(network.half(), ...)"
+                    )
+
+
+def _named(node: fx.Node) -> list[torch.dtype]:
+    found: list[torch.dtype] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if isinstance(v, torch.dtype) else None)
+    return found
+
+
 def _move_constants(graph_module: fx.GraphModule, moved: Callable[[torch.device], torch.device]) -> None:
     """Have the graph make its tensors (`arange`, `zeros`, `to`) where it is moved to: it was recorded with the device
     that it was on as a constant."""
@@ -517,9 +543,10 @@ def _move_constants(graph_module: fx.GraphModule, moved: Callable[[torch.device]
     graph_module.recompile()
 
 
-def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:
+def _own_attributes(root: fx.GraphModule, graph: fx.Graph, own: dict[int, nn.Parameter]) -> dict[str, Any]:
     """What the graph reads, under short names of its own: going down the user's tree of modules for every parameter in
-    every run took 3 % of a MobileNetV3. The tensors themselves are shared."""
+    every run took 3 % of a MobileNetV3. The numbers are shared, but not the `Parameter` that holds them: the user's is
+    what moves with the user's model. `own` has those that were met before, by the user's."""
     found: dict[str, Any] = {}
     names: dict[str, str] = {}
     for node in graph.nodes:
@@ -530,6 +557,8 @@ def _own_attributes(root: fx.GraphModule, graph: fx.Graph) -> dict[str, Any]:
                 value: Any = root
                 for part in target.split("."):
                     value = getattr(value, part)
+                if isinstance(value, nn.Parameter):
+                    value = own.setdefault(id(value), nn.Parameter(value.detach(), value.requires_grad))
                 found[names[target]] = value
             node.target = names[target]
     return found

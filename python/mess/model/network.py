@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mess.model.adapter import LogitsModel, PickLogits, check_example, evaluating
+from mess.model.adapter import LogitsModel, PickLogits, check_example, evaluating, logits_from_output, maps_like
 from mess.model.capture import captured_features
 from mess.model.cost import CostKind, WorkloadProfile, profile
 from mess.model.exits import (
@@ -172,8 +172,9 @@ def convert(
         example_input: a batch of the size the network will see; only shapes matter.
         num_exits: exits wanted, the final one included.
         exit_points: names of modules to exit behind, instead of points chosen by workload; `name#1` is the second call.
-        heads: candidate heads of every point: a named grid, or any sequence of `HeadSpec`, their names, and functions
-            `build(channels, num_classes)` that return a module from features (B, channels, h, w) to logits.
+        heads: candidate heads of every point, of which stage 1 of `mess.train` trains the first: a named grid, or any
+            sequence of `HeadSpec`, their names, and functions `build(channels, num_classes)` that return a module from
+            features (B, channels, h, w) to logits.
         cost: what "equidistant" is measured in, `macs` or `latency`.
         pick_logits: finds the logits in what the model returns, where `mess` does not know it.
         stages: names of modules that, run one after the other (a tuple as the next one's arguments), are the model;
@@ -208,7 +209,8 @@ def convert(
     check_stages(adapted, stages)
     try:
         with evaluating(model):
-            num_classes = adapted(images.clone()).shape[1]
+            output = model(images.clone())
+            logits = logits_from_output(output, pick_logits)
     except TypeError:  # no logits, which is said already, or a mistake in the model that says what it is
         raise
     except Exception as error:  # whatever the user's code raises
@@ -216,6 +218,14 @@ def convert(
             f"example_input: the model does not run on {tuple(images.shape)} (--size; many models want height and "
             f"width to be multiples of 8, 16 or 32): {type(error).__name__}: {error}"
         ) from error
+    num_classes = logits.shape[1]
+    alike = 0 if pick_logits is not None else len(maps_like(output, logits))
+    if alike > 1:
+        warnings.warn(
+            f"model: returns {alike} maps of {num_classes} channels, of which the first is taken for its logits; "
+            "pick_logits= takes another",
+            stacklevel=2,
+        )
     if num_classes < 2:
         raise ValueError(
             f"model: expected logits of at least 2 classes, got {num_classes}: confidence is a softmax; give a model "

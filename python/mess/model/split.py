@@ -194,8 +194,8 @@ def _has_batch(stage: str, of_two: Any, of_three: Any) -> bool:
 def _probes(stages: Stages, example: Tensor) -> Iterator[Tensor]:
     """An image of noise of every size that is tried: that of the example, and another where any will do."""
     for size in probe_sizes(stages):
-        generator = torch.Generator().manual_seed(0)
-        yield torch.rand(1, example.shape[1], *size, generator=generator).to(example)
+        generator = torch.Generator("cpu").manual_seed(0)
+        yield torch.rand(1, example.shape[1], *size, generator=generator, device="cpu").to(example)
 
 
 def probe_sizes(stages: Stages) -> list[Size]:

@@ -88,5 +88,6 @@ def check_equal(stages: Stages, model: LogitsModel, images: Tensor) -> None:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """The greatest difference; 0 between equal infinities and between NaN, infinite between NaN and a number."""
+    a, b = a.cpu(), b.cpu()  # MPS has no float64
     is_same = (a == b) | (a.isnan() & b.isnan())
     return float((a.double() - b.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).where(~is_same, 0.0).max())

@@ -171,6 +171,7 @@ def _from_transformers(rest: str, num_classes: int) -> nn.Module:
         tries = [lambda kind=kind: kind.from_config(config) for kind in kinds]  # type: ignore[misc]
     else:
         options: dict[str, Any] = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        options["dtype"] = "float32"  # whatever the weights were stored in
         tries = [lambda kind=kind: kind.from_pretrained(rest, **options) for kind in kinds]  # type: ignore[misc]
     reasons = []
     for build in tries:
