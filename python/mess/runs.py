@@ -124,7 +124,7 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed those of the GPUs too
         net = model_from_spec(settings.model, num_classes=num_classes, weights=weights)
-    return convert(
+    network = convert(
         net,
         torch.zeros(1, 3, *settings.size),
         num_exits=settings.num_exits,
@@ -132,6 +132,12 @@ def new_network(settings: RunSettings, *, weights: str | Path | None = None) -> 
         heads=head_specs(settings.heads),
         seed=settings.seed,
     )
+    if network.num_classes != num_classes:
+        raise ValueError(
+            f"model: expected logits of {num_classes} classes, those of the data, got {network.num_classes} from "
+            f"{settings.model}; a function that takes num_classes is told"
+        )
+    return network
 
 
 def trained_network(folder: Path) -> MultiExitNetwork:
@@ -143,6 +149,12 @@ def trained_network(folder: Path) -> MultiExitNetwork:
         )
     network = new_network(RunSettings.load(folder))
     done = load_checkpoint(folder / EXITS_FILE, network)
+    trained, points = done.settings.get("points"), [point.name for point in network.points]
+    if trained != points:
+        raise ValueError(
+            f"run: {folder / EXITS_FILE} has heads for {trained}, and exits of {RunSettings.load(folder).model} are at "
+            f"{points} now: the model is another, or counted otherwise; train again"
+        )
     wanted = done.settings.get("epochs", 0)
     if isinstance(wanted, int) and done.epoch < wanted:
         warnings.warn(

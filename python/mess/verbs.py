@@ -152,7 +152,8 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     if (folder / f"table-{split}.safetensors").is_file():
         table = table_of(folder, split)
     else:
-        table = calibrate_run(folder, split=split, policy=next(iter(found.values())).policy)
+        first = next(iter(found.values()))
+        table = calibrate_run(folder, split=split, policy=first.policy, device=_searched_device(folder, first))
     table.check_fits(network)
     batches = runs.loader(settings, split=split)
     images = [batches.example(i)[0][None] for i in _spread(len(table.images), clock_images)]
@@ -168,7 +169,7 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     }
     rows, answers = [], []
     plain_ms: float | None = None
-    seen = [name for name, configuration in found.items() if configuration.promise.get("split") == split]
+    seen = [n for n, c in found.items() if split in (c.promise.get("split"), c.promise.get("searched_split"))]
     if seen:
         say(f"warning: {', '.join(seen)}: chosen on the {split} split itself, so too good to be true of others")
     for name, configuration in _of_policy(found, table.policy).items():
@@ -199,6 +200,18 @@ def evaluate_run(folder: Path, *, split: str = "test", clock_images: int = 40, r
     console.print(tables.summary_table(f"{split} split, {len(table.images)} images", rows, (*baseline, plain_ms)))
     write_json(folder / f"evaluation-{split}.json", result)
     return result
+
+
+def _searched_device(folder: Path, configuration: Configuration) -> str:
+    """Where the table was measured that the configuration was searched on, so that latencies are of one device."""
+    split = str(configuration.promise.get("split"))
+    measured = (folder / f"table-{split}.safetensors").is_file()
+    device = str(table_of(folder, split).facts.get("device", "cpu")) if measured else "cpu"
+    try:
+        return str(_device(device))
+    except ValueError:
+        say(f"warning: the {split} split was measured on {device}, which is not here: latency is that of the CPU")
+        return "cpu"
 
 
 def _of_policy(found: Mapping[str, Configuration], policy: PolicySettings) -> dict[str, Configuration]:
@@ -487,10 +500,12 @@ def demo(out: str | Path = "demo-run", *, seed: int = 0) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    """A device that is there; of several processes, each has its own."""
+    """A device that is there; of several processes, each has its own, or all have the CPU."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        if device == torch.device("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        enough = torch.cuda.is_available() and torch.cuda.device_count() >= processes  # `launcher` warns
+        device = torch.device(("cuda" if enough else "cpu") if name == "auto" else name)
+        if device == torch.device("cuda") and processes > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways of saying so

@@ -60,6 +60,10 @@ def test_missing_things_are_named(folder):
         FolderDataset("/no/where", "train")
     with pytest.raises(FileNotFoundError, match=r"split 'val' expects the folder .*splits there: \['train'\]"):
         FolderDataset(folder, "val")
+    (folder / "images/train/x.png").rename(folder / "images/train/x.tif")  # which nothing here reads
+    with pytest.raises(ValueError, match="1 incomplete pairs: no image for x"):
+        FolderDataset(folder, "train")
+    (folder / "images/train/x.tif").rename(folder / "images/train/x.png")
     (folder / "labels/train/x.png").unlink()
     (folder / "labels/train/y.png").unlink()
     with pytest.raises(ValueError, match="2 incomplete pairs: no label map for x; no label map for y"):

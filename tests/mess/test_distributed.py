@@ -31,10 +31,20 @@ class HalfLabelled(SceneDataset):
         return image, labels
 
 
+class NormAct(nn.BatchNorm2d):
+    """Batch norm and activation in one layer, as timm's."""
+
+    def forward(self, x):
+        return nn.functional.leaky_relu(super().forward(x), 0.1)
+
+
 def fresh(batch_size: int, *, heads=("fcn-r1-b0", "fcn-r4-b1", "deeplabv3-r4-b0")):
     """A network without dropout, which differs by process, and batches of it."""
     torch.manual_seed(0)
-    network = mess.convert(small_resnet_fcn(num_classes=6), torch.zeros(1, 3, 32, 48), num_exits=4, heads=heads)
+    net = small_resnet_fcn(num_classes=6)
+    norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    net.set_submodule(norms[1], NormAct(net.get_submodule(norms[1]).num_features))
+    network = mess.convert(net, torch.zeros(1, 3, 32, 48), num_exits=4, heads=heads)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -122,16 +132,25 @@ def test_synchronised_batch_norm_alone_is_batch_norm(monkeypatch):
     for enabled in (False, True):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.BatchNorm2d(5, affine=False, momentum=None))
+        net.extend([NormAct(5), nn.BatchNorm2d(5, track_running_stats=False)])
+        if enabled:
+            net.append(nn.SyncBatchNorm(5))  # without a group torch's is batch norm too, but refuses the CPU
+        else:
+            net.append(nn.BatchNorm2d(5))
+        net[1].register_parameter("bias", None)
         x = torch.randn(4, 3, 9, 11, requires_grad=True)
         with batch_norm_synchronised(net, enabled=enabled):
             net(2 * x + 1)
             y = net(x)
         assert "forward" not in vars(net[1])
-        y.square().sum().mul(torch.arange(1.0, 2.0)).backward()
+        assert nn.functional.batch_norm.__module__ == "torch.nn.functional"
+        (y * torch.randn(y.shape)).square().sum().backward()
         net.eval()
         with batch_norm_synchronised(net, enabled=enabled):
             evaluated = net(x)
-        results.append([y, evaluated, net[0].weight.grad, net[1].weight.grad, x.grad, *net.buffers()])
+        gradients = [net[0].weight.grad, net[3].bias.grad, x.grad]
+        assert all(float(gradient.abs().max()) > 1e-2 for gradient in gradients)
+        results.append([y, evaluated, *gradients, *net.buffers()])
     for value, other in zip(*results, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
 

@@ -29,9 +29,6 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
 
-PRELUDE = {"guarantee.md": {"images": [np.zeros((48, 64, 3), np.uint8)] * 2}}
-"""What a page speaks of without making it."""
-
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """(language, text) of every block of a page."""
@@ -74,7 +71,7 @@ def place(searched_run, tmp_path, monkeypatch):
 def test_blocks_run(page, place, monkeypatch):
     if page == "quickstart.md":
         shutil.rmtree(place / "run")
-    namespace = {"__name__": "__main__", **PRELUDE.get(page, {})}
+    namespace = {"__name__": "__main__"}
     for language, text in blocks(page):
         named = FILE_NAME.match(text)
         if named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import mess
 from mess import runs, verbs
@@ -97,6 +99,61 @@ def test_every_loss_lowers_itself(loss):
     history = train_exits(network, batches, settings=mess.TrainSettings(epochs=4, learning_rate=5e-3, loss=loss))
     assert history[-1].keys() == {exit_id.name for exit_id in network.exits}
     assert sum(history[-1].values()) < sum(history[0].values())
+
+
+class Auxiliary(nn.Module):
+    """In evaluation its logits; in training a list with those of an auxiliary classifier, in front or behind."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.stem, self.drop = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()), nn.Dropout(0.5)
+        self.body, self.order = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()), order
+        self.main, self.auxiliary = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+
+    def forward(self, images):
+        x = self.stem(images)
+        deep = self.body(x)
+        maps = {"main": self.main(self.drop(deep)), "auxiliary": self.auxiliary(x)}
+        return [maps[name] for name in self.order] if self.training else maps["main"]
+
+
+def test_maps_that_a_model_returns_in_training_alone():
+    """The first is trained as the logits: it has to be what the model returns in evaluation."""
+    _, batches = fresh()
+    settings = mess.TrainSettings(epochs=1)
+
+    def network(order, **options):
+        return mess.convert(Auxiliary(order), torch.zeros(1, 3, 32, 48), exit_points=["stem"], heads="tiny", **options)
+
+    off = network(["auxiliary", "main"])
+    before = state(off)
+    with pytest.raises(TypeError, match="its logits in evaluation are map 1 of the 2 that it returns in"):
+        pretrain(off, batches, settings=settings)
+    assert moved(before, off) == set()
+    pretrain(network(["main", "auxiliary"]), batches, settings=settings)
+    last = network(["auxiliary", "main"], pick_logits=lambda output: output[-1] if isinstance(output, list) else output)
+    before = state(last)
+    pretrain(last, batches, settings=settings)
+    assert "net.main.weight" in moved(before, last)
+
+
+def test_the_callers_random_numbers_go_on():
+    """A search of settings that draws between trainings would draw the same each time."""
+    network, batches = fresh()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    mess.train(network, batches, pretraining=mess.TrainSettings(epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("stage", [pretrain, train_exits])
+def test_parameters_of_low_precision_are_not_trained(stage):
+    network, batches = fresh()
+    before = state(network.half())
+    with pytest.raises(ValueError, match=r"network: expected parameters of float32 to train, got torch\.float16"):
+        stage(network, batches, settings=mess.TrainSettings(epochs=1))
+    assert moved(before, network) == set()
 
 
 def test_same_seed_same_weights():
@@ -625,3 +682,24 @@ def test_no_batches_is_an_error():
     network, _ = fresh()
     with pytest.raises(ValueError, match="batches: expected at least one batch"):
         pretrain(network, [], settings=mess.TrainSettings(epochs=1))
+
+
+def test_exits_that_are_elsewhere_now(tmp_path):
+    """Heads are named by number, and may fit where they were not trained."""
+    verbs.train_run(tmp_path, SETTINGS, mess.TrainSettings(epochs=1), mess.TrainSettings(epochs=1))
+    points = [point.name for point in runs.trained_network(tmp_path).points]
+    text = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**text, "exit_points": ["features.5", *points[1:]]}))
+    with pytest.raises(ValueError, match="has heads for .* are at .* now: the model is another, or counted otherwise"):
+        runs.trained_network(tmp_path)
+
+
+def test_a_model_of_other_classes_than_the_data(tmp_path):
+    factory = (
+        "from mess.model.zoo import small_resnet_fcn\n\ndef make():\n    return small_resnet_fcn(num_classes=21)\n"
+    )
+    (tmp_path / "mine.py").write_text(factory)
+    settings = dataclasses.replace(SETTINGS, model=f"{tmp_path / 'mine.py'}:make")
+    with pytest.raises(ValueError, match="model: expected logits of 6 classes, those of the data, got 21 from"):
+        verbs.train_run(tmp_path / "run", settings, mess.TrainSettings(epochs=1), mess.TrainSettings(epochs=1))
+    assert not (tmp_path / "run").exists()

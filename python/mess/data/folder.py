@@ -78,5 +78,6 @@ def _pairs(root: Path, split: str) -> Matched:
     image_dir, label_dir = split_folders(root, "images", "labels", split)
     images, labels = files_by_stem(image_dir, IMAGE_SUFFIXES), files_by_stem(label_dir, (".png",))
     listing = root / "splits" / f"{split}.txt"
-    lines = listing.read_text(encoding="utf-8-sig").splitlines() if listing.is_file() else list(images)
+    everything = [*images, *(name for name in labels if name not in images)]
+    lines = listing.read_text(encoding="utf-8-sig").splitlines() if listing.is_file() else everything
     return matched(root, split, [line.strip() for line in lines if line.strip()], images, labels)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mess.training.settings import Precision
@@ -29,8 +30,8 @@ _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mi
 def launcher(network: nn.Module, precision: Precision) -> Fabric:
     """Fabric for this process: on the device of `network`, or, started by `torchrun`, one of its many.
 
-    Under `torchrun` every process takes the GPU of its local rank, or the CPU where there is none, and `network` is
-    moved there.
+    Under `torchrun` every process takes the GPU of its local rank, and `network` is moved there; or the CPU, if there
+    are fewer GPUs than processes.
 
     Raises:
         ValueError: float16 without CUDA.
@@ -43,7 +44,12 @@ def launcher(network: nn.Module, precision: Precision) -> Fabric:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     options: dict[str, Any]
     if processes > 1:
-        options = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "devices": here}
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < here:
+            warnings.warn(
+                f"{here} processes and {gpus} GPUs: all train on the CPU; start as many as GPUs", stacklevel=2
+            )
+        options = {"accelerator": "cuda" if gpus >= here else "cpu", "devices": here}
         # a batch leaves out all early heads but one
         options |= {"num_nodes": processes // here, "strategy": DDPStrategy(find_unused_parameters=True)}
         # gradients of 1x1 convolutions of channels-last images: the strides differ, not the order in memory
@@ -82,11 +88,12 @@ def average_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> Non
 def batch_norm_synchronised(module: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Inside, batch-norm layers of `module` that are in training mode normalise over all processes.
 
-    `torch.nn.SyncBatchNorm` does the same on GPUs only, and by other modules than the user's.
+    What a layer does besides (timm's activate too) it does as ever. `torch.nn.SyncBatchNorm` does the same on GPUs
+    only, and by other modules than the user's; where the user has it, it is taken for the batch norm that it is.
     """
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm)] if enabled else []
     for layer in layers:
-        layer.forward = partial(_synchronised_batch_norm, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -94,27 +101,50 @@ def batch_norm_synchronised(module: nn.Module, *, enabled: bool) -> Iterator[Non
             del layer.forward
 
 
-def _synchronised_batch_norm(layer: _BatchNorm, x: Tensor) -> Tensor:
-    if not layer.training:
-        return type(layer).forward(layer, x)
-    axes = [0, *range(2, x.ndim)]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    count = _sum_of_all(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+def _forward(layer: _BatchNorm, *args: Any, **options: Any) -> Tensor:
+    """The layer's own, which asks `functional.batch_norm` to normalise."""
+    own = F.batch_norm
+    if layer.training:
+        F.batch_norm = _synchronised_batch_norm
+    try:
+        is_torchs = isinstance(layer, nn.SyncBatchNorm)
+        output: Tensor = (_BatchNorm if is_torchs else type(layer)).forward(layer, *args, **options)
+        return output
+    finally:
+        F.batch_norm = own
+
+
+def _synchronised_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`functional.batch_norm`, of the batches of all processes."""
+    if not training:
+        return _OF_ONE_PROCESS(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    axes = [0, *range(2, input.ndim)]
+    shape = [1, -1, *[1] * (input.ndim - 2)]
+    values = input.to(torch.promote_types(input.dtype, torch.float32))
+    count = _sum_of_all(torch.tensor(float(input.numel() // input.shape[1]), device=input.device))
     mean = _sum_of_all(values.sum(axes)) / count
     centred = values - mean.view(shape)
     variance = _sum_of_all(centred.square().sum(axes)) / count
-    if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
-        assert layer.num_batches_tracked is not None
-        layer.num_batches_tracked.add_(1)
-        momentum = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-        layer.running_mean.lerp_(mean.detach().to(layer.running_mean.dtype), momentum)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
         unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
-        layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum)
-    normal = centred * (variance + layer.eps).rsqrt().view(shape)
-    if layer.affine:
-        normal = normal * layer.weight.view(shape) + layer.bias.view(shape)
-    return normal.to(x.dtype)
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    normal = centred * (variance + eps).rsqrt().view(shape)
+    normal = normal if weight is None else normal * weight.view(shape)
+    normal = normal if bias is None else normal + bias.view(shape)
+    return normal.to(input.dtype)
+
+
+_OF_ONE_PROCESS = F.batch_norm
 
 
 class _SumOfAll(torch.autograd.Function):

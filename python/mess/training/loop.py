@@ -2,7 +2,8 @@
 
 Stage 1 (`pretrain`) trains backbone and final exit together with one early exit at a time; stage 2 (`train_exits`)
 freezes both and trains every candidate head from the same features. `train` runs the two, resuming where a killed run
-stopped: a run that was interrupted and continued gives the same weights as one that was not.
+stopped: a run that was interrupted and continued gives the same weights as one that was not, to the bit on the CPU
+(some gradients of GPUs are sums in no order).
 
 Started by `torchrun`, every process trains on its part of each batch and all end with the same weights, those that one
 process gives with the batches put together (`launch`).
@@ -27,7 +28,7 @@ from mess.data.dataset import IGNORE_INDEX, check_labels
 from mess.data.loader import batches_from, identity_of, mixed_seed
 from mess.exit_names import FINAL_EXIT
 from mess.files import EXITS_FILE
-from mess.model.adapter import evaluating
+from mess.model.adapter import check_training_output, evaluating
 from mess.model.network import ExitId, MultiExitNetwork, upsampled
 from mess.model.weights import state_sha256
 from mess.progress import progress, say
@@ -77,6 +78,7 @@ def train(
         log: called after every step, such as `mess.training.board.tensorboard(folder)`.
 
     Raises:
+        TypeError: the model returns other maps first in training than in evaluation.
         ValueError: a checkpoint in `out` is damaged, or belongs to other exits, data (as far as it can tell: of a
             `DataLoader` by its numbers), settings or (of stage 2) another backbone.
         KeyboardInterrupt: Ctrl-C; the last checkpoint is on disk.
@@ -133,6 +135,7 @@ def pretrain(
         ValueError, KeyboardInterrupt: see `mess.train`.
     """
     fabric = launcher(network, settings.precision)
+    check_training_output(network, network.example())
     network.train()
     plain = network.plain_exits
     whole = fabric.setup_module(_WithExits(network, plain))
@@ -271,6 +274,12 @@ class _Stage:
         log: Log | None,
         data_parallel: _FabricModule | None = None,
     ) -> None:
+        types = {p.dtype for p in parameters if p.requires_grad} & {torch.float16, torch.bfloat16}
+        if types:
+            raise ValueError(
+                f"network: expected parameters of float32 to train, got {types.pop()}, in which steps are lost or "
+                "infinite; load the model in float32 (precision= is for mixed precision)"
+            )
         self.name, self.fabric, self.network, self.settings = name, fabric, network, settings
         self.parameters, self.data_parallel = parameters, data_parallel
         self.checkpoint, self.checkpoint_minutes, self.log = checkpoint, checkpoint_minutes, log
@@ -288,8 +297,12 @@ class _Stage:
         done = self._resume(per_epoch, batches)
         self._saved, self._epochs_saved = time.perf_counter(), done.epoch
         synchronised = self.fabric.world_size > 1 and self.settings.sync_batch_norm
+        devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
         try:
-            with batch_norm_synchronised(self.network, enabled=synchronised):
+            with (
+                batch_norm_synchronised(self.network, enabled=synchronised),
+                torch.random.fork_rng(devices=devices),  # the caller's numbers go on as if there had been no training
+            ):
                 while done.epoch < self.settings.epochs:
                     done = self._epoch(batches, step, done, per_epoch)
                     self._save(done)
