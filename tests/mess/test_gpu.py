@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mess
-from mess import PolicySettings, device_confidence
+from mess import PolicySettings, device_confidence, verbs
 from mess.data import SceneDataset
 from mess.deployment.configuration import ChosenExit, Configuration
 
@@ -172,6 +173,15 @@ def test_a_deployed_network_stays_where_the_users_is_moved_from(converted):
     network.double()
     assert torch.equal(deployed(images).logits, before)
     assert next(network.parameters()).dtype == torch.float64
+
+
+def test_a_split_is_measured_where_the_searched_one_was(table, tmp_path, capsys):
+    found = mess.search(table, max_cost_ratio=1.0).best
+    assert found.promise["split"] == "val"
+    assert verbs._searched_device(tmp_path, found) == "cpu"
+    replace(table, facts={**table.facts, "device": "cuda:77"}).save(tmp_path / "table-val.safetensors")
+    assert verbs._searched_device(tmp_path, found) == "cpu"
+    assert "warning: the val split was measured on cuda:77, which is not here" in capsys.readouterr().out
 
 
 @on_gpu

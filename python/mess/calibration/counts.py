@@ -62,10 +62,10 @@ class Measure:
             check_labels(truth[is_valid], classes)
         with torch.no_grad():
             final, features = network.features(images.to(parameter.device, parameter.dtype))
-            every = [*network.exit_logits(features, network.exits).values(), final]
+        final = final.cpu()
         strides = [*(network.points[exit_id.point].output_stride for exit_id in network.exits), 1]
         final_labels = [label_map(image, size=size) for image in final]
-        batch, exits, thresholds = len(truths), len(every), len(self.pixel_thresholds)
+        batch, exits, thresholds = len(truths), len(strides), len(self.pixel_thresholds)
         found = BatchCounts(
             size=size,
             intersection=np.empty((exits, batch, classes), np.int64),
@@ -74,7 +74,11 @@ class Measure:
             disagreement=np.empty((exits, batch), np.int64),
             image_confidence=np.empty((exits, thresholds, batch), np.float64),
         )
-        for e, (stride, logits) in enumerate(zip(strides, every, strict=True)):
+        for e, (exit_id, stride) in enumerate(zip((*network.exits, None), strides, strict=True)):
+            logits = final
+            if exit_id is not None:  # one by one: those of a grid of heads are more than a memory holds
+                with torch.no_grad():
+                    logits = network.exit_logits(features, [exit_id])[exit_id].cpu()
             for i in range(batch):
                 predicted, found.image_confidence[e, :, i] = labels_and_confidences(
                     logits[i],

@@ -2,8 +2,8 @@
 
 `torch.export` records the model with a marker at every exit point, and the graph is cut at the markers. A stage takes
 the values that are still alive as a tuple of tensors and gives the next tuple, so a run can stop, wait, or go on with
-only some images of the batch. Numbers of parameters are shared with the user's model until either is
-moved or converted.
+only some images of the batch. Numbers of parameters are shared with the user's model until either is moved or
+converted.
 """
 
 from __future__ import annotations
