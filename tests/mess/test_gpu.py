@@ -4,6 +4,7 @@ and on a real one where there is one."""
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -175,7 +176,8 @@ def test_a_deployed_network_stays_where_the_users_is_moved_from(converted):
     assert next(network.parameters()).dtype == torch.float64
 
 
-def test_a_split_is_measured_where_the_searched_one_was(table, tmp_path, capsys):
+def test_a_split_is_measured_where_the_searched_one_was(run_folder, table, tmp_path, capsys):
+    shutil.copy(run_folder / "run.json", tmp_path)
     found = mess.search(table, max_cost_ratio=1.0).best
     assert found.promise["split"] == "val"
     assert verbs._searched_device(tmp_path, found) == "cpu"

@@ -355,9 +355,9 @@ def _in_both(searched: CalibrationTable, held_out: CalibrationTable) -> list[str
     known = ((number, there[row]) for row, number in one_of_a_kind(held_out).items() if row in there)
     both = [held_out.images[number] for number, other in known if is_alike(number, other)]
 
-    def everything(table: CalibrationTable) -> list[bytes]:
+    def everything(table: CalibrationTable) -> list[int]:
         confidences = np.moveaxis(table.image_confidence, -1, 0)
-        return [row.tobytes() + of.tobytes() for row, of in zip(table.ground_truth, confidences, strict=True)]
+        return [hash((row.tobytes(), of.tobytes())) for row, of in zip(table.ground_truth, confidences, strict=True)]
 
     same = set(everything(searched))
     exactly = [name for name, image in zip(held_out.images, everything(held_out), strict=True) if image in same]
