@@ -62,19 +62,22 @@ class Prediction:
         return torch.from_numpy(np.argsort(np.concatenate([images for images, _ in self.parts]))).to(device)
 
 
-class StaticNetwork(nn.Module):
+class _Recorded(nn.Module):
+    """Stages and heads, moved or converted whole or not at all."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        check_conversion(self, fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class StaticNetwork(_Recorded):
     """Images -> logits of one exit; holds only the layers up to there, unless its stages are eager."""
 
     def __init__(self, stages: Stages, head: nn.Module) -> None:
         super().__init__()
         self.stages = stages
         self.head = head
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Moved or converted whole, or not at all."""
-        check_conversion(self, fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, C, H, W)."""
@@ -85,7 +88,7 @@ class StaticNetwork(nn.Module):
         return upsampled(self.head(output), _size(images))
 
 
-class DeployedNetwork(nn.Module):
+class DeployedNetwork(_Recorded):
     """The chosen exits of a multi-exit network, sharing its weights; inference only, always in eval mode.
 
     Where its stages are graphs (`stages.backend`) either may be moved or converted (`.cuda()`, `.half()`) and the other
@@ -146,12 +149,6 @@ class DeployedNetwork(nn.Module):
         self.heads = nn.ModuleList(heads if len(heads) == len(chosen) else [*heads, nn.Identity()])
         self.strides = [point.output_stride for point in points]
         self.eval()
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Moved or converted whole, or not at all."""
-        check_conversion(self, fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Prediction:
