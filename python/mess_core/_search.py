@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_count, as_threads, as_word
+from mess_core._arrays import as_array, as_count, as_threads, as_word
 
 Setting = Literal["budgeted", "anytime", "input-dependent"]
 Metric = Literal["mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"]
@@ -484,10 +484,7 @@ def _progress(
 
 def _arrays(table: SearchTable) -> tuple[Any, ...]:
     def converted(name: str, dtype: type[np.generic], ndim: int) -> npt.NDArray[Any]:
-        value = getattr(table, name)
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name}: expected an array without a mask, got a numpy.ma.MaskedArray; fill it first")
-        array = np.asarray(value)
+        array = as_array(name, getattr(table, name))
         kinds = "iu" if dtype is np.int64 else "fiu"
         if array.dtype.kind not in kinds:
             raise TypeError(f"{name}: expected {np.dtype(dtype)}, got dtype {array.dtype}")
