@@ -342,7 +342,7 @@ def test_the_whole_job(tmp_path):
     by_file = mess("search", table, *wanted).stdout
     assert "drop-5pp: " in by_file
     assert "greedy: " in by_file
-    assert (tmp_path / "journal").read_text().startswith("mess-search-journal 2 ")
+    assert (tmp_path / "journal").read_text().startswith("mess-search-journal 3 ")
     assert "front: " in mess("search", run, "--front", "--resolution", 1, "--max-exits", 2).stdout
     assert "original" in mess("evaluate", run, "--clock-images", 2, "--rounds", 1).stdout
     drawn = json.loads(mess("picture", run, "--num-images", 2, "--json").stdout)["pictures"]

@@ -122,7 +122,7 @@ impl Prepared {
         let compact = Compact::new(table, query.space.image_thresholds, is_gated);
         let allowed: Vec<bool> = (0..table.num_exits()).map(|exit| query.space.allows(exit)).collect();
         let steps = if is_gated { Steps::new(&compact, &allowed) } else { Steps::default() };
-        Self { compact, steps, allowed, ceiling: ceiling(table, query) }
+        Self { compact, steps, allowed, ceiling: table.ceiling(query.scoring.column) }
     }
 
     fn search(
@@ -567,18 +567,6 @@ impl Shared<'_, '_> {
             (Objective::MaximizeAccuracy { .. }, None) => (1.0, f64::INFINITY),
         }
     }
-}
-
-/// A cost that no configuration exceeds: the dearest backbone, and the dearest head and policy at each point.
-fn ceiling(table: &Table<'_>, query: &Query) -> f64 {
-    let costs = table.costs(query.scoring.column);
-    let points: std::collections::BTreeSet<i64> = table.points.iter().copied().collect();
-    let dearest = |point: i64| {
-        let here = (0..table.num_exits()).filter(|exit| table.points[*exit] == point);
-        here.map(|exit| costs.head[exit] + costs.policy[exit]).fold(0.0, f64::max)
-    };
-    let backbone = costs.backbone.iter().copied().fold(0.0, f64::max);
-    (backbone + points.into_iter().map(dearest).sum::<f64>()) * (1.0 + 1e-9)
 }
 
 /// Configurations of the space, required exits and limits aside.

@@ -3,7 +3,7 @@
 //! One line a fact, appended and flushed as it becomes known:
 //!
 //! ```text
-//! mess-search-journal 2 <key>                      what is searched: a hash of table and query
+//! mess-search-journal 3 <key>                      what is searched: a hash of table and query
 //! found <exit>,<exit> <pixel>:<bits of the image threshold> ...
 //! done <check> <bits of the gap> <task>            nothing better than what was found so far is in there
 //! ```
@@ -26,7 +26,7 @@ use super::outcome::{Configuration, Gate};
 use super::table::Table;
 use crate::error::{Error, Result};
 
-const HEADER: &str = "mess-search-journal 2";
+const HEADER: &str = "mess-search-journal 3";
 
 /// An open journal.
 #[derive(Debug)]

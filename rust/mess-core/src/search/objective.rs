@@ -103,7 +103,7 @@ impl Scoring {
     }
 }
 
-/// Least resolution of a front, as a part of the greatest cost of a backbone: so that its steps can be counted.
+/// Least resolution of a front, as a part of a cost that no configuration exceeds: so that its steps can be counted.
 const FINEST: f64 = 1e-12;
 
 /// What to optimise. Both bounds are inclusive.
@@ -193,8 +193,7 @@ impl Query {
         self.space.validate(table)?;
         self.limits.validate(table)?;
         if let Objective::ParetoFront { resolution } = self.objective {
-            let backbone = table.costs(self.scoring.column).backbone;
-            let least = FINEST * backbone.iter().copied().fold(0.0, f64::max);
+            let least = FINEST * table.ceiling(self.scoring.column);
             if resolution > 0.0 && resolution < least {
                 return Err(Error::value("resolution", format!("0, or {least:e} and more"), resolution));
             }

@@ -12,7 +12,9 @@
 //! for the targets that it might reach (`corners_of_part`), which is found out before anything is copied. What survives gets
 //! a plane of its own and is split. What has few combinations left is evaluated exactly, one by one.
 
-use super::bound::{MARGIN, Plane, Ranges, larger};
+use std::ops::Range;
+
+use super::bound::{MARGIN, Plane, Ranges, larger, smaller};
 use super::compact::{Compact, Mixture, PAD, RUNS, take};
 use super::engine::Shared;
 use super::evaluate::stop_costs;
@@ -98,6 +100,18 @@ struct Bounded {
     plane: Plane,
     lift: f64,
     multiplier: f64,
+}
+
+/// Targets of up to this cost, and those of at least this accuracy, are out of reach of a region and so of its parts.
+///
+/// A newer target of no more than this cost is too: it asks for no less than an older one that is, or for more than the
+/// dearest of those. (*Proof.* Whatever meets it meets an older target (b, a). If b is not above the cost, that one is out
+/// of reach; otherwise a is at least the accuracy of the one at that cost, which is met then as well. From the other end it
+/// is the same. ∎)
+#[derive(Clone, Copy)]
+struct Excluded {
+    cost: f64,
+    accuracy: f64,
 }
 
 /// A part of a region, and by how much its bound exceeds what a target asks for.
@@ -202,10 +216,11 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             _ => root.free.extend((0..compact.num_images).map(free)),
         }
         self.restrict(&mut root, &[]); // sorts out the images
-        self.visit(&mut root, None, multiplier);
+        let nothing = Excluded { cost: f64::NEG_INFINITY, accuracy: f64::INFINITY };
+        self.visit(&mut root, None, multiplier, nothing);
     }
 
-    fn visit(&mut self, of: &mut Region, bound: Option<&Bounded>, multiplier: f64) {
+    fn visit(&mut self, of: &mut Region, bound: Option<&Bounded>, multiplier: f64, mut excluded: Excluded) {
         if self.shared.control.stopped() || !self.is_admissible(of) {
             return;
         }
@@ -213,7 +228,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         if self.shared.incumbents.version() != self.version {
             (self.version, self.targets) = self.shared.targets(self.band, self.chain.stop_costs[0]);
         }
-        let corners = self.corners(of);
+        let corners = self.corners(of, excluded);
         if corners.is_empty() || bound.is_some_and(|bound| !self.narrow(of, bound, &corners)) {
             return;
         }
@@ -222,8 +237,15 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             self.enumerate(of);
             return;
         }
-        let Some(bound) = self.bounded(of, &corners, multiplier) else { return };
-        if !self.narrow(of, &bound, &corners) {
+        let Some((bound, left)) = self.bounded(of, &corners, multiplier) else { return };
+        if let Some((cost, _)) = corners[..left.start].last() {
+            excluded.cost = larger(excluded.cost, *cost);
+        }
+        if let Some((_, accuracy)) = corners[left.end..].first() {
+            excluded.accuracy = smaller(excluded.accuracy, *accuracy);
+        }
+        let corners = &corners[left];
+        if !self.narrow(of, &bound, corners) {
             return;
         }
         self.settle(of);
@@ -231,18 +253,18 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             self.enumerate(of); // one that is left alone has no parts
             return;
         }
-        let mut parts = self.parts(of, &bound, &corners);
+        let mut parts = self.parts(of, &bound, corners);
         parts.sort_by(|a, b| b.height.total_cmp(&a.height)); // stable: the order of work is the same in every run
-        let over = slack(&corners, bound.multiplier);
+        let over = slack(corners, bound.multiplier);
         for Part { narrowed, height } in parts {
-            if height - over + slack(&self.corners_of_part(of, &narrowed), bound.multiplier) < 0.0 {
+            if height - over + slack(&self.corners_of_part(of, &narrowed, excluded), bound.multiplier) < 0.0 {
                 continue; // its costs are in a smaller range, and so are the targets that it may reach
             }
             let spare = self.spare.pop();
             let mut part = spare.unwrap_or_else(|| Region::empty(self.shared.compact, self.chain.exits.len()));
             part.copy_from(of);
             self.restrict(&mut part, &narrowed);
-            self.visit(&mut part, Some(&bound), bound.multiplier);
+            self.visit(&mut part, Some(&bound), bound.multiplier, excluded);
             self.spare.push(part);
         }
     }
@@ -305,25 +327,26 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
     }
 
     /// The targets that a configuration in the region could reach.
-    fn corners(&self, of: &Region) -> Vec<(f64, f64)> {
+    fn corners(&self, of: &Region, excluded: Excluded) -> Vec<(f64, f64)> {
         let costs = &self.chain.stop_costs;
-        self.corners_within(of, costs_within(self.shared.compact, costs, of.free.iter().copied()))
+        self.corners_within(of, costs_within(self.shared.compact, costs, of.free.iter().copied()), excluded)
     }
 
     /// The same of the part of a region where some gates are narrowed.
-    fn corners_of_part(&self, of: &Region, narrowed: &[(usize, GateRange)]) -> Vec<(f64, f64)> {
+    fn corners_of_part(&self, of: &Region, narrowed: &[(usize, GateRange)], excluded: Excluded) -> Vec<(f64, f64)> {
         let narrow = |(at, range): (usize, &GateRange)| {
             narrowed.iter().find(|(gate, _)| *gate == at).map_or(*range, |(_, narrowed)| *narrowed)
         };
         let gates = of.gates.iter().enumerate().map(narrow);
         let orders = Orders::new(self.shared.compact, self.chain.exits, gates);
         let costs = &self.chain.stop_costs;
-        self.corners_within(of, self.shared.isa.run(PartCosts { compact: self.shared.compact, costs, orders, of }))
+        let costs = self.shared.isa.run(PartCosts { compact: self.shared.compact, costs, orders, of });
+        self.corners_within(of, costs, excluded)
     }
 
     /// The targets within reach where the free images cost this much together, at least and at most. Of the corners that are
     /// not below a cost the first one asks for the least accuracy, and for no cost beyond the range.
-    fn corners_within(&self, of: &Region, (low, high): (f64, f64)) -> Vec<(f64, f64)> {
+    fn corners_within(&self, of: &Region, (low, high): (f64, f64), excluded: Excluded) -> Vec<(f64, f64)> {
         let compact = self.shared.compact;
         let certain = mean(&self.chain.stop_costs, &of.certain.weight, compact.total_weight);
         let low = (certain + low / compact.total_weight) * (1.0 - MARGIN);
@@ -335,6 +358,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         if let Some((budget, _)) = corners.last_mut() {
             *budget = budget.min(high);
         }
+        corners.retain(|(cost, accuracy)| *cost > excluded.cost && *accuracy < excluded.accuracy);
         corners
     }
 
@@ -358,7 +382,7 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let constant = constant + slack(corners, bound.multiplier) + margin;
         let staked = |(free, values): (&Free, &[f64])| {
             let weight = compact.weight[free.image as usize];
-            let best = |range: std::ops::Range<usize>| {
+            let best = |range: Range<usize>| {
                 let heights =
                     values[range.clone()].iter().zip(&costs[range]).map(|(value, cost)| value - cost * weight);
                 heights.fold(f64::NEG_INFINITY, larger)
@@ -424,8 +448,8 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         self.chain.mean_limits.iter().all(within) && self.chain.quantiles.iter().all(reaches)
     }
 
-    /// The bound of a settled region, or nothing when no target is within reach.
-    fn bounded(&self, of: &mut Region, corners: &[(f64, f64)], multiplier: f64) -> Option<Bounded> {
+    /// The bound of a settled region, and which targets are within its reach; nothing when none is.
+    fn bounded(&self, of: &mut Region, corners: &[(f64, f64)], multiplier: f64) -> Option<(Bounded, Range<usize>)> {
         debug_assert!(of.unsettled.is_empty());
         let compact = self.shared.compact;
         let ranges = self.shared.isa.run(FreeRanges { compact, exits: self.chain.exits, of });
@@ -438,11 +462,14 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
         let plane = Plane::secant(self.shared.query.scoring.metric, compact, &ranges);
         self.shared.isa.run(FreeValues { compact, exits: self.chain.exits, of, plane: &plane });
         let mut bounded = Bounded { lift: plane.lift(&ranges), plane, multiplier };
-        self.is_within_reach(of, &mut bounded, corners).then_some(bounded)
+        let left = self.within_reach(of, &mut bounded, corners);
+        (!left.is_empty()).then_some((bounded, left))
     }
 
-    /// Whether some target may be reached in the region, as far as a few multipliers can tell; leaves the best one.
-    fn is_within_reach(&self, of: &Region, bounded: &mut Bounded, mut corners: &[(f64, f64)]) -> bool {
+    /// From the first to the last of the targets that may be reached in the region, as far as a few multipliers can tell;
+    /// leaves the best one.
+    fn within_reach(&self, of: &Region, bounded: &mut Bounded, corners: &[(f64, f64)]) -> Range<usize> {
+        let mut left = 0..corners.len();
         // (multiplier, accuracy, cost) of the best points on both sides of the budget
         let [mut low, mut high]: [Option<(f64, f64, f64)>; 2] = [None; 2];
         let mut multiplier = bounded.multiplier;
@@ -453,22 +480,22 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
             let margin = MARGIN * (1.0 + multiplier * cost.abs());
             // targets at both ends that this multiplier excludes need no other one
             let is_out = |&(b, a): &(f64, f64)| height + multiplier * b - a < -margin;
-            while let Some((_, rest)) = corners.split_first().filter(|(first, _)| is_out(first)) {
-                corners = rest;
+            while !left.is_empty() && is_out(&corners[left.start]) {
+                left.start += 1;
             }
-            while let Some((_, rest)) = corners.split_last().filter(|(last, _)| is_out(last)) {
-                corners = rest;
+            while !left.is_empty() && is_out(&corners[left.end - 1]) {
+                left.end -= 1;
             }
             let over = |&(b, a): &(f64, f64)| height + multiplier * b - a;
-            let Some(&(budget, aim)) = corners.iter().max_by(|x, y| over(x).total_cmp(&over(y))) else {
-                return false;
+            let Some(&(budget, aim)) = corners[left.clone()].iter().max_by(|x, y| over(x).total_cmp(&over(y))) else {
+                return left;
             };
             let excess = over(&(budget, aim));
             if excess < closest {
                 (closest, bounded.multiplier) = (excess, multiplier);
             }
             if cost <= budget && accuracy >= aim {
-                return true; // the relaxation reaches it, so no multiplier excludes it
+                return left; // the relaxation reaches it, so no multiplier excludes it
             }
             let point = (multiplier, accuracy, cost);
             if cost > budget {
@@ -487,14 +514,14 @@ impl<'s, 'a, 't> Regions<'s, 'a, 't> {
                         0.0
                     }
                 }
-                _ => return true,
+                _ => return left,
             };
             let is_between = low.is_none_or(|(m, ..)| multiplier > m) && high.is_none_or(|(m, ..)| multiplier < m);
             if !is_between {
-                return true;
+                return left;
             }
         }
-        true
+        left
     }
 
     /// (accuracy bound, mean cost) when every free image takes its best exit at this multiplier.

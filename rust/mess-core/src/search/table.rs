@@ -1,5 +1,7 @@
 //! The calibration table: exact per-image counts of every candidate exit, confidences, costs.
 
+use std::collections::BTreeSet;
+
 use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis, Zip};
 
 use crate::error::{Error, Result};
@@ -85,6 +87,18 @@ impl<'a> Table<'a> {
     pub fn costs(&self, column: usize) -> Costs<'a> {
         let row = |costs: ArrayView2<'a, f64>| costs.index_axis_move(Axis(0), column);
         Costs { backbone: row(self.backbone_cost), head: row(self.head_cost), policy: row(self.policy_cost) }
+    }
+
+    /// A cost that no configuration exceeds: the dearest backbone, and the dearest head and policy at each point.
+    pub fn ceiling(&self, column: usize) -> f64 {
+        let costs = self.costs(column);
+        let points: BTreeSet<i64> = self.points.iter().copied().collect();
+        let dearest = |point: i64| {
+            let here = (0..self.num_exits()).filter(|exit| self.points[*exit] == point);
+            here.map(|exit| costs.head[exit] + costs.policy[exit]).fold(0.0, f64::max)
+        };
+        let backbone = costs.backbone.iter().copied().fold(0.0, f64::max);
+        (backbone + points.into_iter().map(dearest).sum::<f64>()) * (1.0 + 1e-9)
     }
 
     /// How often an image counts.

@@ -38,9 +38,6 @@ use super::rows::{LessCost, Raise, TailSums, arranged, greatest_of_runs, sums_be
 use super::spread::{Spread, Spreads, Start, Widths, widen};
 use super::table::Costs;
 
-/// Neighbouring bands of costs in which a chain is left to one search of its regions.
-const BANDS_TOGETHER: usize = 4;
-
 /// All configurations whose first gate is (exit, pixel threshold).
 pub(crate) struct Task<'s, 'a, 't> {
     shared: &'s Shared<'a, 't>,
@@ -97,8 +94,8 @@ struct Candidate {
     excess: f64,
     exits: Vec<usize>,
     gates: Vec<GateRange>,
-    /// Numbers of the first and the last of the bands that it is for.
-    bands: (usize, usize),
+    /// Number of the band that it is for.
+    band: usize,
 }
 
 /// A chain with the first image threshold in one group, to be bounded by a plane that is fitted to its like.
@@ -231,14 +228,14 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             return;
         }
         let stopped = Stopped::new(self.shared.compact, self.exit, self.pixel);
-        for Candidate { exits, gates, bands: (first, last), .. } in candidates {
+        for Candidate { exits, gates, band, .. } in candidates {
             if self.shared.control.stopped() {
                 return;
             }
             if let Some(chain) = Chain::new(self.shared, &exits) {
-                let [first, middle, last] = [first, (first + last) / 2, last].map(|at| self.bands[at].band);
-                let mut regions = Regions::new(self.shared, &chain, (first.costs.0, last.costs.1));
-                regions.search(gates, Some(&stopped), middle.multiplier);
+                let Band { costs, multiplier } = *self.bands[band].band;
+                let mut regions = Regions::new(self.shared, &chain, costs);
+                regions.search(gates, Some(&stopped), multiplier);
                 self.shared.control.count(regions.explored, regions.evaluated);
             }
         }
@@ -358,7 +355,10 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
         any: bool,
     ) -> Vec<(usize, T)> {
         let mut alive = Vec::new();
-        let candidates: Vec<usize> = self.rising.iter().copied().filter(|at| is_candidate(*at)).collect();
+        // a band whose last target another thread has met by now needs no look, and its slack is no number to reckon with
+        let has_targets = |at: usize| !self.bands[at].targets.corners.is_empty();
+        let candidates: Vec<usize> =
+            self.rising.iter().copied().filter(|at| is_candidate(*at) && has_targets(*at)).collect();
         let own_slack = |at: usize| self.bands[at].slacks[at];
         let mut heights: Vec<(usize, f64)> = Vec::new();
         let mut look = |number: usize, alive: &mut Vec<(usize, T)>| {
@@ -434,7 +434,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
             match band.alive(&sums, spreads) {
                 Some((excess, runs)) if exits.len() == 2 => {
                     if let Some(gate) = self.first_gate(runs) {
-                        found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], bands: (at, at) });
+                        found.push(Candidate { excess, exits: exits.to_vec(), gates: vec![gate], band: at });
                     }
                 }
                 Some((_, runs)) => alive.push((at, runs)),
@@ -555,7 +555,7 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
     fn narrow(&self, exits: &[usize], values: &ChainValues<'_>, alive: &[(usize, Runs)]) -> Vec<Candidate> {
         let (compact, isa) = (self.shared.compact, self.shared.isa);
         let [from, until] = &self.second_runs;
-        let mut found: Vec<((usize, usize), f64, Left)> = Vec::new();
+        let mut found = Vec::new();
         for (at, (worth, needed, left)) in self.alive(exits, values, alive) {
             let Some(left) = worth.in_orders(isa, &self.second_orders, left, needed) else { continue };
             if exits.len() > 3 {
@@ -564,21 +564,13 @@ impl<'s, 'a, 't> Task<'s, 'a, 't> {
                     continue;
                 }
             }
-            let excess = left.height - needed;
-            match found.last_mut() {
-                Some((bands, most, known)) if at == bands.1 + 1 && at < bands.0 + BANDS_TOGETHER => {
-                    (bands.1, *most, *known) = (at, larger(*most, excess), known.and(left));
-                }
-                _ => found.push(((at, at), excess, left)),
-            }
-        }
-        let candidate = |(bands, excess, left): ((usize, usize), f64, Left)| {
+            let Some(first) = self.first_gate(left.first) else { continue };
             let mut gates = vec![GateRange::OPEN; exits.len() - 1];
-            gates[0] = self.first_gate(left.first)?;
+            gates[0] = first;
             gates[1] = GateRange::Runs { first: left.second.0 as u8, last: left.second.1 as u8 };
-            Some(Candidate { excess, exits: exits.to_vec(), gates, bands })
-        };
-        found.into_iter().filter_map(candidate).collect()
+            found.push(Candidate { excess: left.height - needed, exits: exits.to_vec(), gates, band: at });
+        }
+        found
     }
 
     fn first_gate(&self, (first, last): Runs) -> Option<GateRange> {
@@ -610,5 +602,71 @@ impl TaskBand<'_> {
             }
         }
         alive
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests {
+    use ndarray::{Array1, Array2, Array3};
+
+    use super::*;
+    use crate::search::engine::Prepared;
+    use crate::search::incumbent::Incumbents;
+    use crate::search::limits::Limits;
+    use crate::search::objective::{Metric, Objective, Query, Scoring};
+    use crate::search::space::Space;
+    use crate::search::table::Table;
+    use crate::search::{Configuration, Control, Found};
+
+    /// Another thread may meet the last target of a band while chains wait for their bound: the others keep theirs.
+    #[test]
+    fn a_band_without_targets_excludes_no_other() {
+        let count = |of: [i64; 3]| Array3::from_shape_fn((3, 4, 1), |(exit, _, _)| of[exit]);
+        let (right, predicted, truth) = (count([1, 2, 3]), count([4, 4, 4]), Array2::from_elem((4, 1), 4));
+        let confidence = Array3::from_shape_fn((3, 1, 4), |(_, _, image)| image as f64 / 4.0);
+        let (points, weight) = (Array1::from_vec(vec![0, 1, 2]), None);
+        let cost = |of: [f64; 3]| Array2::from_shape_vec((1, 3), of.to_vec()).expect("3");
+        let (backbone, nothing) = (cost([0.4, 0.8, 1.2]), cost([0.0, 0.0, 0.0]));
+        let table = Table {
+            intersection: right.view(),
+            predicted: predicted.view(),
+            ground_truth: truth.view(),
+            image_confidence: confidence.view(),
+            points: points.view(),
+            backbone_cost: backbone.view(),
+            head_cost: nothing.view(),
+            policy_cost: nothing.view(),
+            image_weight: weight,
+        };
+        let query = Query {
+            scoring: Scoring { setting: Setting::InputDependent, metric: Metric::PixelAccuracy, column: 0 },
+            objective: Objective::ParetoFront { resolution: 0.0 },
+            space: Space { max_exits: 3, ..Space::default() },
+            limits: Limits::default(),
+        };
+        let prepared = Prepared::new(&table, &query);
+        let (control, incumbents) = (Control::default(), Incumbents::new(query.objective, prepared.ceiling));
+        let shared = prepared.shared(&table, &query, &control, &incumbents);
+        let edges = [f64::NEG_INFINITY, 0.35, 0.8, f64::INFINITY]; // the first band is below what an image costs at least
+        let band = |at: usize| Band { costs: (edges[at], edges[at + 1]), multiplier: 3.0 - at as f64 };
+        let field = Field::new(&shared, vec![vec![0], vec![1], vec![2]], &[0, 1, 2], (0..3).map(band).collect());
+        let mut task = Task::new(&shared, &field, 0, 0);
+        let alive = |task: &Task<'_, '_, '_>| -> Vec<usize> {
+            let bound = |at: usize| (0.75 - task.bands[at].needed.max(0.0), ()); // what is worth 0.75 in every band
+            task.bands_alive(|_| true, bound, false).into_iter().map(|(at, ())| at).collect()
+        };
+        let offer = |cost: f64, accuracy: f64| {
+            let configuration = Configuration::single(0);
+            incumbents.offer(cost, accuracy, || Found { configuration, cost, accuracy, stopped: Vec::new() });
+        };
+        offer(0.5, 0.25);
+        task.aim();
+        assert_eq!(task.bands.iter().map(|band| band.targets.corners.len()).collect::<Vec<_>>(), [1, 2, 1]);
+        assert_eq!(alive(&task), [0, 1, 2]);
+        offer(0.36, 0.125); // no chain of this task costs as little, and nothing is left to be found in the first band
+        task.aim();
+        assert_eq!(task.bands.iter().map(|band| band.targets.corners.len()).collect::<Vec<_>>(), [0, 2, 1]);
+        assert_eq!(alive(&task), [1, 2]);
     }
 }
