@@ -6,6 +6,7 @@ Imports of torch happen inside the verbs, so that `--help` is quick.
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 import tomllib
 import traceback
@@ -17,7 +18,7 @@ from typing import Annotated, Any, TextIO, cast, get_args
 
 import typer
 
-from mess.files import json_text
+from mess.files import files_in, json_text
 
 app = typer.Typer(
     name="mess",
@@ -36,7 +37,7 @@ def words(*known: str) -> Callable[[], list[str]]:
 def found_there(context: typer.Context) -> list[str]:
     """The configurations of the run that was typed before; an unfinished line leaves it in `args`."""
     folders = [Path(typed) / "configurations" for typed in (context.params.get("run"), *context.args) if typed]
-    return sorted(path.stem for folder in folders for path in folder.glob("*.json"))
+    return sorted(name for folder in folders for name in files_in(folder, "*.json"))
 
 
 ModelOption = Annotated[
@@ -579,14 +580,19 @@ def share(
         typer.Option(help="name in RUN/configurations, the default first; by default all", autocompletion=found_there),
     ] = None,
     license: Annotated[str, typer.Option(help="of the weights, in the Hub's words, such as apache-2.0")] = "",
-    push_to_hub: Annotated[str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to")] = "",
+    push_to_hub: Annotated[
+        str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to; a new one is public")
+    ] = "",
+    private: Annotated[bool, typer.Option("--private", help="a new one is not")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the network as a folder for `mess.from_pretrained` and the Hugging Face Hub, with a model card."""
     from mess import verbs
     from mess.progress import say
 
-    shared = verbs.share_run(run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub)
+    shared = verbs.share_run(
+        run, names=configuration or [], out=out, license=license, push_to_hub=push_to_hub, private=private
+    )
     if as_json:
         typer.echo(json_text(shared.to_json()))
         return
@@ -689,6 +695,9 @@ def main() -> None:
     (Ctrl-C). With `--debug` the traceback comes too."""
     command = cast("Callable[..., Any]", typer.main.get_command(app))
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a file on Windows, which has no \u2265
     sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")

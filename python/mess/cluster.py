@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -20,6 +22,9 @@ from typing import Any, Self
 
 POLL_SECONDS = 0.2
 """How often waiting for workers looks around."""
+
+PATIENCE_SECONDS = 10.0
+"""Without a single worker, after which it is said that the job waits."""
 
 RESTARTS = 100
 """Of each worker; one that dies more often dies of the job."""
@@ -82,7 +87,8 @@ def every_interrupt() -> Iterator[None]:
 
 
 class Workers:
-    """Actors of one class; leaving the block kills them.
+    """Actors of one class; leaving the block kills them. On a cluster that others use too those work that have room,
+    and the rest join them when they get it.
 
     Args:
         kind: the class; workers import it, so `mess` must be installed on every node.
@@ -109,8 +115,11 @@ class Workers:
             options = {"num_cpus": threads, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
             remote = self._ray.remote(**options)(_Actor)
             self._actors = [remote.remote(kind) for _ in range(self.count)]
-            for actor in self._actors:
-                actor.prepare.remote(self._arguments)  # all at once, whoever is asked first
+            self._threads = threads
+            # those that are not there yet, by what tells that they are; prepared all at once, whoever is asked first
+            self._coming = {actor.prepare.remote(self._arguments): at for at, actor in enumerate(self._actors)}
+            self._there: list[int] = []
+            self._said_after = time.monotonic() + PATIENCE_SECONDS
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -122,8 +131,10 @@ class Workers:
                 self._ray.kill(actor, no_restart=True)
 
     def one(self, method: str, *arguments: Any) -> Any:
-        """Ask the first worker, and wait."""
-        return self._result(self._ask(0, method, arguments))
+        """Ask the first worker that is there, and wait."""
+        while not self._there:
+            self._wait([])
+        return self._result(self._ask(self._there[0], method, arguments))
 
     def all(
         self, method: str, next_piece: Callable[[int], tuple[Any, ...] | None], at_times: Callable[[], object]
@@ -132,29 +143,45 @@ class Workers:
 
         Args:
             method: of the class; gets a piece as its arguments.
-            next_piece: gives the next piece for a worker (by number), None when there is none.
+            next_piece: gives the next piece for a worker (by number), None when there is none for anybody any more.
             at_times: called several times a second while waiting.
 
         Yields:
             (number of the worker, its result), as they come. What a worker raises is raised here.
         """
         asked: dict[Any, int] = {}
+        is_over = False
 
         def ask(worker: int) -> None:
-            piece = next_piece(worker)
+            nonlocal is_over
+            piece = None if is_over else next_piece(worker)
+            is_over = piece is None
             if piece is not None:
                 asked[self._ask(worker, method, piece)] = worker
 
-        for worker in range(self.count):
+        for worker in list(self._there):
             ask(worker)
-        while asked:
-            ready, _ = self._ray.wait(list(asked), timeout=POLL_SECONDS)
+        while asked or (self._coming and not is_over):
+            arrived, ready = self._wait(list(asked))
             at_times()
             for reference in ready:
                 worker = asked.pop(reference)
                 result = self._result(reference)
                 yield worker, result
                 ask(worker)
+            for worker in arrived:
+                ask(worker)
+
+    def _wait(self, asked: list[Any]) -> tuple[list[int], list[Any]]:
+        """For a moment: workers that came, and what is ready of that which is asked."""
+        ready, _ = self._ray.wait([*asked, *self._coming], timeout=POLL_SECONDS)
+        arrived = [self._coming.pop(reference) for reference in ready if reference in self._coming]
+        self._there += arrived
+        if not self._there and time.monotonic() > self._said_after:
+            self._said_after = float("inf")
+            cores = f"{self._threads} free core{'s' if self._threads > 1 else ''}"
+            warnings.warn(f"ray: no node of the cluster has {cores} for a worker; waiting for one", stacklevel=3)
+        return arrived, [reference for reference in ready if reference in asked]
 
     def _ask(self, worker: int, method: str, arguments: tuple[Any, ...]) -> Any:
         return self._actors[worker].call.remote(self._arguments, method, arguments)

@@ -9,12 +9,13 @@ import hashlib
 import importlib
 import json
 import math
+import operator
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,22 +40,31 @@ Result = TypeVar("Result")
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary file beside `path`, flush that to the disk, then rename it to `path`.
 
-    Whatever interrupts it, `path` holds its old content or the whole new one.
+    Whatever interrupts it, `path` holds its old content or the whole new one, also when several threads, processes or
+    machines write it at once: that of the last one to end.
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        ValueError: it is a device or a pipe.
     """
     expect_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, rf"{re.escape(OURS)}\d+-{re.escape(path.name)}")
-    temporary = path.with_name(f"{OURS}{os.getpid()}-{path.name}")  # keeps the suffix, which some writers go by
+    sweep(path.parent, rf"{re.escape(OURS)}[0-9a-f]+-{re.escape(path.name)}")
+    temporary = path.with_name(f"{OURS}{_token()}-{path.name}")  # keeps the suffix, which some writers go by
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # as the umask has it: some writers make files that only their owner can read
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
         _flush(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _token() -> str:
+    """Of a temporary name that nobody else has, on no machine that writes to the same folder."""
+    return secrets.token_hex(4)
 
 
 def sweep(folder: Path, pattern: str) -> None:
@@ -73,31 +83,51 @@ def sweep(folder: Path, pattern: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which becomes `path` when the block ends well, and is deleted otherwise.
+def whole_folder(path: Path, *, last: str) -> Iterator[Path]:
+    """A temporary folder, which becomes `path` when the block ends well, and is deleted otherwise.
 
-    Its files are flushed to the disk before that. Of a link, the folder that it leads to is replaced.
+    Its files are flushed to the disk before that. Of a link, the folder that it leads to is replaced. A folder that
+    cannot be renamed (a mount point, one of another layer of a container, the current one) gets the new files in place
+    of all that is there.
+
+    Args:
+        last: the file without which nobody takes the folder for whole; of a folder that stays it goes first and comes
+            last.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, rf"{re.escape(OURS)}{re.escape(path.name)}-[a-z0-9_]{{8}}")  # as mkdtemp names them
-    temporary = Path(tempfile.mkdtemp(prefix=f"{OURS}{path.name}-", dir=path.parent))
+    stays = path.is_dir() and (os.path.ismount(path) or _is_here(path) or not os.access(path.parent, os.W_OK))
+    home = path if stays else path.parent
+    sweep(home, rf"{re.escape(OURS)}{re.escape(path.name)}-[a-z0-9_]{{8}}")
+    temporary = home / f"{OURS}{path.name}-{_token()}"
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        replace_folder(temporary, path)
+        if stays:
+            _fill(path, temporary, last)
+        else:
+            replace_folder(temporary, path, last=last)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(new: Path, path: Path) -> None:
+def _is_here(path: Path) -> bool:
+    """Whether this process stands in a folder, or below it."""
+    try:
+        return Path.cwd().is_relative_to(path)
+    except FileNotFoundError:  # it was deleted
+        return False
+
+
+def replace_folder(new: Path, path: Path, *, last: str) -> None:
     """Give `new` the name `path`, and delete the folder that had it, if any.
 
     On Linux the two are exchanged in one step, so that `path` always holds the old folder or the new one, whatever
     kills the process. Elsewhere it is without a folder for a moment, and the old one beside it, as `.mess-<name>.old`.
+    A folder that cannot be renamed is filled, as in `whole_folder`.
     """
     if not path.exists():
         new.replace(path)
@@ -105,10 +135,30 @@ def replace_folder(new: Path, path: Path) -> None:
     if not _exchanged(new, path):
         old = path.with_name(f"{OURS}{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
-        path.replace(old)
-        new.replace(path)
-        new = old
+        try:
+            path.replace(old)
+        except OSError:
+            _fill(path, new, last)
+        else:
+            new.replace(path)
+            new = old
     shutil.rmtree(new, ignore_errors=True)
+
+
+def _fill(path: Path, new: Path, last: str) -> None:
+    """Put the files of `new` in place of all that is in the folder `path`."""
+    (path / last).unlink(missing_ok=True)
+    for old in path.iterdir():
+        if old == new:
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+    for file in sorted(new.iterdir(), key=lambda file: file.name == last):
+        shutil.move(file, path / file.name)  # between file systems it is copied
+        if (path / file.name).is_file():
+            _flush(path / file.name)
 
 
 def _exchanged(a: Path, b: Path) -> bool:
@@ -123,14 +173,8 @@ def _exchanged(a: Path, b: Path) -> bool:
 
 def _flush(path: Path) -> None:
     """Bring a file's content to the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes no file that is open for reading
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Any], header: Any) -> None:
@@ -203,7 +247,8 @@ def expect_replaceable(
 ) -> None:
     """ValueError unless `folder` is new, empty, or an earlier one of its kind with nothing else in it: `file` there is
     a JSON object whose `format` is `kind`, and `holds` gives the names of the others from it."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(OURS)} if folder.is_dir() else set()
+    if not folder.exists() or (folder.is_dir() and not names):
         return
     what = f"out: expected a new or empty folder, or an earlier one of these, got {folder}"
     if not (folder / file).is_file():
@@ -211,15 +256,22 @@ def expect_replaceable(
     value = read_json(folder / file, "out")
     if value.get("format") != kind:
         raise ValueError(f"{what} ({file} is of no {kind!r})")
-    others = {path.name for path in folder.iterdir()} - {file, *holds(value)}
+    others = names - {file, *holds(value)}
     if others:
         raise ValueError(f"{what}, in which {sorted(others)[0]!r} would be lost")
 
 
 def expect_file(path: Path) -> None:
-    """IsADirectoryError when what is to be written to `path` would replace a folder."""
+    """IsADirectoryError when what is written to `path` would replace a folder; ValueError for a device or pipe."""
     if path.is_dir():
         raise IsADirectoryError(f"out: expected the name of a file to write, got the folder {path}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"out: expected the name of a file to write, got {path}, a device or a pipe")
+
+
+def files_in(folder: Path, pattern: str) -> dict[str, Path]:
+    """The files of a folder by their names without the suffix, sorted, those aside that are hidden or being written."""
+    return {path.stem: path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")}
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -281,6 +333,20 @@ def colours(value: Any, name: str) -> tuple[tuple[int, int, int], ...]:
         if len(colour) != 3 or not all(type(x) is int and 0 <= x <= 255 for x in colour):
             raise ValueError(f"{name}: expected [red, green, blue] of 0..255 for each class, got {colour}")
     return tuple((r, g, b) for r, g, b in found)
+
+
+def palette_of(colours_given: Iterable[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+    """The colours of classes as files have them.
+
+    Raises:
+        ValueError: no integers of 0..255, such as colours of 0..1.
+    """
+    given = [list(colour) for colour in colours_given]
+    try:
+        rows = [[operator.index(value) for value in colour] for colour in given]
+    except TypeError:
+        raise ValueError(f"palette: expected integers 0..255, red, green, blue, for each class, got {given}") from None
+    return colours({"palette": rows}, "palette")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

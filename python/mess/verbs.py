@@ -28,7 +28,7 @@ from mess.deployment.pretrained import CONFIG, Pretrained, from_pretrained, save
 from mess.deployment.run import RunResult
 from mess.deployment.run import run as run_image
 from mess.exit_names import FINAL_EXIT
-from mess.files import EXITS_FILE, WEIGHTS, expect_file, file_sha256, read_json, write_json, write_whole
+from mess.files import EXITS_FILE, WEIGHTS, expect_file, file_sha256, files_in, read_json, write_json, write_whole
 from mess.model.network import MultiExitNetwork, upsampled
 from mess.model.zoo import comes_from_a_library, model_from_spec
 from mess.policy import PolicySettings
@@ -279,20 +279,22 @@ def export_run(folder: Path, *, configuration: str | None, out: Path, any_size: 
     return export(deployed, out, class_names=settings.class_names, palette=settings.palette, facts=facts)
 
 
-def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", push_to_hub: str = "") -> Pretrained:
+def share_run(
+    folder: Path, *, names: list[str], out: Path, license: str = "", push_to_hub: str = "", private: bool = False
+) -> Pretrained:
     """Write the network and its configurations as a folder in the Hugging Face Hub's layout (`mess.save_pretrained`).
 
     Args:
         names: configurations, the default first; all that were found, `drop-1pp` first, when there are none.
         license: of the weights, in the Hub's words.
-        push_to_hub: `user/name` to upload it to.
+        push_to_hub: `user/name` to upload it to, new ones for everybody to see unless `private`.
     """
     settings = runs.RunSettings.load(folder)
     found = configurations(folder)
     wanted = names or sorted(found, key=lambda name: name != "drop-1pp")
     if not set(wanted) <= found.keys():
         raise ValueError(f"configuration: expected some of {sorted(found)}, got {wanted}")
-    there = {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
+    there = {stem.removeprefix("evaluation-"): path for stem, path in files_in(folder, "evaluation-*.json").items()}
     there.pop("train", None)  # whose images the weights have seen
     evaluation = there.get("test") or next(iter(there.values()), None)  # data without a test split has another
     measured = None if evaluation is None else read_json(evaluation, "evaluation")
@@ -321,6 +323,7 @@ def share_run(folder: Path, *, names: list[str], out: Path, license: str = "", p
         measured=measured,
         license=license,
         push_to_hub=push_to_hub,
+        private=private,
     )
 
 
@@ -389,7 +392,10 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
         else []
     )
     if not named:
-        raise FileNotFoundError(f"report: expected configurations of these tables in {folder}; run `mess search` first")
+        policies = {str(table.policy): split for split, table in splits.items()}
+        unlike = "; the splits were calibrated with other policies: calibrate them alike" if len(policies) > 1 else ""
+        what = f"report: expected configurations of the tables of {', '.join(splits)} in {folder}"
+        raise FileNotFoundError(f"{what}; run `mess search` first{unlike}")
     network = runs.trained_network(folder)
     policy = next(iter(splits.values())).policy
     write_report(
@@ -434,7 +440,7 @@ def _of_other_weights(folder: Path) -> str:
 
 
 def _all_configurations(folder: Path) -> dict[str, Configuration]:
-    paths = {path.stem: path for path in sorted((folder / "configurations").glob("*.json"))}
+    paths = files_in(folder / "configurations", "*.json")
     if not paths:
         raise FileNotFoundError(f"configuration: {folder / 'configurations'} holds none; run `mess search` first")
     names = [n for n in STANDARD_TARGETS if n in paths] + [n for n in paths if n not in STANDARD_TARGETS]

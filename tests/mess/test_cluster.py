@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,33 @@ def test_progress_and_time_limit(ray, small):
     assert last.accuracy is not None
     stopped = mess_core.search(small, max_cost=0.5, time_limit=0.0, spread=on_ray(workers=1))
     assert stopped.status == "stopped"
+
+
+@pytest.mark.slow
+def test_a_cluster_that_others_use_too(ray, small, monkeypatch):
+    """Workers that have no room are not waited for; without any the job says so, and goes on when there is room."""
+
+    class Holder:
+        def hold(self):
+            return True
+
+    def held(count):
+        holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(count)]
+        assert ray.get([holder.hold.remote() for holder in holders]) == [True] * count
+        return holders
+
+    one = mess_core.search(small, resolution=0.01)
+    (holder,) = held(1)
+    several = mess_core.search(small, resolution=0.01, spread=on_ray(workers=2))
+    assert replace(one, **LUCK) == replace(several, **LUCK)
+    holders = [holder, *held(1)]
+    monkeypatch.setattr("mess.cluster.PATIENCE_SECONDS", 0.5)
+    timers = [threading.Timer(2.0, ray.kill, [holder]) for holder in holders]
+    for timer in timers:
+        timer.start()
+    with pytest.warns(UserWarning, match="no node of the cluster has 1 free core for a worker"):
+        several = mess_core.search(small, resolution=0.01, spread=on_ray(workers=2))
+    assert replace(one, **LUCK) == replace(several, **LUCK)
 
 
 class Dying(SearchPieces):

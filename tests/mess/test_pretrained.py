@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -163,6 +164,12 @@ def change(shared, **entries):
         ({"id2label": {"0": "a", "1": "b"}}, "net: expected|expected logits of|does not fit"),
         ({"input": {"size": [0, 4], "channels": 3, "mean": [], "std": []}}, "size: expected height and width above 0"),
         ({"input": {"size": [8, 8], "channels": 3, "mean": [0.5], "std": [1.0]}}, "mean, std: expected 3 numbers each"),
+        (
+            {"input": {"size": [65536, 65536], "channels": 3, "mean": [], "std": []}},
+            "input: expected sides of at most 65536 and at most 268435456 numbers an image, got 3 channels of 65536 x",
+        ),
+        ({"input": {"size": [8, 8], "channels": 2**40, "mean": [], "std": []}}, "input: expected sides of at most"),
+        ({"input": {"size": [8, 8], "channels": 0, "mean": [], "std": []}}, "input: expected sides of at most"),
         ({"input": {"size": [8, 8], "channels": 1, "mean": [0.5], "std": [0.0]}}, "std: expected numbers in 1e-6..1e6"),
         ({"palette": [[1, 2, 300]]}, "palette: expected"),
         ({"weights": {"sha256": "0"}}, "expected the file of config.json, got another"),
@@ -226,7 +233,7 @@ def test_the_card_is_one_for_the_hub(found):
     measured = {
         "split": "test",
         "images": 12,
-        "facts": {"data": 'odd: "name" #1', "device": "cpu"},
+        "facts": {"data": 'odd: "name" #1', "device": "cuda:0"},
         "original": {"mean_iou": 0.6, "macs": 8e8},
         "configurations": {"best": row, "half": row},
     }
@@ -243,6 +250,10 @@ def test_the_card_is_one_for_the_hub(found):
     assert "which the search did not see" not in seen
     assert "by which `best`, `half` was chosen" in seen
     assert huggingface_hub.ModelCard(seen).data.eval_results is None
+    promise = {**found["best"].promise, "split": "extra", "searched_split": "test"}  # chosen on one, proven on another
+    proven = {"best": replace(found["best"], promise=promise)}
+    assert "by which `best` was chosen" in model_card(proven, model="", size=(48, 64), measured=measured)
+    assert "time of one image on the CPU" in text  # where it was taken, whatever the table was calibrated on
     plain = huggingface_hub.ModelCard(model_card(found, model="small_resnet_fcn", size=(48, 64)))
     assert plain.data.eval_results is None
     assert "Not measured on images that the search did not see" in plain.text
@@ -275,13 +286,15 @@ def test_the_hub_is_asked_when_it_is_named(network, found, shared, val_images, m
     assert asked == [("somebody/net", {"revision": "abc", "allow_patterns": files})]
     calls = []
     api = types.SimpleNamespace(
-        create_repo=lambda name, exist_ok: calls.append(("create", name, exist_ok)),
+        create_repo=lambda name, exist_ok, private: calls.append(("create", name, exist_ok, private)),
         upload_folder=lambda repo_id, folder_path, allow_patterns: calls.append((repo_id, folder_path, allow_patterns)),
     )
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     out = tmp_path / "up"
-    mess.save_pretrained(network, out, found, class_names=CLASSES, push_to_hub="somebody/net")
-    assert calls == [("create", "somebody/net", True), ("somebody/net", out, sorted(files))]
+    for private in (False, True):
+        mess.save_pretrained(network, out, found, class_names=CLASSES, push_to_hub="somebody/net", private=private)
+        assert calls == [("create", "somebody/net", True, private), ("somebody/net", out, sorted(files))]
+        calls.clear()
 
 
 def test_what_the_hub_refuses_is_one_line(network, found, monkeypatch, tmp_path):
@@ -290,8 +303,13 @@ def test_what_the_hub_refuses_is_one_line(network, found, monkeypatch, tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(RuntimeError, match="^pretrained: somebody/net: 401 Client Error. Repository Not Found"):
+    with pytest.raises(
+        RuntimeError, match="^pretrained: somebody/net: no such folder, and 401 Client Error. Repository"
+    ):
         mess.from_pretrained("somebody/net")
+    for folder in ("./net", "../net"):  # no names there
+        with pytest.raises(FileNotFoundError, match=r"pretrained: expected a file, got .*net/config.json"):
+            mess.from_pretrained(folder)
     options = {"class_names": CLASSES, "push_to_hub": "somebody/net"}
     with pytest.raises(RuntimeError, match="^push_to_hub: somebody/net: 401 .* Please log in.; .*net is written$"):
         mess.save_pretrained(network, tmp_path / "net", found, **options)

@@ -234,6 +234,60 @@ def test_a_budgeted_export_computes_what_its_exit_needs(tmp_path, in_place):
                 assert torch.equal(feature, features[i])
 
 
+class Overwriting(torch.nn.Module):
+    """What is carried past an exit, or the images, is changed in place and read again behind a later one."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+        self.detail, self.a = (torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2))
+        self.b, self.c, self.out = (torch.nn.Conv2d(i, o, 1) for i, o in ((8, 8), (8, 8), (8, 4)))
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.7))
+
+    def forward(self, images):
+        if self.what == "images":
+            images.sub_(self.mean)
+        beside = self.detail(images)
+        view = beside[:, :4]
+        x = self.a(images)
+        beside_too = x.sigmoid()
+        x = self.b(x)
+        if self.what == "carried":
+            beside += beside_too
+        elif self.what == "view":
+            view.mul_(beside_too[:, :4])
+        x = self.c(x)
+        return self.out(x + beside + (self.detail(images) if self.what == "images" else 0))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("what", ["images", "carried", "view"])
+def test_what_a_stage_changes_in_place_is_changed_behind_it(tmp_path, what, backend):
+    """A value under its old name would be the one from before: other labels, and nothing to tell."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    example = torch.zeros(1, 3, 16, 24)
+    torch.manual_seed(0)
+    network = mess.convert(Overwriting(what), example, exit_points=["a", "b", "c"], heads=["fcn-r1-b0"]).eval()
+    gate = {"pixel_threshold": 0.5, "image_threshold": 2.0}
+    exits = [ChosenExit(exit=f"{i}:fcn-r1-b0", **gate) for i in range(3)]
+    chosen = Configuration(
+        setting="input-dependent",
+        model=tuple(point.name for point in network.points),
+        exits=(*exits, ChosenExit(exit="final")),
+    )
+    deployed = mess.deploy(network, chosen)
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    if what == "view":
+        with pytest.raises(RuntimeError, match="stage-2 changes a tensor in place of which another one"):
+            mess.export(deployed, tmp_path, class_names="abcd")
+        return
+    mess.export(deployed, tmp_path, class_names="abcd")
+    found, expected = mess.Runtime(tmp_path, backend=backend).predict(picture), mess.run(deployed, picture)
+    assert found.exit == expected.exit == "final"
+    assert np.array_equal(found.labels, expected.labels)
+
+
 def test_a_deadline_ends_with_the_best_there_is(network, table, tmp_path, pictures, monkeypatch):
     mess.export(mess.deploy(network, gated(table, 1.5)), tmp_path / "net", class_names="abcdef")  # never sure
     exits = ["0:fcn-r1-b0", "2:fcn-r4-b0", "final"]
@@ -628,11 +682,15 @@ def test_what_cannot_be_exported_leaves_nothing(network, table, configuration, f
         mess.export(deployed, tmp_path / "new", class_names="ab")
     for options, message in (
         ({"palette": [(0, 0, 0)]}, "palette: expected a colour for each of 6 classes, got 1"),
+        ({"palette": [(0.0, 0.5, 1.0)] * 6}, "palette: expected integers 0..255, red, green, blue"),
+        ({"palette": [(0, 0, 300)] * 6}, r"palette: expected \[red, green, blue\] of 0..255 for each class"),
+        ({"class_names": range(6)}, r"class_names: expected a name for each class, got \[0, 1"),
+        ({"facts": {"a": np.float32(1)}}, "facts: expected what JSON can say: "),
         ({"mean": (0.5,)}, "mean, std: expected 3 numbers each"),
         ({"std": (0.0, 1.0, 1.0)}, "std: expected numbers in 1e-6..1e6"),
     ):
         with pytest.raises(ValueError, match=message):
-            mess.export(deployed, tmp_path / "new", class_names="abcdef", **options)
+            mess.export(deployed, tmp_path / "new", **{"class_names": "abcdef", **options})
     with pytest.raises(RuntimeError, match="model: expected stages that are graphs, got eager"):
         mess.export(mess.deploy(network, configuration, backend="eager"), tmp_path / "new", class_names="abcdef")
     monkeypatch.setattr("mess.model.onnx_file.TOLERANCE", -1.0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from mess.files import replace_folder, whole_folder, write_json, write_whole
+from mess.files import files_in, replace_folder, whole_folder, write_json, write_whole
 
 SMALL_DISK = "mount -t tmpfs -o size=128M none {folder} && exec {python} -m tests.mess.survival full {writer} {folder}"
 
@@ -54,7 +58,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch):
         for text in ("first", "second", "third"):
             new.mkdir()
             (new / "file").write_text(text)
-            replace_folder(new, path)
+            replace_folder(new, path, last="file")
             assert (path / "file").read_text() == text
             assert [p.name for p in tmp_path.iterdir()] == ["net"]
         shutil.rmtree(path)
@@ -71,7 +75,7 @@ def test_what_killed_writers_left_is_swept(tmp_path):
         os.utime(path, (0, 0))
     write_json(tmp_path / "a.json", {})
     assert {p.name for p in tmp_path.iterdir()} == {young.name, other.name, folder.name, "a.json"}
-    with whole_folder(tmp_path / "net"):
+    with whole_folder(tmp_path / "net", last="a"):
         pass
     assert not folder.exists()
 
@@ -89,7 +93,7 @@ def test_what_somebody_else_left_is_not_swept(tmp_path):
         os.utime(path, (0, 0))
     for name in ("report.html", "env", "[ab].json"):
         write_whole(tmp_path / name, lambda path: path.write_text("new"))
-    with whole_folder(tmp_path / "net") as folder:
+    with whole_folder(tmp_path / "net", last="a") as folder:
         (folder / "a").touch()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {p.name for p in (*files, *folders)} - {gone.name} | {"report.html", "env", "[ab].json", "net"}
@@ -100,8 +104,94 @@ def test_a_folder_that_a_link_leads_to_is_replaced(tmp_path):
     (tmp_path / "net-v1" / "old").touch()
     (tmp_path / "current").symlink_to("net-v1")
     for _ in range(2):
-        with whole_folder(tmp_path / "current") as folder:
+        with whole_folder(tmp_path / "current", last="new") as folder:
             (folder / "new").touch()
         assert (tmp_path / "current").is_symlink()
         assert [path.name for path in (tmp_path / "net-v1").iterdir()] == ["new"]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "net-v1"]
+
+
+@pytest.mark.parametrize("why", ["mount", "here", "parent", "rename"])
+def test_a_folder_that_cannot_be_renamed_is_filled(why, tmp_path, monkeypatch):
+    """A mount point, the current folder, one in a folder that may not be written, one that the file system keeps."""
+    home = tmp_path / "home"
+    path = home / "net"
+    (path / "old").mkdir(parents=True)
+    (path / "manifest").write_text("old")
+    inode = path.stat().st_ino
+    if why == "mount":
+        monkeypatch.setattr("mess.files.os.path.ismount", lambda p: p == path)
+    elif why == "here":
+        (path / "old" / "inner").mkdir()
+        monkeypatch.chdir(path)
+    elif why == "parent":
+        monkeypatch.setattr("mess.files.os.access", lambda p, mode: p != home)
+    else:
+        monkeypatch.setattr("mess.files._exchanged", lambda a, b: False)
+        replace = Path.replace
+
+        def refusing(self, target):
+            if self == path:
+                raise OSError(errno.EBUSY, "Device or resource busy", str(self))
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", refusing)
+    with whole_folder(path, last="manifest") as folder:
+        assert folder.parent == (home if why == "rename" else path)
+        (folder / "manifest").write_text("new")
+        (folder / "a").write_text("a")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "z").write_text("z")
+    assert path.stat().st_ino == inode
+    assert [p.name for p in home.iterdir()] == ["net"]
+    assert {p.relative_to(path).as_posix() for p in path.rglob("*")} == {"manifest", "a", "inner", "inner/z"}
+    assert (path / "manifest").read_text() == "new"
+    with pytest.raises(RuntimeError, match="half"), whole_folder(path, last="manifest"):
+        raise RuntimeError("half")
+    assert (path / "manifest").read_text() == "new"
+    assert len(list(path.iterdir())) == 3
+
+
+def test_many_threads_write_one_file(tmp_path):
+    """Each a whole one, with the rights that the umask gives, which stays as it is."""
+    mask = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: write_json(tmp_path / "a.json", {"text": str(i) * 10_000}), range(200)))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(mask)
+    text = json.loads((tmp_path / "a.json").read_text())["text"]
+    assert len(set(text)) <= 3
+    assert len(text) in (10_000, 20_000, 30_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"out: expected the name of a file to write, got .*pipe, a device or a pipe"):
+        write_json(pipe, {})
+    assert pipe.is_fifo()
+
+
+def test_every_file_is_flushed_by_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows refuses others."""
+    flushed = []
+
+    def fsync(number):
+        os.write(number, b"")  # what a handle for reading refuses
+        flushed.append(number)
+
+    monkeypatch.setattr("mess.files.os.fsync", fsync)
+    write_json(tmp_path / "a.json", {})
+    with whole_folder(tmp_path / "net", last="a") as folder:
+        (folder / "a").write_text("a")
+    assert len(flushed) == 2
+
+
+def test_files_in_leaves_out_what_is_being_written(tmp_path):
+    for name in ("b.json", "a.json", ".mess-4711-a.json", "._a.json", "c.txt"):
+        (tmp_path / name).write_text("{")
+    assert list(files_in(tmp_path, "*.json")) == ["a", "b"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import KeysView, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,9 @@ class Partial:
         is_pairs = all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
         if not is_pairs or sum(dict(pairs).values()) != len(before.images):
             raise ValueError(f"partial: {path}: expected batches of {len(before.images)} images, got {pairs}")
-        self._before, self._done = before, dict(pairs)
+        # in memory: where a file is mapped, Windows does not let another take its name
+        arrays: dict[str, Any] = {name: np.array(getattr(before, name)) for name in _AXES}
+        self._before, self._done = replace(before, **arrays), dict(pairs)
         self.input_size, self.costs = before.input_size, dict(before.costs)
         self.facts = {name: value for name, value in before.facts.items() if name != PARTIAL} | dict(facts)
 

@@ -66,14 +66,13 @@ def _measured(configurations: Mapping[str, Configuration], measured: Mapping[str
     missing = [name for name in configurations if name not in found]
     if missing:
         raise ValueError(f"measured: expected all of {list(configurations)}, got none for {missing[0]!r}")
-    facts = measured["facts"]
     by_these = ", ".join(f"`{name}`" for name, chosen in configurations.items() if _is_chosen_by(chosen, measured))
     seen = (
         f"by which {by_these} was chosen: too good to be true of others" if by_these else "which the search did not see"
     )
     lines = [
-        f"Measured on the {measured['split']} split ({measured['images']} images), {seen}; time of one image on "
-        f"{facts.get('device', 'the CPU')}, next to the original model in the same run:",
+        f"Measured on the {measured['split']} split ({measured['images']} images), {seen}; time of one image on the "
+        "CPU, next to the original model in the same run:",
         "",
         "| network | mean IoU | MACs | time | images that leave at each exit |",
         "|---|---|---|---|---|",
@@ -90,8 +89,8 @@ def _measured(configurations: Mapping[str, Configuration], measured: Mapping[str
 
 
 def _is_chosen_by(chosen: Configuration, measured: Mapping[str, Any]) -> bool:
-    """Whether what was measured is of the images that the search saw."""
-    return bool(chosen.promise.get("split") == measured["split"])
+    """Whether what was measured is of the images that the search saw, or of those that a promise was proven on."""
+    return measured["split"] in (chosen.promise.get("split"), chosen.promise.get("searched_split"))
 
 
 def _promised(configurations: Mapping[str, Configuration]) -> list[str]:

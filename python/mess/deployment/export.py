@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mess.deployment.network import DeployedNetwork
-from mess.files import expect_replaceable, file_sha256, whole_folder, write_json
+from mess.files import expect_replaceable, file_sha256, json_text, palette_of, whole_folder, write_json
 from mess.model.graph import GraphStages
 from mess.model.onnx_file import exporting, write_head, write_stages
 from mess.model.split import probe_sizes
@@ -47,8 +47,8 @@ def export(
         facts: what calibration measured, kept in the manifest.
 
     Raises:
-        ValueError: `out` holds something else; `class_names` or `palette` is of another length than the logits;
-            `mean` or `std` is no three numbers in range.
+        ValueError: `out` holds something else; `class_names` or `palette` is of another length than the logits or of
+            another kind; `mean` or `std` is no three numbers in range; `facts` holds what JSON cannot say.
         RuntimeError: the model cannot be exported, `onnx`, `onnxscript` or `onnxruntime` is missing, or the files give
             other numbers than the network (more than 1e-4 of the largest, or of 1, apart).
     """
@@ -57,8 +57,8 @@ def export(
     stages = deployed.stages
     if not isinstance(stages, GraphStages):
         raise RuntimeError(
-            f"model: expected stages that are graphs, got {stages.backend}: what torch.export cannot follow has no "
-            "ONNX file; deploy says why (backend='graph')"
+            f"model: expected stages that are graphs, got {stages.backend}, which have no ONNX file; "
+            "mess.deploy(..., backend='graph') makes graphs, or says what torch.export cannot follow"
         )
     if deployed.in_channels != 3:
         raise ValueError(
@@ -71,21 +71,29 @@ def export(
         deployed = copy.deepcopy(deployed).cpu()
         stages = deployed.stages
         assert isinstance(stages, GraphStages)
-    if len(palette) not in (0, len(class_names)):
-        raise ValueError(f"palette: expected a colour for each of {len(class_names)} classes, got {len(palette)}")
+    names, colours = tuple(class_names), palette_of(palette)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names: expected a name for each class, got {list(names)}")
+    facts = dict(facts or {})
+    try:
+        json_text(facts)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts: expected what JSON can say: {error}") from None
+    if len(colours) not in (0, len(names)):
+        raise ValueError(f"palette: expected a colour for each of {len(names)} classes, got {len(colours)}")
     mean = tuple(map(float, deployed.mean if mean is None else mean))
     std = tuple(map(float, deployed.std if std is None else std))
     check_normalisation(mean, std)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=FILE) as temporary:
         generator = torch.Generator("cpu").manual_seed(0)
         probes = [torch.randn(2, 3, *size, generator=generator, device="cpu") for size in probe_sizes(stages)]
         with exporting():
-            entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(class_names))
+            entries = _write_exits(deployed, stages, probes, temporary, num_classes=len(names))
         files = {p.name: {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in sorted(temporary.iterdir())}
         manifest = Manifest(
             setting=deployed.configuration.setting,
-            classes=tuple(class_names),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
+            classes=names,
+            palette=colours,
             size=stages.input_size,
             size_step=stages.size_step,
             mean=mean,
@@ -93,7 +101,7 @@ def export(
             policy=asdict(deployed.configuration.policy),
             exits=tuple(entries),
             promise=dict(deployed.configuration.promise),
-            facts=dict(facts or {}),
+            facts=facts,
             files=files,
         )
         write_json(temporary / FILE, manifest.to_json())

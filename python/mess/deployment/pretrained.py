@@ -35,6 +35,7 @@ from mess.files import (
     expect_replaceable,
     file_sha256,
     height_and_width,
+    palette_of,
     read_json,
     read_safetensors,
     whole_folder,
@@ -47,11 +48,13 @@ from mess.model.exits import AnyHead, HeadBuilder, HeadSpec, head_from
 from mess.model.network import MultiExitNetwork, convert
 from mess.model.weights import check_fits, untied
 from mess.model.zoo import comes_from_a_library, model_from_spec
-from mess.runtime.manifest import check_normalisation
+from mess.runtime.manifest import LARGEST_AREA, LARGEST_SIDE, check_normalisation
 
 FORMAT = "mess pretrained"
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+LARGEST_VOLUME = 4 * LARGEST_AREA
+"""Of the image that a model is converted with, in numbers: a folder of somebody else's could ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +154,18 @@ class Pretrained:
             labels, given = entry(value, "id2label", dict, "names by class"), entry(value, "input", dict, "an input")
             chosen = entry(value, "configurations", dict, "configurations by name")
             numbers = {name: entries(given, name, (int, float), "numbers") for name in ("mean", "std")}
+            size, channels = height_and_width(given, "size"), entry(given, "channels", int, "a number of channels")
+            if max(size) > LARGEST_SIDE or not 1 <= channels <= LARGEST_VOLUME // (size[0] * size[1]):
+                raise ValueError(
+                    f"input: expected sides of at most {LARGEST_SIDE} and at most {LARGEST_VOLUME} numbers an image, "
+                    f"got {channels} channels of {size[0]} x {size[1]}"
+                )
             return cls(
                 model=entry(value, "model", str, "a model or nothing"),
                 class_names=tuple(entry(labels, str(i), str, "a name for each class") for i in range(len(labels))),
                 palette=colours(value, "palette"),
-                size=height_and_width(given, "size"),
-                channels=entry(given, "channels", int, "a number of channels"),
+                size=size,
+                channels=channels,
                 mean=numbers["mean"],
                 std=numbers["std"],
                 stages=entries(value, "stages", str, "names"),
@@ -182,6 +191,7 @@ def save_pretrained(
     measured: Mapping[str, Any] | None = None,
     license: str = "",
     push_to_hub: str = "",
+    private: bool = False,
 ) -> Pretrained:
     """Write a folder that `from_pretrained` reads, whole or not at all.
 
@@ -197,7 +207,9 @@ def save_pretrained(
             `from_pretrained` needs no `net=`; empty for a model of one's own.
         measured: what `mess evaluate` wrote (`evaluation-test.json`), for the table in the model card.
         license: of the weights, in the Hub's words (`apache-2.0`); none is claimed without it.
-        push_to_hub: `user/name` on the Hub, to upload the folder to when it is written; needs huggingface_hub.
+        push_to_hub: `user/name` on the Hub, to upload the folder to when it is written; needs huggingface_hub. What is
+            not there yet is made, for everybody to see.
+        private: make it for its owner alone; a repository that is there stays as it is.
 
     Raises:
         TypeError: `network` is a deployed one.
@@ -213,11 +225,11 @@ def save_pretrained(
     named = {"default": configurations} if isinstance(configurations, Configuration) else dict(configurations)
     if len(class_names) != network.num_classes:
         raise ValueError(f"class_names: expected {network.num_classes}, got {len(class_names)}")
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=CONFIG) as temporary:
         shared = Pretrained(
             model=model,
             class_names=tuple(class_names),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in palette),
+            palette=palette_of(palette),
             size=network.workload.input_size,
             channels=network.in_channels,
             mean=tuple(mean if mean is not None else IMAGENET_MEAN if network.in_channels == 3 else ()),
@@ -242,7 +254,7 @@ def save_pretrained(
     if hub is not None:
         files = sorted({CONFIG, WEIGHTS, CARD})
         try:
-            hub.HfApi().create_repo(push_to_hub, exist_ok=True)
+            hub.HfApi().create_repo(push_to_hub, exist_ok=True, private=private)
             hub.HfApi().upload_folder(repo_id=push_to_hub, folder_path=folder, allow_patterns=files)
         except Exception as error:  # the library's own kinds, and those of what it reaches the Hub by
             raise RuntimeError(f"push_to_hub: {push_to_hub}: {_one_line(error)}; {folder} is written") from error
@@ -325,14 +337,14 @@ def _heads(shared: Pretrained, given: Sequence[AnyHead | HeadBuilder]) -> list[A
 
 def _folder(name_or_folder: str | Path, revision: str | None) -> Path:
     folder = Path(name_or_folder)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_folder)):
+    # ./shared and ../shared are no names
+    if folder.exists() or not re.fullmatch(r"(?!\.{1,2}/)[\w.-]+/[\w.-]+", str(name_or_folder)):
         return folder
     files = [CONFIG, WEIGHTS, CARD]
-    hub = _hub()
     try:
-        return Path(hub.snapshot_download(str(name_or_folder), revision=revision, allow_patterns=files))
+        return Path(_hub().snapshot_download(str(name_or_folder), revision=revision, allow_patterns=files))
     except Exception as error:
-        raise RuntimeError(f"pretrained: {name_or_folder}: {_one_line(error)}") from error
+        raise RuntimeError(f"pretrained: {name_or_folder}: no such folder, and {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

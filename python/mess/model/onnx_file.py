@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,20 @@ def write_stages(stages: GraphStages, count: int, probes: Sequence[Tensor], fold
     names: tuple[str, ...] = ("images",)
     batched: tuple[bool, ...] = (True,)
     for position in range(count):
-        after = [stages.run_stage(position, state) for state in states]
+        given_states = [_copied(state) for state in states]
+        versions = [value._version for value in given_states[0]]
+        after = [stages.run_stage(position, state) for state in given_states]
         feature, carried = after[0]
         every = (feature, *carried)
-        # what a stage only hands through, and the feature when it is carried too, are one tensor under one name
-        known = {_place(value): name for name, value in zip(names, states[0], strict=True)}
+        # what a stage only hands through, and the feature when it is carried too, are one tensor under one name; what
+        # it changes in place is another one from then on
+        changed = {at for at, value in enumerate(given_states[0]) if value._version != versions[at]}
+        _expect_no_view(given_states[0], changed, f"stage-{position}")
+        known = {
+            _place(value): name
+            for at, (name, value) in enumerate(zip(names, given_states[0], strict=True))
+            if at not in changed
+        }
         kept: list[int] = []
         for i, value in enumerate(every):
             if _place(value) not in known:
@@ -114,6 +123,33 @@ def _place(value: Tensor) -> tuple[object, ...]:
     return value.data_ptr(), value.shape, value.stride()
 
 
+def _copied(state: State) -> State:
+    """A state for a stage that may write into it. What shares memory shares that of the copy, what is the same tensor
+    is the same tensor there."""
+    memories: dict[int, Any] = {}
+    copies: dict[tuple[object, ...], Tensor] = {}
+    for value in state:
+        memory = value.untyped_storage()
+        at = memory.data_ptr()
+        memories.setdefault(at, memory.clone())
+        if _place(value) not in copies:
+            view = value.new_empty(0).set_(memories[at], value.storage_offset(), value.shape, value.stride())
+            copies[_place(value)] = view
+    return tuple(copies[_place(value)] for value in state)
+
+
+def _expect_no_view(state: State, changed: Collection[int], stage: str) -> None:
+    """Files hand on values, not memory: what is changed in place has to be all that sees the change."""
+    for at in changed:
+        for other in state:
+            is_same = _place(other) == _place(state[at])
+            if other.untyped_storage().data_ptr() == state[at].untyped_storage().data_ptr() and not is_same:
+                raise RuntimeError(
+                    f"export: {stage} changes a tensor in place of which another one that it gets is a view, which a "
+                    "file cannot; write it without the change in place"
+                )
+
+
 def _write(
     module: nn.Module,
     probes: Sequence[Sequence[Tensor]],
@@ -163,7 +199,7 @@ def _compare(
     given = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
     session = load("onnxruntime", path, names, outputs, None, shapes={name: v.shape for name, v in given.items()})
     found = session.run(given, batch=max(len(v) for v, is_batched in zip(inputs, batched, strict=True) if is_batched))
-    expected = module(*inputs)
+    expected = module(*_copied(tuple(inputs)))
     for name, value in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
         wanted = value.cpu().numpy()
         if wanted.dtype.kind in "fc":

@@ -179,7 +179,8 @@ class _OpenVino:
             request = idle.pop()
         except IndexError:  # all are at work, in other threads
             request = model.create_infer_request()
-        given = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name in names}
+        # not ascontiguousarray, which makes a scalar that is carried past an exit an array of one
+        given = {name: np.require(value, requirements="C") for name, value in inputs.items() if name in names}
         found = request.infer(given, share_inputs=True)
         outputs = {name: found[name].copy() for name in self._outputs}  # the next run writes over them
         idle.append(request)
