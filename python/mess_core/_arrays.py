@@ -59,7 +59,7 @@ def as_array(argument: str, value: Any) -> npt.NDArray[Any]:
         device, _ = value.__dlpack_device__()
     except (BufferError, RuntimeError, ValueError) as error:
         raise TypeError(f"{argument}: cannot be read through DLPack: {error}") from error
-    if int(device) != _CPU:
+    if int(device) not in _CPU:
         raise TypeError(f"{argument}: expected data in CPU memory, got DLPack device type {int(device)}; copy it first")
     try:
         return np.from_dlpack(value)
@@ -71,8 +71,8 @@ def as_array(argument: str, value: Any) -> npt.NDArray[Any]:
         return bits.view(_BFLOAT16_BITS)
 
 
-#: DLPack's kDLCPU
-_CPU = 1
+#: DLPack's kDLCPU, and what is pinned for CUDA or ROCm, which lies in the same memory
+_CPU = frozenset((1, 3, 11))
 
 
 def as_float32(argument: str, value: Any, *, ndims: tuple[int, ...], axes: str) -> npt.NDArray[np.float32]:
@@ -153,6 +153,14 @@ def as_count(argument: str, value: int, *, least: int = 1) -> int:
     if int(value) > LARGEST:
         raise ValueError(f"{argument}: expected at most {LARGEST}, got {value}")
     return int(value)
+
+
+def as_number(argument: str, value: float) -> float:
+    """A number as Python's float."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__} {value!r}") from None
 
 
 def as_threads(value: int | None) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +101,8 @@ def image_confidence(
     size : (H, W), optional
         Upsample the logits to this size first, bilinearly. It is fused into the rest: no full-size logits are made, so
         give an exit head's output as it is. Equal to `torch.nn.functional.interpolate(mode="bilinear")` within 1e-6 of
-        the largest logit around; -inf counts as -1e37 here.
+        the largest logit around, of float32 logits; -inf counts as -1e37 here, so that a pixel of nothing but -inf has
+        the confidence 1 / C.
     align_corners : bool
         As in PyTorch; only matters with `size`.
     workspace : Workspace, optional
@@ -312,7 +313,8 @@ def confidence_map(
     Returns
     -------
     confidence : (H, W) float32
-        NaN where softmax is undefined: a NaN, a +inf or nothing but -inf among the pixel's logits.
+        NaN where softmax is undefined: a NaN, a +inf or nothing but -inf among the pixel's logits. (With `size`, where
+        -inf counts as -1e37, nothing but -inf is 1 / C: classes that are all as unlikely.)
     labels : (H, W) uint8, or int32 when C > 256
         Class of the largest logit, the lowest one of equals; a NaN is never the largest.
 
@@ -433,6 +435,9 @@ def policy_maps(
     if out is not None and not isinstance(out, PolicyMaps):
         raise TypeError(f"out: expected PolicyMaps, got {type(out).__name__}")
     output_stride = as_count("output_stride", output_stride)
+    for name, value, known in (("confidence", confidence, ConfidenceKind), ("edges", edges, EdgeKind)):
+        if value not in get_args(known):  # before anything is written
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(known)))}, got {value!r}")
     if out is not None:  # each is written while others are still read
         named = [
             ("logits", as_array("logits", logits)),

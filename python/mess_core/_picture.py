@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_output, as_size
+from mess_core._arrays import as_array, as_output, as_size
 
 
 def network_input(
-    image: npt.NDArray[np.uint8],
+    image: Any,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -28,7 +29,8 @@ def network_input(
     Parameters
     ----------
     image : (H, W, 3) uint8
-        RGB, where `mean` and `std` are; any strides (`image[..., ::-1]` of OpenCV's BGR is read where it lies).
+        An array, or a DLPack producer such as a torch tensor; RGB, where `mean` and `std` are; any strides
+        (`image[..., ::-1]` of OpenCV's BGR is read where it lies).
     mean, std : three numbers
         Of the channels' values in 0..1.
     size : (h, w), optional
@@ -48,8 +50,9 @@ def network_input(
         Another shape or dtype; an empty image or size; a `mean` outside -1e6..1e6, a `std` outside
         1e-6..1e6; an `out` that does not fit.
     """
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, np.ndarray) and not hasattr(image, "__dlpack__"):
         raise TypeError(f"image: expected a NumPy array (H, W, 3) uint8 RGB, got {type(image).__name__}")
+    image = as_array("image", image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     height, width = as_size("size", size) or image.shape[:2]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mess_core import _mess_core as native
-from mess_core._arrays import as_array, as_count, as_threads, as_word
+from mess_core._arrays import as_array, as_count, as_number, as_threads, as_word
 
 Setting = Literal["budgeted", "anytime", "input-dependent"]
 Metric = Literal["mean-iou", "pixel-accuracy", "mean-class-accuracy", "frequency-weighted-iou"]
@@ -355,12 +355,12 @@ def search(
     if min_accuracy is not None and max_cost is not None:
         raise ValueError("min_accuracy: expected None beside max_cost, got both")
     if min_accuracy is not None:
-        objective = ("minimize-cost", float(min_accuracy))
+        objective = ("minimize-cost", as_number("min_accuracy", min_accuracy))
     elif max_cost is not None:
-        objective = ("maximize-accuracy", float(max_cost))
+        objective = ("maximize-accuracy", as_number("max_cost", max_cost))
     else:
-        objective = ("front", float(resolution))
-    index, count = (as_count("part", number, least=0) for number in part)
+        objective = ("front", as_number("resolution", resolution))
+    index, count = (as_count("part", number, least=0) for number in part) if len(part) == 2 else (0, 0)
     if not 0 <= index < count:
         raise ValueError(f"part: expected (i, m) with 0 <= i < m, got {part}")
     thresholds = None if image_thresholds is None else as_count("image_thresholds", image_thresholds)
@@ -368,18 +368,21 @@ def search(
         list(dict.fromkeys(as_count(name, exit_index, least=0) for exit_index in exits))
         for name, exits in (("required_exits", required_exits), ("forbidden_exits", forbidden_exits))
     ]
-    floors = [(as_count("min_class_iou", c, least=0), float(floor)) for c, floor in (min_class_iou or {}).items()]
+    floors = [
+        (as_count("min_class_iou", c, least=0), as_number("min_class_iou", floor))
+        for c, floor in (min_class_iou or {}).items()
+    ]
     problem = SearchProblem(
         table=table,
         query=(
             _scoring(table, setting, horizon, min_final_accuracy, metric, cost_column),
             objective,
-            (as_count("max_exits", max_exits), thresholds, required, forbidden, float(min_share)),
+            (as_count("max_exits", max_exits), thresholds, required, forbidden, as_number("min_share", min_share)),
             (floors, [_cost_limit(limit) for limit in cost_limits]),
         ),
         known=tuple(known),
         journal=None if journal is None else fspath(journal),
-        time_limit=None if time_limit is None else float(time_limit),
+        time_limit=None if time_limit is None else as_number("time_limit", time_limit),
         threads=as_threads(threads),
         progress=progress,
     )
@@ -441,12 +444,18 @@ def evaluate(
 def _scoring(
     table: SearchTable, setting: str, horizon: float | None, min_final_accuracy: float, metric: str, cost_column: int
 ) -> tuple[str, float, float, str, int]:
+    column = as_count("cost_column", cost_column, least=0)
     if horizon is None:
         costs = np.asarray(table.backbone_cost, dtype=np.float64)
-        costs = costs[cost_column] if costs.ndim == 2 and 0 <= cost_column < len(costs) else costs
+        costs = costs[column] if costs.ndim == 2 and column < len(costs) else costs
         horizon = float(costs.max()) if costs.size else 0.0
-    column = as_count("cost_column", cost_column, least=0)
-    return as_word("setting", setting), float(horizon), float(min_final_accuracy), as_word("metric", metric), column
+    return (
+        as_word("setting", setting),
+        as_number("horizon", horizon),
+        as_number("min_final_accuracy", min_final_accuracy),
+        as_word("metric", metric),
+        column,
+    )
 
 
 def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, float]]]:
@@ -457,9 +466,9 @@ def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, flo
 
 
 def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
-    column, name = as_count("cost_limits", limit.column, least=0), limit.statistic
+    column, name = as_count("cost_limits", limit.column, least=0), as_word("cost_limits", limit.statistic)
     if name in ("mean", "total"):
-        return column, name, 0.0, float(limit.at_most)
+        return column, name, 0.0, as_number("cost_limits", limit.at_most)
     digits = "100" if name == "max" else name.removeprefix("p")
     if (
         not (digits.isascii() and digits.isdigit())
@@ -467,7 +476,7 @@ def _cost_limit(limit: CostLimit) -> tuple[int, str, float, float]:
         or (name != "max" and not name.startswith("p"))
     ):
         raise ValueError(f"cost_limits: expected the statistic 'mean', 'total', 'max' or 'p1' to 'p100', got {name!r}")
-    return column, "quantile", int(digits) / 100, float(limit.at_most)
+    return column, "quantile", int(digits) / 100, as_number("cost_limits", limit.at_most)
 
 
 def _progress(

@@ -42,6 +42,26 @@ def overlapping(one, other):
     return mess_core.policy_maps(logits, out=maps._replace(**{one: place}))
 
 
+class OnDevice:
+    """A DLPack producer whose memory is of some kind."""
+
+    def __init__(self, array, device):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+
+@pytest.mark.parametrize("device", [1, 3, 11])
+def test_memory_that_is_pinned_is_memory(device):
+    """torch says of what `pin_memory` gave that it is kDLCUDAHost."""
+    expected = mess_core.image_confidence(LOGITS, pixel_threshold=0.5)
+    assert mess_core.image_confidence(OnDevice(LOGITS, device), pixel_threshold=0.5) == expected
+
+
 BOTH = np.zeros((4, 5), np.float32)
 
 CASES = [
@@ -62,6 +82,7 @@ CASES = [
         r"mask: .* without a mask",
     ),
     (lambda: confident(logits=None), TypeError, r"logits: expected numbers"),
+    (lambda: confident(logits=OnDevice(LOGITS, 2)), TypeError, r"logits: expected data in CPU memory, got .* type 2;"),
     (lambda: confident(pixel_threshold=1.5), ValueError, r"pixel_threshold: expected a number in \[0, 1\], got 1.5"),
     (lambda: confident(pixel_threshold=-0.1), ValueError, r"pixel_threshold: .*got -0.1"),
     (lambda: confident(pixel_threshold=np.nan), ValueError, r"pixel_threshold: .*got nan"),
@@ -81,6 +102,37 @@ CASES = [
     (lambda: leaves(image_threshold=10**400), TypeError, r"image_threshold: expected a number, got 10"),
     (lambda: mess_core.confidence_map(LOGITS, out=5), TypeError, r"out: expected \(confidence, labels\), two arrays"),
     (lambda: mess_core.policy_maps(LOGITS, out=(1, 2, 3, 4)), TypeError, r"out: expected PolicyMaps, got tuple"),
+    (
+        lambda: mess_core.policy_maps(LOGITS, confidence="best"),
+        ValueError,
+        r"confidence: expected .*'top1'.*got 'best'",
+    ),
+    (lambda: mess_core.policy_maps(LOGITS, edges="sobel"), ValueError, r"edges: expected .*'canny'.*got 'sobel'"),
+    # views of one number that have more pixels than there is memory: a failed allocation would end the process
+    (
+        lambda: mess_core.label_map(np.broadcast_to(np.float32(0), (2, 2**20, 2**20)), size=(1, 1)),
+        ValueError,
+        r"logits: expected classes and pixels that fit into memory, got \(2, 1048576, 1048576\)",
+    ),
+    (
+        lambda: from_map(*(np.broadcast_to(value, (2**20, 2**20)) for value in (np.float32(1), np.uint8(0)))),
+        ValueError,
+        r"size: expected maps that fit into memory, got 1099511627776 pixels",
+    ),
+    (
+        lambda: mess_core.network_input(
+            np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (1, 2**40, 3)), mean=(0, 0, 0), std=(1, 1, 1), size=(1, 1)
+        ),
+        ValueError,
+        r"size: expected pictures that fit into memory, got 1 x 1099511627776 pixels, wanted 1 x 1",
+    ),
+    (
+        lambda: mess_core.network_input(
+            np.ma.masked_array(np.zeros((4, 5, 3), np.uint8)), mean=(0, 0, 0), std=(1, 1, 1)
+        ),
+        TypeError,
+        r"image: expected an array without a mask",
+    ),
     (lambda: overlapping("mask", "confidence"), ValueError, r"out.mask: .* overlaps out.confidence"),
     (lambda: overlapping("refined", "labels"), ValueError, r"out.refined: .* overlaps out.labels"),
     (lambda: overlapping("refined", "logits"), ValueError, r"out.refined: .* overlaps logits"),

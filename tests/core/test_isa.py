@@ -161,6 +161,12 @@ def test_the_environment_sets_the_threads():
     assert run(code.format(expected=1), MESS_CORE_THREADS="1", OPENBLAS_NUM_THREADS="1").stdout.strip() == "1"
     three = run(code.format(expected=4), MESS_CORE_THREADS="3", OPENBLAS_NUM_THREADS="1")
     assert three.stdout.strip() == "4"
+    # rayon's own variable is another program's, and `build_info` says what is so
+    told = (
+        code.format(expected="mess_core.build_info()['threads'] + 1") + ";print(mess_core.build_info()['threads'] + 1)"
+    )
+    found = run(told, RAYON_NUM_THREADS="7", MESS_CORE_THREADS="", OPENBLAS_NUM_THREADS="1").stdout.split()
+    assert found[0] == found[1] or found[1] == "2"  # on one core no other is started
     refused = run(code, MESS_CORE_THREADS="many")
     assert refused.returncode != 0
     assert "MESS_CORE_THREADS" in refused.stderr

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +132,22 @@ def test_build_info():
     assert info["profile"] == "release"
     assert info["numpy"] == np.__version__
     assert set(info) == set(mess_core.BuildInfo.__annotations__)
+
+
+@pytest.mark.skipif(shutil.which("cargo") is None, reason="asks cargo for the crates that are linked")
+def test_licences_that_ask_for_a_notice_have_one():
+    """Of all crates in the wheel; those that offer the project's own, which comes with it, need no other."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["cargo", "tree", "--package=mess-core-py", "--edges=normal", "--prefix=none", "--format={p}|{l}"]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    crates = {line.split()[0]: line.partition("|")[2] for line in told.splitlines() if line}
+    assert {"numpy", "rayon", "ndarray"} <= crates.keys()
+    others = {name for name, license in crates.items() if "Apache-2.0" not in license}
+    with (root / "pyproject.toml").open("rb") as file:
+        shipped = tomllib.load(file)["project"]["license-files"]
+    notices = {"numpy": "LICENSE-rust-numpy"}
+    assert others == notices.keys()
+    assert all(notice in shipped and (root / notice).is_file() for notice in notices.values())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")

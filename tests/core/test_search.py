@@ -896,6 +896,11 @@ def test_a_table_that_contradicts_itself_is_refused(case):
         ({"cost_limits": [mess_core.CostLimit(1.0, "median")]}, "cost_limits: expected the statistic"),
         ({"cost_limits": [mess_core.CostLimit(1.0, "max", 3)]}, "cost_limits: expected columns below 1"),
         ({"cost_limits": [mess_core.CostLimit(1.0, "p²")]}, "cost_limits: expected the statistic"),
+        ({"cost_limits": [mess_core.CostLimit(1.0, 95)]}, "cost_limits: expected a string, got int 95"),
+        ({"cost_limits": [mess_core.CostLimit("1 ms")]}, "cost_limits: expected a number, got str '1 ms'"),
+        ({"cost_column": "latency"}, "cost_column: expected an integer, got str 'latency'"),
+        ({"part": (0,)}, r"part: expected \(i, m\) with 0 <= i < m, got \(0,\)"),
+        ({"min_class_iou": {0: None}}, "min_class_iou: expected a number, got NoneType None"),
         ({"part": (2, 2)}, "part: expected"),
         ({"known": [Configuration((99,))]}, "exits: expected indices"),
         ({"known": [Configuration((-1,))]}, "exits: expected at least 0, got -1"),
@@ -903,7 +908,7 @@ def test_a_table_that_contradicts_itself_is_refused(case):
     ],
 )
 def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         mess_core.search(TABLE, **options)
 
 

@@ -12,7 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
 const NAME: &CStr = c"dltensor";
-const CPU: i32 = 1;
+/// And memory that is pinned for CUDA or ROCm.
+const CPU: [i32; 3] = [1, 3, 11];
 const BFLOAT: u8 = 4;
 
 #[repr(C)]
@@ -37,7 +38,8 @@ pub fn bfloat16_bits<'py>(capsule: Bound<'py, PyCapsule>) -> PyResult<Bound<'py,
     let pointer = capsule.pointer_checked(Some(NAME))?.as_ptr().cast::<Tensor>();
     // SAFETY: a capsule of this name holds a DLManagedTensor, whose first member is the tensor; it is alive with the capsule.
     let tensor = unsafe { &*pointer };
-    if (tensor.device_type, tensor.type_code, tensor.bits, tensor.lanes) != (CPU, BFLOAT, 16, 1) {
+    let is_bfloat = (tensor.type_code, tensor.bits, tensor.lanes) == (BFLOAT, 16, 1);
+    if !CPU.contains(&tensor.device_type) || !is_bfloat {
         return Err(PyTypeError::new_err(format!(
             "expected a bfloat16 tensor on the CPU, got DLPack device {}, type code {}, {} bits, {} lanes",
             tensor.device_type, tensor.type_code, tensor.bits, tensor.lanes

@@ -20,14 +20,19 @@ static POOLS: LazyLock<Mutex<Pools>> = LazyLock::new(Mutex::default);
 /// than the work, and beside a network it competes with the framework's own threads.
 const SERIAL_WORK: usize = 1 << 22;
 
-/// Threads of calls that do not say: `MESS_CORE_THREADS`, else 0, which lets rayon take all cores.
-static DEFAULT_THREADS: LazyLock<usize> = LazyLock::new(|| threads_of_environment().unwrap_or(0));
+/// Threads of calls that do not say: `MESS_CORE_THREADS`, else all cores, whatever rayon's own variable says.
+static DEFAULT_THREADS: LazyLock<usize> = LazyLock::new(|| {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    threads_of_environment().ok().flatten().unwrap_or_else(cores)
+});
 
-/// What `MESS_CORE_THREADS` says, 0 where it says nothing.
-fn threads_of_environment() -> Result<usize, String> {
+/// What `MESS_CORE_THREADS` says.
+fn threads_of_environment() -> Result<Option<usize>, String> {
     match std::env::var("MESS_CORE_THREADS") {
-        Ok(text) if !text.is_empty() => text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or(text),
-        _ => Ok(0),
+        Ok(text) if !text.is_empty() => {
+            text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or(text).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
@@ -41,10 +46,7 @@ pub fn check_environment() -> PyResult<()> {
 /// Threads of a large call that does not say.
 #[pyfunction]
 pub fn default_threads() -> usize {
-    match *DEFAULT_THREADS {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    }
+    *DEFAULT_THREADS
 }
 
 /// Call `work` on `threads` threads with the GIL released. `None` is all cores (or `MESS_CORE_THREADS`), but the calling
@@ -76,8 +78,8 @@ pub fn panicked() -> PyErr {
 }
 
 pub fn pool(threads: Option<usize>) -> PyResult<Arc<ThreadPool>> {
-    let size = threads.unwrap_or(*DEFAULT_THREADS); // 0 lets rayon decide
-    if threads == Some(0) || size > MAX_THREADS {
+    let size = threads.unwrap_or(*DEFAULT_THREADS);
+    if size == 0 || size > MAX_THREADS {
         return Err(PyValueError::new_err(format!("threads: expected None or 1..={MAX_THREADS}, got {size}")));
     }
     let key = (std::process::id(), size);

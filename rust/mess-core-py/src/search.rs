@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mess_core::search as core;
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::ThreadPool;
 
@@ -211,10 +211,12 @@ fn watched<T: Send>(
     std::thread::scope(|scope| {
         let (working, ended) = mpsc::channel::<()>();
         let ended = Mutex::new(ended); // for another thread's eyes, as `detach` demands
-        let worker = scope.spawn(move || {
+        let run = move || {
             let _until_here = working; // dropped, the channel is closed, by a panic too
             pool.install(work)
-        });
+        };
+        let refused = |error| PyRuntimeError::new_err(format!("threads: cannot start another: {error}"));
+        let worker = std::thread::Builder::new().spawn_scoped(scope, run).map_err(refused)?;
         let mut interruption = None;
         let goes_on = || ended.lock().is_ok_and(|ended| ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout));
         while py.detach(goes_on) {

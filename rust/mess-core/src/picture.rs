@@ -56,16 +56,32 @@ pub fn network_input_into(
     let Some(out) = out.into_slice() else {
         return Err(Error::value("out", "a C-contiguous array", "another order"));
     };
-    let mut narrow = Vec::new();
-    let refused = || Error::value("size", "pictures that fit into memory", format!("{height} x {w} pixels"));
-    let len = height.checked_mul(w).and_then(|pixels| pixels.checked_mul(CHANNELS)).ok_or_else(refused)?;
-    narrow.try_reserve_exact(len).map_err(|_| refused())?;
-    narrow.resize(len, 0);
-    isa.run(Narrow { picture: image, width: w, narrow: &mut narrow });
+    // of a picture that is a view on few pixels sizes may be any
+    let refused = || {
+        let got = format!("{height} x {width} pixels, wanted {h} x {w}");
+        Error::value("size", "pictures that fit into memory", got)
+    };
+    let triangles = |old: usize, new: usize| (old != new).then(|| Triangles::new(old, new).ok_or_else(refused));
+    let (along, down) = (triangles(width, w).transpose()?, triangles(height, h).transpose()?);
+    let len = height.checked_mul(w).and_then(|pixels| pixels.checked_mul(CHANNELS));
+    let mut narrow = len.and_then(zeros::<u8>).ok_or_else(refused)?;
+    let pitch = if along.is_some() { (CHANNELS * width).next_multiple_of(SIDE) } else { 0 };
+    let mut lines = zeros::<u8>(LANES * pitch).ok_or_else(refused)?;
+    let mut columns = zeros::<[u8; LANES]>(pitch).ok_or_else(refused)?;
+    let (rows, blocks) = (&mut narrow[..], (&mut lines[..], &mut columns[..]));
+    isa.run(Narrow { picture: image, width: w, triangles: along.as_ref(), blocks, narrow: rows });
     let scale = std.map(|std| (255.0 * std) as f32);
     let shift = std::array::from_fn(|channel| (mean[channel] / std[channel]) as f32);
-    isa.run(Normalise { narrow: &narrow, old: height, size: (h, w), scale, shift, out });
+    isa.run(Normalise { narrow: &narrow, triangles: down.as_ref(), size: (h, w), scale, shift, out });
     Ok(())
+}
+
+/// So many zeros; none where memory is refused.
+fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).ok()?;
+    values.resize(len, T::default());
+    Some(values)
 }
 
 /// Which old pixels make each new one of a side, and with which weights.
@@ -79,7 +95,8 @@ struct Triangles {
 }
 
 impl Triangles {
-    fn new(old: usize, new: usize) -> Self {
+    /// None where memory is refused: a view may repeat a few pixels more often than there is memory for weights.
+    fn new(old: usize, new: usize) -> Option<Self> {
         let scale = old as f64 / new as f64;
         let reach = scale.max(1.0);
         let range = |i: usize| {
@@ -88,7 +105,9 @@ impl Triangles {
             (centre, start, ((centre + reach + 0.5) as usize).min(old))
         };
         let taps = (0..new).map(|i| range(i).2 - range(i).1).max().unwrap_or(0);
-        let (mut starts, mut shares) = (Vec::with_capacity(new), vec![0f64; new * taps]);
+        let len = new.checked_mul(taps)?;
+        let (mut starts, mut shares, mut weights) = (Vec::new(), zeros::<f64>(len)?, zeros::<i32>(len)?);
+        starts.try_reserve_exact(new).ok()?;
         for (i, shares) in shares.chunks_exact_mut(taps.max(1)).enumerate() {
             let (centre, start, end) = range(i);
             // all taps are inside the picture: zeros may come first instead of last
@@ -104,8 +123,10 @@ impl Triangles {
         let most = shares.iter().copied().fold(0.0, f64::max);
         let fits = |places: u32| (0.5 + most * f64::from(1u32 << (places + 1))) < f64::from(1 << 15);
         let places = (0..22).find(|places| !fits(*places)).unwrap_or(22);
-        let weights = shares.iter().map(|share| (0.5 + share * f64::from(1u32 << places)) as i32).collect();
-        Self { starts, weights, taps, places }
+        for (weight, share) in weights.iter_mut().zip(&shares) {
+            *weight = (0.5 + share * f64::from(1u32 << places)) as i32;
+        }
+        Some(Self { starts, weights, taps, places })
     }
 
     fn half(&self) -> i32 {
@@ -124,6 +145,10 @@ fn rounded(sum: i32, places: u32) -> u8 {
 struct Narrow<'p> {
     picture: ArrayView3<'p, u8>,
     width: usize,
+    /// None where the width stays.
+    triangles: Option<&'p Triangles>,
+    /// Room for so many rows as there are lanes, and their transpose.
+    blocks: (&'p mut [u8], &'p mut [[u8; LANES]]),
     narrow: &'p mut [u8],
 }
 
@@ -131,10 +156,10 @@ impl Kernel for Narrow<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { picture, width, narrow } = self;
+        let Self { picture, width, triangles, blocks: (lines, columns), narrow } = self;
         let old = picture.dim().1;
         let mut copy = Vec::new();
-        if old == width {
+        let Some(triangles) = triangles else {
             for (row, planes) in picture.outer_iter().zip(narrow.chunks_exact_mut(CHANNELS * width)) {
                 let pixels = in_order(&row, &mut copy);
                 for (channel, plane) in planes.chunks_exact_mut(width).enumerate() {
@@ -143,10 +168,8 @@ impl Kernel for Narrow<'_> {
                 }
             }
             return;
-        }
-        let triangles = Triangles::new(old, width);
-        let pitch = (CHANNELS * old).next_multiple_of(SIDE);
-        let (mut lines, mut columns) = (vec![0; LANES * pitch], vec![[0; LANES]; pitch]);
+        };
+        let pitch = columns.len();
         for (block, planes) in narrow.chunks_mut(LANES * CHANNELS * width).enumerate() {
             let first = block * LANES;
             let num_rows = planes.len() / (CHANNELS * width);
@@ -154,7 +177,7 @@ impl Kernel for Narrow<'_> {
                 let row = picture.slice(s![row, .., ..]);
                 line[..CHANNELS * old].copy_from_slice(in_order(&row, &mut copy));
             }
-            transpose(&lines, &mut columns);
+            transpose(lines, columns);
             for (x, start) in triangles.starts.iter().enumerate() {
                 let weights = &triangles.weights[x * triangles.taps..(x + 1) * triangles.taps];
                 for channel in 0..CHANNELS {
@@ -221,7 +244,8 @@ fn in_order<'r>(row: &'r ndarray::ArrayView2<'_, u8>, copy: &'r mut Vec<u8>) -> 
 /// Resize along columns and normalise: (H, 3, w) -> (3, h, w).
 struct Normalise<'p> {
     narrow: &'p [u8],
-    old: usize,
+    /// None where the height stays.
+    triangles: Option<&'p Triangles>,
     size: (usize, usize),
     scale: [f32; CHANNELS],
     shift: [f32; CHANNELS],
@@ -232,12 +256,11 @@ impl Kernel for Normalise<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { narrow, old, size: (height, width), scale, shift, out } = self;
-        let triangles = (old != height).then(|| Triangles::new(old, height));
+        let Self { narrow, triangles, size: (height, width), scale, shift, out } = self;
         for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
             let line = |row: usize| &narrow[(CHANNELS * row + channel) * width..][..width];
             for (y, values) in plane.chunks_exact_mut(width).enumerate() {
-                let Some(triangles) = &triangles else {
+                let Some(triangles) = triangles else {
                     for (value, pixel) in values.iter_mut().zip(line(y)) {
                         *value = f32::from(*pixel) / scale[channel] - shift[channel];
                     }

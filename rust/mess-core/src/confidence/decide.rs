@@ -95,8 +95,8 @@ impl Tile {
             let limit = odds * exp_of_gap(rise);
             let others = sum[i] - rough_exp(rise);
             let rounding = sum[i] * bounds.rounding;
-            // beyond a rise of 80 the sum may have overflowed; the probe is NaN where a logit was
-            let usable = (rise <= 80.0) & !probe[i].is_nan();
+            // beyond a rise of 80, or of thousands of classes, the sum has overflowed; the probe is NaN where a logit was
+            let usable = (rise <= 80.0) & (sum[i] < f32::INFINITY) & !probe[i].is_nan();
             let surely = usable & (others <= limit * bounds.lower - rounding);
             let surely_not = usable & (others >= limit * bounds.upper + rounding);
             passes[i] = if surely {

@@ -27,7 +27,7 @@ use super::pixel::{ConfidenceKind, LabelOut, Measure, Pixels, output_size};
 use super::rows::{Count, PIECE, ROWS, add_row, drop_row, sliding, sliding_room};
 use super::scratch::room;
 use super::upsample::{Upsampled, Upsampling};
-use super::{Policy, check_output_stride, is_parallel, non_empty, rows_per_task};
+use super::{Policy, check_output_stride, in_standard_layout, is_parallel, non_empty, num_pixels, rows_per_task};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
 
@@ -48,21 +48,28 @@ impl Workspace {
 
     /// Room for a picture, or an error where memory is refused: a failed allocation would end the process.
     fn reserve(&mut self, pixels: usize, num_classes: usize) -> Result<()> {
-        fn grow<T>(buffer: &mut Vec<T>, len: usize) -> std::result::Result<(), std::collections::TryReserveError> {
-            buffer.try_reserve(len.saturating_sub(buffer.len()))
-        }
-        let Maps { passes, edges, mask, .. } = &mut self.maps;
-        let labels = if num_classes <= u8::MAX_CLASSES {
-            grow(&mut self.narrow_labels, pixels)
+        if num_classes <= u8::MAX_CLASSES {
+            grow(&mut self.narrow_labels, pixels)?;
         } else {
-            grow(&mut self.wide_labels, pixels)
-        };
-        labels
-            .and_then(|()| grow(passes, pixels))
-            .and_then(|()| grow(edges, pixels))
-            .and_then(|()| grow(mask, pixels))
-            .map_err(|_| Error::value("size", "maps that fit into memory", format!("{pixels} pixels")))
+            grow(&mut self.wide_labels, pixels)?;
+        }
+        self.maps.reserve(pixels)
     }
+}
+
+impl Maps {
+    /// The same for what becomes of the labels; `confidence` aside, which not all need.
+    fn reserve(&mut self, pixels: usize) -> Result<()> {
+        grow(&mut self.passes, pixels)?;
+        grow(&mut self.edges, pixels)?;
+        grow(&mut self.mask, pixels)
+    }
+}
+
+/// Room for `pixels` in all, or an error.
+fn grow<T>(buffer: &mut Vec<T>, pixels: usize) -> Result<()> {
+    let refused = |_| Error::value("size", "maps that fit into memory", format!("{pixels} pixels"));
+    buffer.try_reserve(pixels.saturating_sub(buffer.len())).map_err(refused)
 }
 
 impl std::fmt::Debug for Workspace {
@@ -104,9 +111,7 @@ pub fn image_confidence(
     let pixels = Pixels::new(logits, upsampling, &measure, isa, plan)?;
     let len = size.0 * size.1;
     let mut confidence = std::mem::take(&mut maps.confidence);
-    confidence
-        .try_reserve(len.saturating_sub(confidence.len()))
-        .map_err(|_| Error::value("size", "maps that fit into memory", format!("{len} pixels")))?;
+    grow(&mut confidence, len)?;
     let values = room(&mut confidence, len);
     let counts = if logits.dim().0 <= u8::MAX_CLASSES {
         let labels = room(narrow_labels, len);
@@ -301,7 +306,8 @@ pub fn image_confidence_of_map<L: Label>(
     check_output_stride(policy.output_stride)?;
     pixel_thresholds.iter().try_for_each(|threshold| check_threshold(*threshold))?;
     check_labels(labels)?;
-    let (confidence, labels) = (confidence.as_standard_layout(), labels.as_standard_layout());
+    workspace.maps.reserve(num_pixels("confidence", size)?)?;
+    let (confidence, labels) = (in_standard_layout(confidence)?, in_standard_layout(labels)?);
     let (confidence, labels) = (super::slice_of(&confidence), super::slice_of(&labels));
     let counts = count_of_map(confidence, labels, size, pixel_thresholds, policy, &mut workspace.maps, isa);
     Ok(counts.into_iter().map(|count| count as f64 / confidence.len() as f64).collect())

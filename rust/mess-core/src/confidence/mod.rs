@@ -90,10 +90,29 @@ pub(crate) fn share_map_rows<T: Send>(
 /// Most pixels of a picture.
 pub(crate) const MAX_PIXELS: usize = 1 << 40;
 
+/// Of a picture of `size`, which may be no larger.
+pub(crate) fn num_pixels(argument: &'static str, size: (usize, usize)) -> Result<usize> {
+    let count = size.0.checked_mul(size.1).filter(|count| *count <= MAX_PIXELS);
+    count.ok_or_else(|| Error::value(argument, "maps that fit into memory", format!("{size:?} pixels")))
+}
+
+/// A map in C order: itself or a copy, or an error where memory is refused (a view may repeat one number).
+pub(crate) fn in_standard_layout<T: Copy>(map: ArrayView2<'_, T>) -> Result<CowArray<'_, T, Ix2>> {
+    if map.is_standard_layout() {
+        return Ok(map.into());
+    }
+    let size = map.dim();
+    let refused = || Error::value("size", "maps that fit into memory", format!("{size:?} pixels"));
+    let mut values = Vec::new();
+    values.try_reserve_exact(num_pixels("size", size)?).map_err(|_| refused())?;
+    values.extend(map.iter().copied());
+    Ok(Array2::from_shape_vec(size, values).map_err(|_| refused())?.into())
+}
+
 /// Zeros of `size`, or an error where memory is refused: a failed allocation would end the process.
 pub(crate) fn zeros<T: Clone + Default>(size: (usize, usize)) -> Result<Array2<T>> {
     let refused = || Error::value("size", "maps that fit into memory", format!("{size:?} pixels"));
-    let count = size.0.checked_mul(size.1).filter(|count| *count <= MAX_PIXELS).ok_or_else(refused)?;
+    let count = num_pixels("size", size)?;
     let mut values = Vec::new();
     values.try_reserve_exact(count).map_err(|_| refused())?;
     values.resize(count, T::default());

@@ -107,6 +107,10 @@ impl Upsampled {
             self.set_geometry(h, w, upsampling);
         }
         let nodes = &mut self.nodes;
+        let (classes, rows, columns) = self.shape;
+        let refused = || Error::value("logits", "classes and pixels that fit into memory", format!("{:?}", self.shape));
+        let len = classes.checked_mul(rows).and_then(|n| n.checked_mul(columns)).ok_or_else(refused)?;
+        nodes.try_reserve((len + PADDING).saturating_sub(nodes.len())).map_err(|_| refused())?;
         let scale = with_dense!(logits, dense => isa.run(CopyNodes { dense: &dense, nodes }));
         self.sure.clear();
         self.limits = None;
