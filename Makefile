@@ -77,7 +77,7 @@ fuzz: build ## fuzz the core and every file reader for FUZZ_SECONDS each (Linux)
 	  || { cat rust/fuzz/target/list.log; exit 1; }
 	@{ for t in confidence maps search journal; do echo "rust/fuzz/target/$(HOST)/release/$$t -max_len=256"; done; \
 	   for t in $$(cat rust/fuzz/target/python-targets); do echo "$(BIN)/python -m tests.fuzz $$t"; done; } \
-	  | RAYON_NUM_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
+	  | RAYON_NUM_THREADS=1 MESS_CORE_THREADS=1 OMP_NUM_THREADS=1 xargs -P 2 -I COMMAND sh -c \
 	  'log=$$(COMMAND -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 \
 	  -artifact_prefix=fuzz-findings/ 2>&1) && echo "COMMAND: $$(echo "$$log" | grep -a "^Done")" || { echo "COMMAND"; echo "$$log" | tail -40; exit 255; }'
 

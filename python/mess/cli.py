@@ -580,10 +580,10 @@ def share(
         typer.Option(help="name in RUN/configurations, the default first; by default all", autocompletion=found_there),
     ] = None,
     license: Annotated[str, typer.Option(help="of the weights, in the Hub's words, such as apache-2.0")] = "",
-    push_to_hub: Annotated[
-        str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to; a new one is public")
-    ] = "",
-    private: Annotated[bool, typer.Option("--private", help="a new one is not")] = False,
+    push_to_hub: Annotated[str, typer.Option(help="user/name on the Hugging Face Hub, to upload it to")] = "",
+    private: Annotated[
+        bool, typer.Option("--private", help="make what is not there yet private; it is public by default")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the network as a folder for `mess.from_pretrained` and the Hugging Face Hub, with a model card."""

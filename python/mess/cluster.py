@@ -180,7 +180,7 @@ class Workers:
         if not self._there and time.monotonic() > self._said_after:
             self._said_after = float("inf")
             cores = f"{self._threads} free core{'s' if self._threads > 1 else ''}"
-            warnings.warn(f"ray: no node of the cluster has {cores} for a worker; waiting for one", stacklevel=3)
+            warnings.warn(f"ray: waiting for a worker: no node has {cores}, or it is still starting", stacklevel=3)
         return arrived, [reference for reference in ready if reference in asked]
 
     def _ask(self, worker: int, method: str, arguments: tuple[Any, ...]) -> Any:

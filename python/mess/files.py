@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib
 import json
@@ -137,7 +138,9 @@ def replace_folder(new: Path, path: Path, *, last: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
         try:
             path.replace(old)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EXDEV):  # such as a file that is open, on Windows
+                raise
             _fill(path, new, last)
         else:
             new.replace(path)
@@ -149,8 +152,8 @@ def _fill(path: Path, new: Path, last: str) -> None:
     """Put the files of `new` in place of all that is in the folder `path`."""
     (path / last).unlink(missing_ok=True)
     for old in path.iterdir():
-        if old == new:
-            continue
+        if old.name.startswith(OURS):
+            continue  # the new files, or those of another process
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
@@ -341,11 +344,11 @@ def palette_of(colours_given: Iterable[Sequence[int]]) -> tuple[tuple[int, int, 
     Raises:
         ValueError: no integers of 0..255, such as colours of 0..1.
     """
-    given = [list(colour) for colour in colours_given]
     try:
-        rows = [[operator.index(value) for value in colour] for colour in given]
+        rows = [[operator.index(value) for value in colour] for colour in colours_given]
     except TypeError:
-        raise ValueError(f"palette: expected integers 0..255, red, green, blue, for each class, got {given}") from None
+        got = str(colours_given)[:60]
+        raise ValueError(f"palette: expected integers 0..255, red, green, blue, for each class, got {got}") from None
     return colours({"palette": rows}, "palette")
 
 

@@ -37,9 +37,9 @@ def search_run(
     """Search a calibration table; write `configurations/<name>.json`, for a front `front.json`, and a picture.
 
     Names carry what is asked beside the target, so that no answer replaces that to another question: setting, cost and
-    metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits, of a front the resolution, and the
-    split when it is not `val`, of a table file its name without `table-`: `drop-1pp-budgeted-latency_ms`,
-    `drop-5pp-max-exits-2-min-share-0.1`. A search begins with the answer that is there.
+    metric when those are not `input-dependent`, `macs` and `mean-iou`, then limits, and the split when it is not `val`,
+    of a table file its name without `table-`: `drop-1pp-budgeted-latency_ms`, `drop-5pp-max-exits-2-min-share-0.1`. A
+    search begins with the answer that is there.
     Interrupted (Ctrl-C), the best known is written where there is no answer yet.
 
     Args:
@@ -57,15 +57,13 @@ def search_run(
     table = table_of(source, split)
     wanted = {**STANDARD_TARGETS, "front": Target()} if target is None else dict([target])
     results: dict[str, SearchResult] = {}
-    searched = _searched(source, split)
-    suffix = told_apart(chosen, searched, is_front="front" in wanted)
+    suffix = told_apart(chosen, _searched(source, split))
     is_on_ray = chosen.engine == "ray"
     with connection(count=chosen.workers, threads=chosen.threads or 1) if is_on_ray else nullcontext():
         for name, wish in wanted.items():
             interruption: SearchInterrupted | None = None
             is_front = name == "front"
-            file = f"{name}{told_apart(chosen, searched, is_front=is_front)}.json"
-            path = folder / file if is_front else folder / "configurations" / file
+            path = folder / f"front{suffix}.json" if is_front else folder / "configurations" / f"{name}{suffix}.json"
             try:
                 with progress(f"search {name}", 1) as bar:
                     found = chosen.search(table, wish, bar, journal, known=_known(path, table, chosen.setting))
@@ -123,7 +121,7 @@ def _searched(source: Path, split: str) -> str:
     return source.stem.removeprefix("table-") if source.is_file() else split
 
 
-def told_apart(settings: SearchSettings, searched: str = "val", *, is_front: bool = False) -> str:
+def told_apart(settings: SearchSettings, searched: str = "val") -> str:
     """What a search asks beside its target, as the end of a file's name: `-latency_ms-max-exits-2`."""
     usual, text = SearchSettings(), ""
     for name in ("setting", "cost", "metric", *LIMITS):
@@ -132,8 +130,6 @@ def told_apart(settings: SearchSettings, searched: str = "val", *, is_front: boo
             value = {label: 100 * drop for label, drop in value.items()}
         if value != getattr(usual, name):
             text += f"-{LIMITS[name]}-{_words(value)}" if name in LIMITS else f"-{_words(value)}"
-    if is_front and settings.resolution != usual.resolution:
-        text += f"-resolution-{_words(100 * settings.resolution)}"
     text += "" if searched in ("val", "table") else f"-{_words(searched)}"
     if len(text) > 120:  # file systems take 255
         text = f"{text[:100]}-{sha256(text.encode()).hexdigest()[:12]}"

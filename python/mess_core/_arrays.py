@@ -159,8 +159,8 @@ def as_number(argument: str, value: float) -> float:
     """A number as Python's float."""
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__} {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__} {str(value)[:60]!r}") from None
 
 
 def as_threads(value: int | None) -> int | None:

@@ -436,7 +436,7 @@ def policy_maps(
         raise TypeError(f"out: expected PolicyMaps, got {type(out).__name__}")
     output_stride = as_count("output_stride", output_stride)
     for name, value, known in (("confidence", confidence, ConfidenceKind), ("edges", edges, EdgeKind)):
-        if value not in get_args(known):  # before anything is written
+        if as_word(name, value) not in get_args(known):  # before anything is written
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(known)))}, got {value!r}")
     if out is not None:  # each is written while others are still read
         named = [

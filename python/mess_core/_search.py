@@ -360,7 +360,7 @@ def search(
         objective = ("maximize-accuracy", as_number("max_cost", max_cost))
     else:
         objective = ("front", as_number("resolution", resolution))
-    index, count = (as_count("part", number, least=0) for number in part) if len(part) == 2 else (0, 0)
+    index, count = (as_count("part", number, least=0) for number in part) if np.shape(part) == (2,) else (0, 0)
     if not 0 <= index < count:
         raise ValueError(f"part: expected (i, m) with 0 <= i < m, got {part}")
     thresholds = None if image_thresholds is None else as_count("image_thresholds", image_thresholds)
@@ -460,7 +460,8 @@ def _scoring(
 
 def _parts(configuration: Configuration) -> tuple[list[int], list[tuple[int, float]]]:
     gates = [
-        (as_count("gates", gate.pixel_threshold, least=0), float(gate.image_threshold)) for gate in configuration.gates
+        (as_count("gates", gate.pixel_threshold, least=0), as_number("gates", gate.image_threshold))
+        for gate in configuration.gates
     ]
     return [as_count("exits", exit_index, least=0) for exit_index in configuration.exits], gates
 

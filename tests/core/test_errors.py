@@ -108,6 +108,7 @@ CASES = [
         r"confidence: expected .*'top1'.*got 'best'",
     ),
     (lambda: mess_core.policy_maps(LOGITS, edges="sobel"), ValueError, r"edges: expected .*'canny'.*got 'sobel'"),
+    (lambda: mess_core.policy_maps(LOGITS, edges=5), TypeError, r"edges: expected a string, got int 5"),
     # views of one number that have more pixels than there is memory: a failed allocation would end the process
     (
         lambda: mess_core.label_map(np.broadcast_to(np.float32(0), (2, 2**20, 2**20)), size=(1, 1)),
@@ -115,9 +116,9 @@ CASES = [
         r"logits: expected classes and pixels that fit into memory, got \(2, 1048576, 1048576\)",
     ),
     (
-        lambda: from_map(*(np.broadcast_to(value, (2**20, 2**20)) for value in (np.float32(1), np.uint8(0)))),
+        lambda: from_map(*(np.broadcast_to(value, (2**21, 2**20)) for value in (np.float32(1), np.uint8(0)))),
         ValueError,
-        r"size: expected maps that fit into memory, got 1099511627776 pixels",
+        r"confidence: expected maps that fit into memory, got \(2097152, 1048576\) pixels",
     ),
     (
         lambda: mess_core.network_input(

@@ -711,7 +711,10 @@ def test_a_journal_that_could_not_be_written_is_not_gone_on_with_wrongly(tmp_pat
         assert mess_core.search(table, **options).found == whole.found
 
 
-@pytest.mark.parametrize("text", ['{"precious": 1}', "line one\nline two", "mess-search-journal 2 0000\ndone", "m\n"])
+OTHERS = [f"mess-search-journal {version} 0000\ndone" for version in (2, 3)]  # an older one, one of another search
+
+
+@pytest.mark.parametrize("text", ['{"precious": 1}', "line one\nline two", *OTHERS, "m\n"])
 def test_a_file_that_is_no_journal_of_this_search_is_left_alone(tmp_path, text):
     path = tmp_path / "notes"
     path.write_text(text)
@@ -899,8 +902,11 @@ def test_a_table_that_contradicts_itself_is_refused(case):
         ({"cost_limits": [mess_core.CostLimit(1.0, 95)]}, "cost_limits: expected a string, got int 95"),
         ({"cost_limits": [mess_core.CostLimit("1 ms")]}, "cost_limits: expected a number, got str '1 ms'"),
         ({"cost_column": "latency"}, "cost_column: expected an integer, got str 'latency'"),
+        ({"part": 5}, r"part: expected \(i, m\) with 0 <= i < m, got 5"),
+        ({"min_accuracy": 10**400}, "min_accuracy: expected a number, got int '1000"),
+        ({"known": [Configuration((0, 6), (Gate(0, None),))]}, "gates: expected a number, got NoneType 'None'"),
         ({"part": (0,)}, r"part: expected \(i, m\) with 0 <= i < m, got \(0,\)"),
-        ({"min_class_iou": {0: None}}, "min_class_iou: expected a number, got NoneType None"),
+        ({"min_class_iou": {0: None}}, "min_class_iou: expected a number, got NoneType 'None'"),
         ({"part": (2, 2)}, "part: expected"),
         ({"known": [Configuration((99,))]}, "exits: expected indices"),
         ({"known": [Configuration((-1,))]}, "exits: expected at least 0, got -1"),

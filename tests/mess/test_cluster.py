@@ -106,7 +106,7 @@ def test_a_cluster_that_others_use_too(ray, small, monkeypatch):
     timers = [threading.Timer(2.0, ray.kill, [holder]) for holder in holders]
     for timer in timers:
         timer.start()
-    with pytest.warns(UserWarning, match="no node of the cluster has 1 free core for a worker"):
+    with pytest.warns(UserWarning, match="waiting for a worker: no node has 1 free core, or"):
         several = mess_core.search(small, resolution=0.01, spread=on_ray(workers=2))
     assert replace(one, **LUCK) == replace(several, **LUCK)
 

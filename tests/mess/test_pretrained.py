@@ -293,8 +293,13 @@ def test_the_hub_is_asked_when_it_is_named(network, found, shared, val_images, m
     out = tmp_path / "up"
     for private in (False, True):
         mess.save_pretrained(network, out, found, class_names=CLASSES, push_to_hub="somebody/net", private=private)
-        assert calls == [("create", "somebody/net", True, private), ("somebody/net", out, sorted(files))]
+        assert calls == [("create", "somebody/net", True, private or None), ("somebody/net", out, sorted(files))]
         calls.clear()
+
+
+def test_private_says_how_to_share(network, found, tmp_path):
+    with pytest.raises(ValueError, match="private: expected push_to_hub beside it, got none"):
+        mess.save_pretrained(network, tmp_path / "net", found, class_names=CLASSES, private=True)
 
 
 def test_what_the_hub_refuses_is_one_line(network, found, monkeypatch, tmp_path):

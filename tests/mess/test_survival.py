@@ -139,9 +139,12 @@ def test_a_folder_that_cannot_be_renamed_is_filled(why, tmp_path, monkeypatch):
     with whole_folder(path, last="manifest") as folder:
         assert folder.parent == (home if why == "rename" else path)
         (folder / "manifest").write_text("new")
+        other = path / ".mess-net-0123abcd"  # of another process that writes to the same mount
+        other.mkdir(exist_ok=True)
         (folder / "a").write_text("a")
         (folder / "inner").mkdir()
         (folder / "inner" / "z").write_text("z")
+    other.rmdir()
     assert path.stat().st_ino == inode
     assert [p.name for p in home.iterdir()] == ["net"]
     assert {p.relative_to(path).as_posix() for p in path.rglob("*")} == {"manifest", "a", "inner", "inner/z"}
@@ -150,6 +153,26 @@ def test_a_folder_that_cannot_be_renamed_is_filled(why, tmp_path, monkeypatch):
         raise RuntimeError("half")
     assert (path / "manifest").read_text() == "new"
     assert len(list(path.iterdir())) == 3
+
+
+def test_a_folder_that_is_in_use_stays(tmp_path, monkeypatch):
+    """On Windows, where a file of it is open: neither is half of it deleted."""
+    path = tmp_path / "net"
+    path.mkdir()
+    (path / "manifest").write_text("old")
+    monkeypatch.setattr("mess.files._exchanged", lambda a, b: False)
+    replace = Path.replace
+
+    def refusing(self, target):
+        if self == path:
+            raise PermissionError(errno.EACCES, "in use", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refusing)
+    with pytest.raises(PermissionError), whole_folder(path, last="manifest") as folder:
+        (folder / "manifest").write_text("new")
+    assert (path / "manifest").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
 def test_many_threads_write_one_file(tmp_path):

@@ -79,8 +79,10 @@ class Partial:
         if not is_pairs or sum(dict(pairs).values()) != len(before.images):
             raise ValueError(f"partial: {path}: expected batches of {len(before.images)} images, got {pairs}")
         # in memory: where a file is mapped, Windows does not let another take its name
-        arrays: dict[str, Any] = {name: np.array(getattr(before, name)) for name in _AXES}
-        self._before, self._done = replace(before, **arrays), dict(pairs)
+        arrays: dict[str, Any] = {name: np.array(getattr(before, name)) for name in (*_AXES, "points")}
+        costs = {c: {part: np.array(of) for part, of in parts.items()} for c, parts in before.costs.items()}
+        before = replace(before, costs=costs, **arrays)
+        self._before, self._done = before, dict(pairs)
         self.input_size, self.costs = before.input_size, dict(before.costs)
         self.facts = {name: value for name, value in before.facts.items() if name != PARTIAL} | dict(facts)
 

@@ -208,8 +208,8 @@ def save_pretrained(
         measured: what `mess evaluate` wrote (`evaluation-test.json`), for the table in the model card.
         license: of the weights, in the Hub's words (`apache-2.0`); none is claimed without it.
         push_to_hub: `user/name` on the Hub, to upload the folder to when it is written; needs huggingface_hub. What is
-            not there yet is made, for everybody to see.
-        private: make it for its owner alone; a repository that is there stays as it is.
+            not there yet is made, for everybody to see unless its organisation has another default.
+        private: make it for its owner alone, needs `push_to_hub`; a repository that is there stays as it is.
 
     Raises:
         TypeError: `network` is a deployed one.
@@ -221,6 +221,8 @@ def save_pretrained(
         raise TypeError(f"network: expected a MultiExitNetwork, from mess.convert, got {type(network).__name__}")
     folder = Path(out)
     expect_replaceable(folder, CONFIG, FORMAT, lambda _: (WEIGHTS, CARD))
+    if private and not push_to_hub:
+        raise ValueError("private: expected push_to_hub beside it, got none")
     hub = _hub() if push_to_hub else None
     named = {"default": configurations} if isinstance(configurations, Configuration) else dict(configurations)
     if len(class_names) != network.num_classes:
@@ -254,7 +256,7 @@ def save_pretrained(
     if hub is not None:
         files = sorted({CONFIG, WEIGHTS, CARD})
         try:
-            hub.HfApi().create_repo(push_to_hub, exist_ok=True, private=private)
+            hub.HfApi().create_repo(push_to_hub, exist_ok=True, private=True if private else None)
             hub.HfApi().upload_folder(repo_id=push_to_hub, folder_path=folder, allow_patterns=files)
         except Exception as error:  # the library's own kinds, and those of what it reaches the Hub by
             raise RuntimeError(f"push_to_hub: {push_to_hub}: {_one_line(error)}; {folder} is written") from error

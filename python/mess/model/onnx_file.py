@@ -78,7 +78,7 @@ def write_stages(stages: GraphStages, count: int, probes: Sequence[Tensor], fold
         inputs = [names.index(name) for name in order]
         _write(
             _Stage(stages, position, [order.index(name) for name in names], kept),
-            [[state[i] for i in inputs] for state in states],
+            [[_alone(state[i]) for i in inputs] for state in states],
             order,
             [batched[i] for i in inputs],
             outputs,
@@ -120,7 +120,12 @@ class _Stage(nn.Module):
 
 
 def _place(value: Tensor) -> tuple[object, ...]:
-    return value.data_ptr(), value.shape, value.stride()
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _alone(value: Tensor) -> Tensor:
+    """In memory of its own: torch.export follows no change in place of a part of an input."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _copied(state: State) -> State:
@@ -131,19 +136,31 @@ def _copied(state: State) -> State:
     for value in state:
         memory = value.untyped_storage()
         at = memory.data_ptr()
-        memories.setdefault(at, memory.clone())
+        if at not in memories:
+            memories[at] = memory.clone()
         if _place(value) not in copies:
             view = value.new_empty(0).set_(memories[at], value.storage_offset(), value.shape, value.stride())
             copies[_place(value)] = view
     return tuple(copies[_place(value)] for value in state)
 
 
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether a number of one is in the memory of a number of the other."""
+    memory = one.untyped_storage()
+    if memory.data_ptr() != other.untyped_storage().data_ptr() or not (one.numel() and other.numel()):
+        return False
+    if one.dtype != other.dtype:
+        return True
+    marks = torch.zeros(memory.nbytes() // one.element_size(), dtype=torch.bool, device=one.device)
+    marks.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(marks.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+
+
 def _expect_no_view(state: State, changed: Collection[int], stage: str) -> None:
     """Files hand on values, not memory: what is changed in place has to be all that sees the change."""
     for at in changed:
         for other in state:
-            is_same = _place(other) == _place(state[at])
-            if other.untyped_storage().data_ptr() == state[at].untyped_storage().data_ptr() and not is_same:
+            if _place(other) != _place(state[at]) and _overlap(other, state[at]):
                 raise RuntimeError(
                     f"export: {stage} changes a tensor in place of which another one that it gets is a view, which a "
                     "file cannot; write it without the change in place"

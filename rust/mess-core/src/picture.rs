@@ -76,9 +76,15 @@ pub fn network_input_into(
     Ok(())
 }
 
+/// Most values of one buffer.
+const MOST: usize = 1 << 40;
+
 /// So many zeros; none where memory is refused.
 fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
     let mut values = Vec::new();
+    if len > MOST {
+        return None; // some systems promise memory that they do not have
+    }
     values.try_reserve_exact(len).ok()?;
     values.resize(len, T::default());
     Some(values)

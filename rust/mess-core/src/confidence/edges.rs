@@ -105,7 +105,7 @@ pub fn canny_into(
     }
     let size = image.dim();
     let marks = super::in_c_order("out", edges, size)?;
-    let image = image.as_standard_layout();
+    let image = super::in_standard_layout("image", image)?;
     let image = super::slice_of(&image);
     let (low, high) = integer_thresholds(settings);
     let rows = 0..size.0;
@@ -148,7 +148,7 @@ pub fn label_edges_into<L: Label>(
     let size = labels.dim();
     let edges = super::in_c_order("out", edges, size)?;
     check_labels(labels)?;
-    let labels = labels.as_standard_layout();
+    let labels = super::in_standard_layout("labels", labels)?;
     label_edge_rows(super::slice_of(&labels), size, kind, 0..size.0, edges, isa);
     Ok(())
 }

@@ -49,26 +49,26 @@ impl Workspace {
     /// Room for a picture, or an error where memory is refused: a failed allocation would end the process.
     fn reserve(&mut self, pixels: usize, num_classes: usize) -> Result<()> {
         if num_classes <= u8::MAX_CLASSES {
-            grow(&mut self.narrow_labels, pixels)?;
+            grow("size", &mut self.narrow_labels, pixels)?;
         } else {
-            grow(&mut self.wide_labels, pixels)?;
+            grow("size", &mut self.wide_labels, pixels)?;
         }
-        self.maps.reserve(pixels)
+        self.maps.reserve("size", pixels)
     }
 }
 
 impl Maps {
     /// The same for what becomes of the labels; `confidence` aside, which not all need.
-    fn reserve(&mut self, pixels: usize) -> Result<()> {
-        grow(&mut self.passes, pixels)?;
-        grow(&mut self.edges, pixels)?;
-        grow(&mut self.mask, pixels)
+    fn reserve(&mut self, argument: &'static str, pixels: usize) -> Result<()> {
+        grow(argument, &mut self.passes, pixels)?;
+        grow(argument, &mut self.edges, pixels)?;
+        grow(argument, &mut self.mask, pixels)
     }
 }
 
 /// Room for `pixels` in all, or an error.
-fn grow<T>(buffer: &mut Vec<T>, pixels: usize) -> Result<()> {
-    let refused = |_| Error::value("size", "maps that fit into memory", format!("{pixels} pixels"));
+fn grow<T>(argument: &'static str, buffer: &mut Vec<T>, pixels: usize) -> Result<()> {
+    let refused = |_| Error::value(argument, "maps that fit into memory", format!("{pixels} pixels"));
     buffer.try_reserve(pixels.saturating_sub(buffer.len())).map_err(refused)
 }
 
@@ -111,7 +111,7 @@ pub fn image_confidence(
     let pixels = Pixels::new(logits, upsampling, &measure, isa, plan)?;
     let len = size.0 * size.1;
     let mut confidence = std::mem::take(&mut maps.confidence);
-    grow(&mut confidence, len)?;
+    grow("size", &mut confidence, len)?;
     let values = room(&mut confidence, len);
     let counts = if logits.dim().0 <= u8::MAX_CLASSES {
         let labels = room(narrow_labels, len);
@@ -305,9 +305,9 @@ pub fn image_confidence_of_map<L: Label>(
     }
     check_output_stride(policy.output_stride)?;
     pixel_thresholds.iter().try_for_each(|threshold| check_threshold(*threshold))?;
+    workspace.maps.reserve("confidence", num_pixels("confidence", size)?)?;
     check_labels(labels)?;
-    workspace.maps.reserve(num_pixels("confidence", size)?)?;
-    let (confidence, labels) = (in_standard_layout(confidence)?, in_standard_layout(labels)?);
+    let (confidence, labels) = (in_standard_layout("confidence", confidence)?, in_standard_layout("labels", labels)?);
     let (confidence, labels) = (super::slice_of(&confidence), super::slice_of(&labels));
     let counts = count_of_map(confidence, labels, size, pixel_thresholds, policy, &mut workspace.maps, isa);
     Ok(counts.into_iter().map(|count| count as f64 / confidence.len() as f64).collect())

@@ -71,7 +71,7 @@ pub fn morphology_into(
         return Err(Error::value("size", format!("1..={MAX_SIZE} pixels"), size));
     }
     let out = super::in_c_order("out", out, mask.dim())?;
-    let standard = mask.as_standard_layout();
+    let standard = super::in_standard_layout("mask", mask)?;
     morphology_rows(super::slice_of(&standard), mask.dim(), size, kind, 0..mask.dim().0, out, isa);
     Ok(())
 }

@@ -97,14 +97,17 @@ pub(crate) fn num_pixels(argument: &'static str, size: (usize, usize)) -> Result
 }
 
 /// A map in C order: itself or a copy, or an error where memory is refused (a view may repeat one number).
-pub(crate) fn in_standard_layout<T: Copy>(map: ArrayView2<'_, T>) -> Result<CowArray<'_, T, Ix2>> {
+pub(crate) fn in_standard_layout<'a, T: Copy>(
+    argument: &'static str,
+    map: ArrayView2<'a, T>,
+) -> Result<CowArray<'a, T, Ix2>> {
     if map.is_standard_layout() {
         return Ok(map.into());
     }
     let size = map.dim();
-    let refused = || Error::value("size", "maps that fit into memory", format!("{size:?} pixels"));
+    let refused = || Error::value(argument, "maps that fit into memory", format!("{size:?} pixels"));
     let mut values = Vec::new();
-    values.try_reserve_exact(num_pixels("size", size)?).map_err(|_| refused())?;
+    values.try_reserve_exact(num_pixels(argument, size)?).map_err(|_| refused())?;
     values.extend(map.iter().copied());
     Ok(Array2::from_shape_vec(size, values).map_err(|_| refused())?.into())
 }

@@ -62,7 +62,8 @@ pub fn refine_confidence_into(
         return Err(Error::value("mask", format!("shape {size:?}"), format!("{:?}", mask.dim())));
     }
     let refined = super::in_c_order("out", refined, size)?;
-    let (confidence, mask) = (confidence.as_standard_layout(), mask.as_standard_layout());
+    let confidence = super::in_standard_layout("confidence", confidence)?;
+    let mask = super::in_standard_layout("mask", mask)?;
     let (confidence, mask) = (super::slice_of(&confidence), super::slice_of(&mask));
     refined.copy_from_slice(confidence);
     if window == 1 || size.1 == 0 || mask.iter().all(|bit| *bit == 0) {

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use ndarray::ArrayView3;
 
+use super::MAX_PIXELS;
 use super::cells::{IMPOSSIBLE, Limits, NO_ODDS, PADDING, SureNodes, UNSURE};
 use super::decide::odds;
 use super::logits::{Dense, F32, Format, Logits, with_dense};
@@ -109,7 +110,8 @@ impl Upsampled {
         let nodes = &mut self.nodes;
         let (classes, rows, columns) = self.shape;
         let refused = || Error::value("logits", "classes and pixels that fit into memory", format!("{:?}", self.shape));
-        let len = classes.checked_mul(rows).and_then(|n| n.checked_mul(columns)).ok_or_else(refused)?;
+        let len = classes.checked_mul(rows).and_then(|n| n.checked_mul(columns));
+        let len = len.filter(|len| *len <= MAX_PIXELS).ok_or_else(refused)?;
         nodes.try_reserve((len + PADDING).saturating_sub(nodes.len())).map_err(|_| refused())?;
         let scale = with_dense!(logits, dense => isa.run(CopyNodes { dense: &dense, nodes }));
         self.sure.clear();
