@@ -121,6 +121,11 @@ impl Control {
         (progress.tasks, progress.gaps.0, progress.covered) = ((0, tasks), gap, covered);
     }
 
+    /// What is known before a task is finished.
+    pub(crate) fn tell(&self, best: Option<(f64, f64)>) {
+        self.lock().best = best;
+    }
+
     pub(crate) fn finish_task(&self, covered: f64, best: Option<(f64, f64)>) {
         let mut progress = self.lock();
         progress.tasks.0 += 1;

@@ -188,6 +188,7 @@ impl Shared<'_, '_> {
             return (gap_of_all(!self.control.stopped()), Vec::new());
         }
         (0..self.table.num_exits()).into_par_iter().for_each(|exit| self.static_exit(exit));
+        self.control.tell(self.incumbents.last_value());
         let is_budgeted = self.query.scoring.setting == Setting::Budgeted;
         if is_budgeted || self.query.space.max_exits == 1 || self.compact.num_pixels == 0 {
             return (0.0, Vec::new());
@@ -392,6 +393,7 @@ impl Shared<'_, '_> {
                 let mut regions = Regions::new(self, &chain, *costs);
                 regions.search(vec![GateRange::OPEN; exits.len() - 1], None, *multiplier);
                 self.control.count(regions.explored, regions.evaluated);
+                self.control.tell(self.incumbents.last_value());
             }
         });
         let field = |family: Family| {
