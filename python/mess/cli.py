@@ -697,7 +697,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # of a file on Windows, which has no \u2265
+            stream.reconfigure(errors="replace")  # of a file on Windows, which has no ≥
     sys.path.insert(0, "")  # so that --model finds a module in the current folder, as `python -m` does
     try:
         command(prog_name="mess")

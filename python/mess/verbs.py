@@ -392,7 +392,7 @@ def report_run(folder: Path, out: Path, *, cost: str = "macs", num_samples: int 
         else []
     )
     if not named:
-        policies = {str(table.policy): split for split, table in splits.items()}
+        policies = {str(table.policy) for table in splits.values()}
         unlike = "; the splits were calibrated with other policies: calibrate them alike" if len(policies) > 1 else ""
         what = f"report: expected configurations of the tables of {', '.join(splits)} in {folder}"
         raise FileNotFoundError(f"{what}; run `mess search` first{unlike}")

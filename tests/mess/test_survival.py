@@ -111,6 +111,19 @@ def test_a_folder_that_a_link_leads_to_is_replaced(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "net-v1"]
 
 
+def refuse_to_rename(path, number, monkeypatch):
+    """A file system that answers with this error where `path` shall get another name."""
+    replace = Path.replace
+
+    def refusing(self, target):
+        if self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr("mess.files._exchanged", lambda a, b: False)
+    monkeypatch.setattr(Path, "replace", refusing)
+
+
 @pytest.mark.parametrize("why", ["mount", "here", "parent", "rename"])
 def test_a_folder_that_cannot_be_renamed_is_filled(why, tmp_path, monkeypatch):
     """A mount point, the current folder, one in a folder that may not be written, one that the file system keeps."""
@@ -127,15 +140,7 @@ def test_a_folder_that_cannot_be_renamed_is_filled(why, tmp_path, monkeypatch):
     elif why == "parent":
         monkeypatch.setattr("mess.files.os.access", lambda p, mode: p != home)
     else:
-        monkeypatch.setattr("mess.files._exchanged", lambda a, b: False)
-        replace = Path.replace
-
-        def refusing(self, target):
-            if self == path:
-                raise OSError(errno.EBUSY, "Device or resource busy", str(self))
-            return replace(self, target)
-
-        monkeypatch.setattr(Path, "replace", refusing)
+        refuse_to_rename(path, errno.EBUSY, monkeypatch)
     with whole_folder(path, last="manifest") as folder:
         assert folder.parent == (home if why == "rename" else path)
         (folder / "manifest").write_text("new")
@@ -160,15 +165,7 @@ def test_a_folder_that_is_in_use_stays(tmp_path, monkeypatch):
     path = tmp_path / "net"
     path.mkdir()
     (path / "manifest").write_text("old")
-    monkeypatch.setattr("mess.files._exchanged", lambda a, b: False)
-    replace = Path.replace
-
-    def refusing(self, target):
-        if self == path:
-            raise PermissionError(errno.EACCES, "in use", str(self))
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", refusing)
+    refuse_to_rename(path, errno.EACCES, monkeypatch)
     with pytest.raises(PermissionError), whole_folder(path, last="manifest") as folder:
         (folder / "manifest").write_text("new")
     assert (path / "manifest").read_text() == "old"
